@@ -1,0 +1,45 @@
+"""DETR, Conditional DETR and Deformable DETR with the original implementations' numbers.
+
+Names are imported on first use, so that ``import detrkit`` stays light and does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> module that defines it.
+_EXPORTS = {
+    "DetrConfig": "detrkit.models.detr.configuration_detr",
+    "DetrModel": "detrkit.models.detr.modeling_detr",
+    "DetrForObjectDetection": "detrkit.models.detr.modeling_detr",
+    "DetrImageProcessor": "detrkit.models.detr.image_processing_detr",
+    "DetrFeatureExtractor": "detrkit.models.detr.image_processing_detr",
+    "Detections": "detrkit.detector",
+    "Detector": "detrkit.detector",
+    "pipeline": "detrkit.integration",
+    "register": "detrkit.integration",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+if TYPE_CHECKING:
+    from detrkit.detector import Detections, Detector
+    from detrkit.integration import pipeline, register
+    from detrkit.models.detr.configuration_detr import DetrConfig
+    from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor, DetrImageProcessor
+    from detrkit.models.detr.modeling_detr import DetrForObjectDetection, DetrModel
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

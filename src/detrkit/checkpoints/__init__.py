@@ -1,0 +1,1 @@
+"""Released checkpoints: their registry, tensor layouts, safe reading and conversion."""

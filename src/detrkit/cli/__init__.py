@@ -1,0 +1,1 @@
+"""Command-line program; one file a command."""

@@ -1,0 +1,1 @@
+"""Ways to run a model: the same call, different machinery."""

@@ -1,0 +1,1 @@
+"""Boxes, bipartite matching and the set criterion."""

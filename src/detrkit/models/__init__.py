@@ -1,0 +1,1 @@
+"""Network definitions, one folder a family, on shared layers."""

@@ -1,0 +1,1 @@
+"""Images in, targets in, detections out: everything around the network."""
