@@ -1,0 +1,29 @@
+"""Errors that a user can act on: each names the thing that is wrong and the remedy.
+
+The command line prints them as one line and leaves with status 2.
+"""
+
+from __future__ import annotations
+
+
+class DetrkitError(Exception):
+    """Base of the errors that detrkit raises for a user's mistake or a bad file."""
+
+
+class ImageError(DetrkitError, ValueError):
+    """An image that cannot be found, read or used."""
+
+
+class AnnotationError(DetrkitError, ValueError):
+    """Annotations that do not fit their image or format."""
+
+
+class CheckpointError(DetrkitError, ValueError):
+    """A checkpoint or model folder that cannot be found, read or used."""
+
+
+class MissingExtraError(DetrkitError, ImportError):
+    """A feature whose optional packages are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package; install it with: pip install 'detrkit[{extra}]'")

@@ -1,0 +1,85 @@
+"""Writing files so that an interrupt or a full disk never leaves half a file under its final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detrkit.errors import DetrkitError
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``; renames it into place when the block succeeds.
+
+    Args:
+        path: Final name. Missing parent folders are made. The temporary name keeps the suffix, so that
+            libraries which pick a format by suffix work.
+
+    Raises:
+        DetrkitError: The file system refuses to write (full, read-only, a folder in the way).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _use_default_mode(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary folder beside ``path``; moves its files into ``path`` when the block succeeds.
+
+    Files of the same name that ``path`` already holds are replaced, others are left alone.
+
+    Args:
+        path: Final folder, made if missing.
+
+    Raises:
+        DetrkitError: The file system refuses to write (full, read-only, a file in the way).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise DetrkitError(f"cannot write into {path}: it is a file, not a folder")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+        yield temporary
+        if path.exists():
+            for item in temporary.iterdir():
+                item.replace(path / item.name)
+        else:
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(path)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                shutil.rmtree(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _use_default_mode(path: Path) -> None:
+    """Gives a file made by mkstemp (private to its owner) the mode that open() would have given it."""
+    path.chmod(0o666 & ~_umask())
