@@ -1,0 +1,343 @@
+"""The released checkpoints of the DETR family: names, files, published numbers, architecture.
+
+Numbers are those of the original repositories' READMEs, on COCO val2017. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from detrkit.errors import CheckpointError
+
+Family = Literal["detr", "conditional_detr", "deformable_detr"]
+Task = Literal["detection", "panoptic"]
+
+FAMILY_TITLES: dict[Family, str] = {
+    "detr": "DETR",
+    "conditional_detr": "Conditional DETR",
+    "deformable_detr": "Deformable DETR",
+}
+
+_REPOSITORIES: dict[Family, str] = {
+    "detr": "https://github.com/facebookresearch/detr",
+    "conditional_detr": "https://github.com/Atten4Vis/ConditionalDETR",
+    "deformable_detr": "https://github.com/fundamentalvision/Deformable-DETR",
+}
+
+# One component of "org/name" as the Hub spells it.
+_HUB_NAME = r"[A-Za-z0-9][\w.\-]*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedCheckpoint:
+    """One checkpoint that the authors of a paper released.
+
+    Attributes:
+        name: Short name, which the command line and the converter take.
+        hub_id: Repository on the Hugging Face Hub; None where the checkpoint was never uploaded.
+        family: "detr", "conditional_detr" or "deformable_detr".
+        task: "detection" or "panoptic".
+        backbone: "resnet50" or "resnet101".
+        dilation: Whether the backbone's last stage trades its stride for a dilation (DC5).
+        url: Where the original file lies.
+        ap: Published box AP, in percent, averaged over IoU .50 to .95.
+        ap_small: The same for objects below 32x32 pixels; None where it was not published.
+        ap_medium: The same for objects between 32x32 and 96x96 pixels.
+        ap_large: The same for larger objects.
+        mask_ap: Published mask AP in percent (panoptic checkpoints).
+        pq: Published panoptic quality in percent (panoptic checkpoints).
+        params: Published number of parameters, in millions.
+        gflops: Published cost of one image, in GFLOPs.
+        num_labels: Categories that the checkpoint tells apart, DETR's no-object output not counted.
+        num_queries: Object queries, or proposals of a two-stage model.
+        num_feature_levels: Feature maps that the encoder attends to.
+        with_box_refine: Whether each decoder layer corrects the boxes of the one before.
+        two_stage: Whether the queries come from the encoder's proposals.
+    """
+
+    name: str
+    hub_id: str | None
+    family: Family
+    task: Task
+    backbone: str
+    dilation: bool = False
+    url: str
+    ap: float
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
+    mask_ap: float | None = None
+    pq: float | None = None
+    params: float | None = None
+    gflops: float | None = None
+    num_labels: int = 91
+    num_queries: int = 300
+    num_feature_levels: int = 1
+    with_box_refine: bool = False
+    two_stage: bool = False
+
+    @property
+    def repository(self) -> str:
+        """Address of the original implementation."""
+        return _REPOSITORIES[self.family]
+
+
+def _detr(
+    name: str, file: str, backbone: str, ap: tuple[float, ...], params: float, gflops: float
+) -> ReleasedCheckpoint:
+    return ReleasedCheckpoint(
+        name=name,
+        hub_id=f"facebook/{name}",
+        family="detr",
+        task="detection",
+        backbone=backbone,
+        dilation=name.endswith("-dc5"),
+        url=f"https://dl.fbaipublicfiles.com/detr/{file}",
+        ap=ap[0],
+        ap_small=ap[1],
+        ap_medium=ap[2],
+        ap_large=ap[3],
+        params=params,
+        gflops=gflops,
+        num_queries=100,
+    )
+
+
+def _panoptic(
+    name: str, file: str, backbone: str, ap: float, mask_ap: float, pq: float
+) -> ReleasedCheckpoint:
+    return ReleasedCheckpoint(
+        name=name,
+        hub_id=f"facebook/{name}",
+        family="detr",
+        task="panoptic",
+        backbone=backbone,
+        dilation="-dc5-" in name,
+        url=f"https://dl.fbaipublicfiles.com/detr/{file}",
+        ap=ap,
+        mask_ap=mask_ap,
+        pq=pq,
+        num_labels=250,
+        num_queries=100,
+    )
+
+
+def _conditional(
+    name: str,
+    file: str,
+    backbone: str,
+    ap: tuple[float, ...],
+    params: float,
+    gflops: float,
+    hub_id: str | None,
+) -> ReleasedCheckpoint:
+    return ReleasedCheckpoint(
+        name=name,
+        hub_id=hub_id,
+        family="conditional_detr",
+        task="detection",
+        backbone=backbone,
+        dilation=name.endswith("-dc5"),
+        url=f"https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/{file}",
+        ap=ap[0],
+        ap_small=ap[1],
+        ap_medium=ap[2],
+        ap_large=ap[3],
+        params=params,
+        gflops=gflops,
+    )
+
+
+def _deformable(
+    name: str,
+    drive_id: str,
+    ap: tuple[float, ...],
+    params: float,
+    gflops: float,
+    *,
+    levels: int = 4,
+    with_box_refine: bool = False,
+    two_stage: bool = False,
+) -> ReleasedCheckpoint:
+    return ReleasedCheckpoint(
+        name=name,
+        hub_id=f"SenseTime/{name}",
+        family="deformable_detr",
+        task="detection",
+        backbone="resnet50",
+        dilation=name.endswith("-dc5"),
+        url=f"https://drive.google.com/file/d/{drive_id}/view",
+        ap=ap[0],
+        ap_small=ap[1],
+        ap_medium=ap[2],
+        ap_large=ap[3],
+        params=params,
+        gflops=gflops,
+        num_feature_levels=levels,
+        with_box_refine=with_box_refine,
+        two_stage=two_stage,
+    )
+
+
+_RELEASED = (
+    _detr("detr-resnet-50", "detr-r50-e632da11.pth", "resnet50", (42.0, 20.5, 45.8, 61.1), 41, 86),
+    _detr("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5.pth", "resnet50", (43.3, 22.5, 47.3, 61.1), 41, 187),
+    _detr("detr-resnet-101", "detr-r101-2c7b67e5.pth", "resnet101", (43.5, 21.0, 48.0, 61.8), 60, 152),
+    _detr(
+        "detr-resnet-101-dc5", "detr-r101-dc5-a2e86def.pth", "resnet101", (44.9, 23.7, 49.5, 62.3), 60, 253
+    ),
+    _panoptic("detr-resnet-50-panoptic", "detr-r50-panoptic-00ce5173.pth", "resnet50", 38.8, 31.1, 43.4),
+    _panoptic(
+        "detr-resnet-50-dc5-panoptic", "detr-r50-dc5-panoptic-da08f1b1.pth", "resnet50", 40.2, 31.9, 44.6
+    ),
+    _panoptic("detr-resnet-101-panoptic", "detr-r101-panoptic-40021d53.pth", "resnet101", 40.1, 33.0, 45.1),
+    _conditional(
+        "conditional-detr-resnet-50",
+        "ConditionalDETR_r50_epoch50.pth",
+        "resnet50",
+        (41.0, 20.6, 44.3, 59.3),
+        44,
+        90,
+        "microsoft/conditional-detr-resnet-50",
+    ),
+    _conditional(
+        "conditional-detr-resnet-50-dc5",
+        "ConditionalDETR_r50dc5_epoch50.pth",
+        "resnet50",
+        (43.7, 23.9, 47.6, 60.1),
+        44,
+        195,
+        None,
+    ),
+    _conditional(
+        "conditional-detr-resnet-101",
+        "ConditionalDETR_r101_epoch50.pth",
+        "resnet101",
+        (42.8, 21.7, 46.6, 60.9),
+        63,
+        156,
+        None,
+    ),
+    _conditional(
+        "conditional-detr-resnet-101-dc5",
+        "ConditionalDETR_r101dc5_epoch50.pth",
+        "resnet101",
+        (45.0, 26.1, 48.9, 62.8),
+        63,
+        262,
+        None,
+    ),
+    _deformable(
+        "deformable-detr-single-scale",
+        "1WEjQ9_FgfI5sw5OZZ4ix-OKk-IJ_-SDU",
+        (39.4, 20.6, 43.0, 55.5),
+        34,
+        78,
+        levels=1,
+    ),
+    _deformable(
+        "deformable-detr-single-scale-dc5",
+        "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
+        (41.5, 24.1, 45.3, 56.0),
+        34,
+        128,
+        levels=1,
+    ),
+    _deformable("deformable-detr", "1nDWZWHuRwtwGden77NLM9JoWe-YisJnA", (44.5, 27.1, 47.6, 59.6), 40, 173),
+    _deformable(
+        "deformable-detr-with-box-refine",
+        "1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI",
+        (46.2, 28.3, 49.2, 61.5),
+        41,
+        173,
+        with_box_refine=True,
+    ),
+    _deformable(
+        "deformable-detr-with-box-refine-two-stage",
+        "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
+        (46.9, 29.6, 50.1, 61.6),
+        41,
+        173,
+        with_box_refine=True,
+        two_stage=True,
+    ),
+)
+
+#: Every released checkpoint by its short name.
+REGISTRY: dict[str, ReleasedCheckpoint] = {entry.name: entry for entry in _RELEASED}
+
+_BY_HUB_ID = {entry.hub_id: entry for entry in _RELEASED if entry.hub_id is not None}
+
+
+def find_checkpoint(name: str) -> ReleasedCheckpoint:
+    """The released checkpoint with this short name or Hub id.
+
+    Raises:
+        CheckpointError: There is none; the message suggests the names that come close.
+    """
+    entry = REGISTRY.get(name) or _BY_HUB_ID.get(name)
+    if entry is None:
+        raise CheckpointError(f"no released checkpoint is called {name!r}{_did_you_mean(name)}")
+    return entry
+
+
+def resolve_model(model: str) -> str:
+    """What ``from_pretrained`` should be given for a model that a user named.
+
+    Args:
+        model: A folder, a Hub id ("facebook/detr-resnet-50") or a short name ("detr-resnet-50").
+
+    Returns:
+        The folder or Hub id unchanged; the Hub id that belongs to a short name.
+
+    Raises:
+        CheckpointError: The name is none of the three, is a file rather than a folder, or is a checkpoint
+            that is not on the Hub and has to be converted first.
+    """
+    path = Path(model)
+    # Path("") is the working directory, which nobody means by an empty name.
+    if model and _holds(path.is_dir):
+        return model
+    if model and _holds(path.is_file):
+        raise CheckpointError(
+            f"{model} is a file, not a model folder; convert an original checkpoint first: "
+            "detrkit convert CHECKPOINT OUTPUT --model NAME"
+        )
+    if model in REGISTRY:
+        return _hub_id(REGISTRY[model])
+    if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", model):
+        return model
+    raise CheckpointError(
+        f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
+        f"nor a released checkpoint{_did_you_mean(model)}"
+    )
+
+
+def _hub_id(entry: ReleasedCheckpoint) -> str:
+    if entry.hub_id is None:
+        raise CheckpointError(
+            f"{entry.name} is not on the Hub; download {entry.url} and convert it: "
+            f"detrkit convert CHECKPOINT OUTPUT --model {entry.name}"
+        )
+    return entry.hub_id
+
+
+def _did_you_mean(name: str) -> str:
+    known = {key.lower(): key for key in (*REGISTRY, *_BY_HUB_ID)}
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.7)
+    if not close:
+        return f"; known are {', '.join(REGISTRY)}"
+    return f"; did you mean {' or '.join(known[key] for key in close)}?"
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """Whether a test of a path succeeds; on names that no file system takes (too long, a NUL) it does not."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
