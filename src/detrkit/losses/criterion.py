@@ -1,0 +1,137 @@
+"""The set criterion: losses of matched predictions (section 3.1 of the DETR paper; ``models/detr.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.losses.matcher import Match, Targets, match
+
+
+def detection_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    config: Any,
+    auxiliary: list[dict[str, Tensor]] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Classification, L1 and generalised IoU losses of the last layer and of the auxiliary ones.
+
+    Args:
+        logits: (batch, queries, classes + 1), the last class being no-object.
+        boxes: (batch, queries, 4) cxcywh, normalised.
+        targets: An image each: ``class_labels`` (objects,) and ``boxes`` (objects, 4) cxcywh, normalised.
+        config: Gives the costs of the matching, the weights of the losses and ``eos_coefficient``.
+        auxiliary: ``logits`` and ``pred_boxes`` of the earlier decoder layers, first layer first.
+
+    Returns:
+        The weighted total, and every term by the original's name, unweighted: ``loss_ce``, ``loss_bbox``,
+        ``loss_giou`` and the logging terms ``class_error`` (percent) and ``cardinality_error``; those of
+        auxiliary layer i end in ``_i``.
+
+    Raises:
+        ValueError: The number of targets is not the batch size.
+        FloatingPointError: A prediction or target is not finite.
+    """
+    if len(targets) != logits.shape[0]:
+        raise ValueError(f"{logits.shape[0]} images but {len(targets)} labels; give one dict an image")
+    auxiliary = auxiliary or []
+    # Layers on the first axis, the last layer first: it keeps index 0 whatever else there is.
+    all_logits = torch.stack([logits, *(a["logits"] for a in auxiliary)]).float()
+    all_boxes = torch.stack([boxes, *(a["pred_boxes"] for a in auxiliary)]).float()
+    targets = [{k: t[k].to(logits.device) for k in ("class_labels", "boxes")} for t in targets]
+    matches = match(all_logits, all_boxes, targets, config.class_cost, config.bbox_cost, config.giou_cost)
+    index = _MatchIndex(matches, targets, logits.device)
+
+    count = mean_box_count(targets, logits.device)
+    terms = {
+        "loss_ce": _classification_loss(all_logits, index, config.eos_coefficient),
+        **_box_losses(all_boxes, index, count),
+    }
+    weights = {
+        "loss_ce": 1.0,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
+    total = sum(weights[name] * values.sum() for name, values in terms.items())
+    with torch.no_grad():
+        terms["cardinality_error"] = _cardinality_error(all_logits, targets)
+        class_error = _class_error(all_logits[0], index)
+    loss_dict = {name: values[0] for name, values in terms.items()}
+    loss_dict["class_error"] = class_error
+    for i in range(len(auxiliary)):
+        loss_dict.update({f"{name}_{i}": values[i + 1] for name, values in terms.items()})
+    return total, loss_dict
+
+
+def mean_box_count(targets: Targets, device: torch.device) -> Tensor:
+    """The number of targets that losses are divided by: the mean over processes, at least 1."""
+    count = torch.tensor(float(sum(len(t["class_labels"]) for t in targets)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return count.clamp(min=1)
+
+
+class _MatchIndex:
+    """The matches of all layers and images as flat indices, so that losses need no loops.
+
+    Attributes:
+        layer: (matches,) layer of each match; ``image`` and ``query`` likewise.
+        labels: (matches,) class of the matched target.
+        boxes: (matches, 4) box of the matched target, cxcywh, normalised.
+    """
+
+    def __init__(self, matches: list[list[Match]], targets: Targets, device: torch.device) -> None:
+        places, picked = [], []
+        offsets = [0]
+        for target in targets:
+            offsets.append(offsets[-1] + len(target["class_labels"]))
+        for layer, images in enumerate(matches):
+            for image, (query, target_index) in enumerate(images):
+                fixed = torch.tensor([[layer], [image]]).expand(2, len(query))
+                places.append(torch.cat([fixed, query[None], target_index[None] + offsets[image]]))
+        self.layer, self.image, self.query, picked = torch.cat(places, dim=1).to(device)
+        self.labels = torch.cat([t["class_labels"] for t in targets])[picked]
+        self.boxes = torch.cat([t["boxes"].float() for t in targets])[picked]
+
+
+def _classification_loss(logits: Tensor, index: _MatchIndex, no_object_weight: float) -> Tensor:
+    """Cross-entropy of each layer, queries without a match being no-object at a lower weight."""
+    no_object = logits.shape[-1] - 1
+    wanted = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
+    wanted[index.layer, index.image, index.query] = index.labels
+    weight = torch.where(wanted == no_object, no_object_weight, 1.0)
+    surprise = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+    return (weight * surprise).sum((1, 2)) / weight.sum((1, 2))
+
+
+def _box_losses(boxes: Tensor, index: _MatchIndex, count: Tensor) -> dict[str, Tensor]:
+    """L1 and generalised IoU losses of each layer, summed over matches and divided by ``count``."""
+    ours = boxes[index.layer, index.image, index.query]
+    distance = (ours - index.boxes).abs().sum(-1)
+    missed = 1 - generalized_iou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(index.boxes))
+    zeros = boxes.new_zeros(boxes.shape[0])
+    return {
+        "loss_bbox": zeros.index_add(0, index.layer, distance) / count,
+        "loss_giou": zeros.index_add(0, index.layer, missed) / count,
+    }
+
+
+def _cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
+    """Mean difference between the number of predicted objects and of targets, for each layer."""
+    predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
+    wanted = torch.tensor([len(t["class_labels"]) for t in targets], device=logits.device)
+    return (predicted - wanted).abs().float().mean(-1)
+
+
+def _class_error(logits: Tensor, index: _MatchIndex) -> Tensor:
+    """Share of the last layer's matched queries whose class is wrong, in percent."""
+    last = index.layer == 0
+    if not bool(last.any()):
+        return logits.new_tensor(100.0)
+    right = logits[index.image[last], index.query[last]].argmax(-1) == index.labels[last]
+    return 100 - 100 * right.float().mean()

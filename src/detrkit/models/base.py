@@ -1,0 +1,167 @@
+"""The base of all models: initialisation, and loading and saving every checkpoint layout.
+
+Parameters are named as in the files on the Hub (the names of Transformers 4), so most files load as they
+are. What is named otherwise, state dicts of Transformers 5 and panoptic checkpoints read by a detector,
+is renamed while loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from detrkit.errors import CheckpointError
+from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.layers.attention import MultiHeadAttention
+from detrkit.models.layers.backbone import (
+    ConvEncoder,
+    FrozenBatchNorm2d,
+    freeze_early_stages,
+    loading_checkpoint,
+)
+from detrkit.models.layers.position_encoding import LearnedPositionEncoding
+from detrkit.models.layers.transformer import TransformerLayer
+
+logger = logging.getLogger(__name__)
+
+# Transformers 5 keeps learned positions outside the backbone.
+_POSITIONS_V4 = "backbone.position_embedding."
+_POSITIONS_V5 = "position_embedding."
+
+# An optional owner of the detector, the base model, and one of its Transformer layers.
+_LAYER = r"^((?:\w*detr\.)?(?:model\.)?(?:en|de)coder\.layers\.\d+"
+
+
+class DetrFamilyPreTrainedModel(PreTrainedModel):
+    """Base of the models of all three families."""
+
+    config: DetrFamilyConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"num_batches_tracked$"]
+
+    # Regular expression in a file's tensor names -> replacement, tried in order.
+    checkpoint_renames: ClassVar[dict[str, str]] = {
+        r"^\w*detr\.(?=model\.|class_labels_classifier\.|bbox_predictor\.)": "",
+        r"backbone\.model\.": "backbone.conv_encoder.model.",
+        r"conv_encoder\.model\._backbone\.": "conv_encoder.model.",
+        _LAYER + r"\.(?:self|encoder)_attn)\.o_proj": r"\1.out_proj",
+        _LAYER + r")\.mlp\.fc1": r"\1.fc1",
+        _LAYER + r")\.mlp\.fc2": r"\1.fc2",
+        r"(?<!backbone\.)position_embedding\.(?=row|column)": "backbone.position_embedding.",
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialises one module; its children have been initialised before.
+
+        The original leaves heads, projections and embeddings to PyTorch's defaults and gives the
+        Transformer's matrices Xavier uniform values.
+        """
+        if isinstance(module, FrozenBatchNorm2d):
+            for buffer, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+                nn.init.constant_(getattr(module, buffer), value)
+        elif isinstance(
+            module,
+            (
+                nn.Linear,
+                nn.Conv2d,
+                nn.Embedding,
+                nn.LayerNorm,
+                nn.GroupNorm,
+                MultiHeadAttention,
+                TransformerLayer,
+                LearnedPositionEncoding,
+            ),
+        ):
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a model from a Hub id or a folder, in any layout that these checkpoints come in.
+
+        Backbone weights are never fetched: the checkpoint holds them. All arguments are those of
+        :meth:`transformers.PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: The checkpoint's tensors do not fit the configuration.
+            OSError: There is no such repository, folder or file.
+        """
+        renames = {**cls.checkpoint_renames, **(kwargs.pop("key_mapping", None) or {})}
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            with loading_checkpoint():
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path,
+                    *args,
+                    key_mapping=renames,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+        except RuntimeError as error:
+            if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+                raise CheckpointError(_explain_mismatch(pretrained_model_name_or_path, error)) from error
+            raise
+        # Transformers would undo the renames when saving; files are always saved with the Hub's names.
+        model._weight_conversions = None
+        # Loading replaces parameters by new ones, which are all trainable.
+        for encoder in (m for m in model.modules() if isinstance(m, ConvEncoder)):
+            freeze_early_stages(encoder.model)
+        _report_new_weights(model, info)
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Writes configuration and weights in the Hub's layout, which Transformers 4.57 and 5 load.
+
+        Learned positions are written under the names of both, since Transformers 5 looks for them in
+        another place. All arguments are those of :meth:`transformers.PreTrainedModel.save_pretrained`.
+        """
+        if Path(save_directory).is_file():
+            raise CheckpointError(f"cannot save a model into {save_directory}: it is a file, not a folder")
+        state_dict = dict(kwargs.pop("state_dict", None) or self.state_dict())
+        for name in [n for n in state_dict if _POSITIONS_V4 in n]:
+            state_dict[name.replace(_POSITIONS_V4, _POSITIONS_V5)] = state_dict[name].clone()
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As :meth:`torch.nn.Module.load_state_dict`, without the second names of learned positions."""
+        doubled = {n.replace(_POSITIONS_V4, _POSITIONS_V5) for n in state_dict if _POSITIONS_V4 in n}
+        return super().load_state_dict(
+            {k: v for k, v in state_dict.items() if k not in doubled}, *args, **kwargs
+        )
+
+
+def _explain_mismatch(source: Any, error: RuntimeError) -> str:
+    return (
+        f"the tensors of {source} do not fit the configuration; pass ignore_mismatched_sizes=True to start those "
+        "below anew (for another number of labels or queries), or load it with its own configuration.\n"
+        f"{error}"
+    )
+
+
+def _report_new_weights(model: DetrFamilyPreTrainedModel, info: dict[str, Any]) -> None:
+    """Says in one line each what a changed number of labels or queries means."""
+    mismatched = {
+        entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())
+    }
+    if any("class" in name for name in mismatched):
+        logger.warning(
+            "The class head was initialised anew for %d labels: train it before use.",
+            model.config.num_labels,
+        )
+    if any("query_position_embeddings" in name for name in mismatched):
+        logger.warning(
+            "The object queries were initialised anew because their number changed to %d: train the model "
+            "before use, for detections come from its queries.",
+            model.config.num_queries,
+        )

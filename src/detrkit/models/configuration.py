@@ -1,0 +1,154 @@
+"""What the configurations of the three families share: the backbone and the set criterion.
+
+Every form of ``config.json`` that lies on the Hub is read into one form: a timm backbone is named by
+``backbone`` (with ``backbone_config`` None), any other backbone is a ``backbone_config``. Reading a
+configuration never asks the network for a timm backbone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+DEFAULT_OUT_INDICES = (1, 2, 3, 4)
+
+
+class DetrFamilyConfig(PreTrainedConfig):
+    """Backbone, Transformer size, dropout and loss weights, as all three families know them.
+
+    Args:
+        backbone: timm name of the backbone; ``resnet50`` when neither this nor ``backbone_config`` is given.
+        use_timm_backbone: Whether ``backbone`` names a timm model (else a Transformers model on the Hub).
+        use_pretrained_backbone: Fetch ImageNet weights for a *new* model. Ignored by ``from_pretrained``,
+            which never fetches backbone weights.
+        backbone_kwargs: ``out_indices`` (default stages 1 to 4) and ``in_chans`` of a timm backbone.
+        backbone_config: Configuration (or its dict) of a Transformers backbone: ResNet, Swin, ConvNeXt, ...
+        dilation: DC5: stride 1 and dilation 2 in the last stage of the backbone.
+        num_channels: Channels of the input image.
+        num_queries: Object queries, the largest number of detections in one image.
+        d_model: Width of the Transformer.
+        encoder_layers: Encoder layers.
+        decoder_layers: Decoder layers.
+        encoder_ffn_dim: Width of the encoder's feed-forward layers.
+        decoder_ffn_dim: Width of the decoder's feed-forward layers.
+        encoder_attention_heads: Heads of the encoder's attention.
+        decoder_attention_heads: Heads of the decoder's attention.
+        activation_function: Activation of the feed-forward layers.
+        dropout: Dropout on the output of each sub-layer.
+        attention_dropout: Dropout on the attention weights.
+        activation_dropout: Dropout inside the feed-forward layers.
+        position_embedding_type: ``sine`` or ``learned``.
+        auxiliary_loss: Return the predictions of every decoder layer in ``auxiliary_outputs``. Losses in
+            training mode use them regardless, as the original does.
+        bbox_cost: Weight of the L1 distance in the matching.
+        giou_cost: Weight of the generalised IoU in the matching.
+        mask_loss_coefficient: Weight of the focal mask loss.
+        dice_loss_coefficient: Weight of the dice mask loss.
+        bbox_loss_coefficient: Weight of the L1 box loss.
+        giou_loss_coefficient: Weight of the generalised IoU loss.
+    """
+
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_outputs"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone: str | None = None
+    use_timm_backbone: bool | None = None
+    use_pretrained_backbone: bool | None = False
+    backbone_kwargs: dict | None = None
+    backbone_config: dict | PreTrainedConfig | None = None
+    dilation: bool | None = False
+    num_channels: int = 3
+    num_queries: int = 100
+    d_model: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_ffn_dim: int = 2048
+    decoder_ffn_dim: int = 2048
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_layerdrop: float | int = 0.0
+    decoder_layerdrop: float | int = 0.0
+    activation_function: str = "relu"
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    activation_dropout: float | int = 0.1
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+    position_embedding_type: str = "sine"
+    auxiliary_loss: bool = False
+    is_encoder_decoder: bool = True
+    bbox_cost: float | int = 5
+    giou_cost: float | int = 2
+    mask_loss_coefficient: float | int = 1
+    dice_loss_coefficient: float | int = 1
+    bbox_loss_coefficient: float | int = 5
+    giou_loss_coefficient: float | int = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Brings the backbone's description into one form and checks what would fail later without a clue."""
+        self.dilation = bool(self.dilation)
+        # Transformers 5 accepts integers only for these; older files hold 5.0 for 5.
+        for name in (n for n in vars(self) if n.endswith(("_cost", "_loss_coefficient"))):
+            value = getattr(self, name)
+            if isinstance(value, float) and value.is_integer():
+                setattr(self, name, int(value))
+        self._settle_backbone()
+        super().__post_init__(**kwargs)
+        for role, heads in (
+            ("encoder", self.encoder_attention_heads),
+            ("decoder", self.decoder_attention_heads),
+        ):
+            if self.d_model % heads:
+                raise ValueError(f"d_model={self.d_model} is not divisible by {role}_attention_heads={heads}")
+        if self.position_embedding_type not in ("sine", "learned"):
+            raise ValueError(
+                f"position_embedding_type must be 'sine' or 'learned', not {self.position_embedding_type!r}"
+            )
+
+    def _settle_backbone(self) -> None:
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config has an unknown model_type: {model_type!r}")
+            self.backbone_config = CONFIG_MAPPING[model_type].from_dict(self.backbone_config)
+        if getattr(self.backbone_config, "model_type", None) == "timm_backbone":
+            self._take_over_timm_config(self.backbone_config)
+        if self.backbone_config is None and self.backbone is None and self.use_timm_backbone is False:
+            self.backbone_config = CONFIG_MAPPING["resnet"](out_features=["stage4"])
+        if self.backbone_config is None and self.use_timm_backbone is False:
+            self.backbone_config = AutoConfig.from_pretrained(self.backbone, **(self.backbone_kwargs or {}))
+        self.use_timm_backbone = self.backbone_config is None
+        self.backbone = (self.backbone or "resnet50") if self.use_timm_backbone else None
+        if not self.use_timm_backbone or self._has_default_backbone_kwargs():
+            self.backbone_kwargs = None
+
+    def _take_over_timm_config(self, timm_config: Any) -> None:
+        """Transformers 5 describes a timm backbone by a nested config; the Hub's form names it."""
+        self.backbone = timm_config.backbone
+        self.backbone_kwargs = {"out_indices": timm_config.out_indices, "in_chans": timm_config.num_channels}
+        self.dilation = self.dilation or getattr(timm_config, "output_stride", None) == 16
+        self.backbone_config = None
+        self.use_timm_backbone = True
+
+    def _has_default_backbone_kwargs(self) -> bool:
+        given = dict(self.backbone_kwargs or {})
+        # A stride of 16 is what ``dilation`` says already.
+        given.pop("output_stride", None)
+        self.num_channels = given.pop("in_chans", self.num_channels)
+        return tuple(given.pop("out_indices", DEFAULT_OUT_INDICES)) == DEFAULT_OUT_INDICES and not given
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that Transformers 4.57 and 5 both read; a null ``backbone_kwargs`` stops the latter."""
+        output = super().to_dict()
+        if output.get("backbone_kwargs") is None:
+            output.pop("backbone_kwargs", None)
+        return output

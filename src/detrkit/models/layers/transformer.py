@@ -1,0 +1,124 @@
+"""Transformer layers that DETR and Conditional DETR share, post-norm as in the original."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.layers.attention import MultiHeadAttention
+from detrkit.models.outputs import EncoderOutput
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """What every layer ends with: the feed-forward part, and the residual sum before each norm.
+
+    Args:
+        config: Gives width, activation and dropout.
+        ffn_dim: Width of the feed-forward part.
+    """
+
+    def __init__(self, config: DetrFamilyConfig, ffn_dim: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        # In place, a ReLU touches the widest activation of the layer once instead of twice.
+        relu = config.activation_function == "relu"
+        self.activation_fn = nn.ReLU(inplace=True) if relu else ACT2FN[config.activation_function]
+        self.fc1 = nn.Linear(config.d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform weights; the biases keep their layer's own initialisation."""
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.xavier_uniform_(self.fc2.weight)
+
+    def add(self, x: Tensor, update: Tensor) -> Tensor:
+        """The residual sum, with dropout on the update."""
+        return x + F.dropout(update, self.dropout, self.training)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The feed-forward sub-layer with its residual sum and norm."""
+        hidden = F.dropout(self.activation_fn(self.fc1(x)), self.activation_dropout, self.training)
+        return self.final_layer_norm(self.add(x, self.fc2(hidden)))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention over the feature map, positions added to queries and keys, then feed-forward."""
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__(config, config.encoder_ffn_dim)
+        self.self_attn = MultiHeadAttention(config, config.encoder_attention_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: Tensor | None, output_attentions: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer; ``x`` and ``positions`` are (batch, height x width, d_model)."""
+        placed = x + positions
+        update, weights = self.self_attn(placed, placed, x, mask, output_attentions)
+        x = self.self_attn_layer_norm(self.add(x, update))
+        return self.feed_forward(x), weights
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers over a flattened feature map."""
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encodes a feature map.
+
+        Args:
+            x: (batch, height x width, d_model).
+            positions: (batch or 1, height x width, d_model), added to queries and keys of every layer.
+            mask: (batch, 1, 1, height x width), True where pixels are real.
+            output_attentions: Return the attention weights of each layer.
+            output_hidden_states: Return the input of each layer and the final output.
+        """
+        states, attentions = [x], []
+        for layer in self.layers:
+            x, weights = layer(x, positions, mask, output_attentions)
+            states.append(x)
+            attentions.append(weights)
+        return EncoderOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+class PredictionMLP(nn.Module):
+    """Linear layers with ReLU between them, such as the three-layer box head.
+
+    Args:
+        in_features: Width of the input.
+        hidden_features: Width between layers.
+        out_features: Width of the output.
+        num_layers: Number of linear layers.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden_features] * (num_layers - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) to (..., out_features)."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu_()
+        return self.layers[-1](x)

@@ -1,0 +1,83 @@
+"""What the models return; the field names are those of Transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Output of an encoder.
+
+    Attributes:
+        last_hidden_state: (batch, height x width, d_model).
+        hidden_states: The input of every layer and the output of the last, on request.
+        attentions: Per layer (batch, heads, height x width, height x width), on request.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    """Output of a decoder.
+
+    Attributes:
+        last_hidden_state: (batch, queries, d_model), normalised.
+        hidden_states: The input of every layer and the last hidden state, on request.
+        attentions: Self-attention per layer (batch, heads, queries, queries), on request.
+        cross_attentions: Cross-attention per layer (batch, heads, queries, height x width), on request.
+        intermediate_hidden_states: (layers, batch, queries, d_model), normalised, for auxiliary outputs.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class DetrModelOutput(ModelOutput):
+    """Output of a model without heads; fields as in :class:`EncoderOutput` and :class:`DecoderOutput`."""
+
+    last_hidden_state: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class ObjectDetectionOutput(ModelOutput):
+    """Output of a detector.
+
+    Attributes:
+        loss: Weighted sum of all loss terms, when labels are given.
+        loss_dict: The terms by name, unweighted, when labels are given.
+        logits: (batch, queries, classes), for DETR with the no-object class last.
+        pred_boxes: (batch, queries, 4), cxcywh, normalised by the size of each unpadded image.
+        auxiliary_outputs: ``logits`` and ``pred_boxes`` of each decoder layer but the last.
+        last_hidden_state: (batch, queries, d_model); the other fields as in :class:`DetrModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
