@@ -1,1 +1,101 @@
-"""Command-line program; one file a command."""
+"""The command line: ``detrkit COMMAND``, one module a command.
+
+Results go to stdout or to files, messages and progress to stderr. The exit status is 0 when all went well,
+1 when some of the images could not be used or detrkit itself failed, 2 for a user's mistake, 130 when
+interrupted.
+Modules of commands import torch only when they run, so that help and the list of models come at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from detrkit import __version__
+from detrkit.cli import convert, detect, models
+from detrkit.cli.console import complain, show_warnings_in_one_line
+from detrkit.errors import DetrkitError
+
+app = typer.Typer(
+    name="detrkit",
+    help="Object detection with DETR, Conditional DETR and Deformable DETR.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("detect")(detect.detect)
+app.command("models")(models.models)
+app.command("convert")(convert.convert)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"detrkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line on ``sys.argv`` and ends the process with its exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What follows the program's name.
+
+    Returns:
+        The exit status.
+    """
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be valid in the terminal's encoding.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not debug:
+        show_warnings_in_one_line()
+    try:
+        return app(arguments, prog_name="detrkit", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Prints what went wrong on one line of stderr; returns the exit status."""
+    # Typer brings its own copy of click in some versions, so its errors are told by what they can do.
+    if hasattr(error, "format_message"):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "detrkit"
+        complain(f"{error.format_message()} (see {command} --help)", title="Error")
+        return 2
+    if isinstance(error, DetrkitError):
+        complain(str(error), title="Error")
+        return 2
+    complain(f"{type(error).__name__}: {error} (run again with --debug for the details)", title="Error")
+    return 1

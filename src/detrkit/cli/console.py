@@ -1,0 +1,65 @@
+"""How the commands talk to a terminal."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+
+
+def complain(message: str, *, title: str | None = None) -> None:
+    """Prints one line on stderr, whatever line breaks the message has."""
+    line = " ".join(message.split())
+    print(f"{title}: {line}" if title else line, file=sys.stderr)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table on stdout, in full width where that is no terminal, so that nothing is cut."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        Console(file=sys.stdout, width=100_000, color_system=None).print(table)
+
+
+def show_warnings_in_one_line() -> None:
+    """Prints Python warnings like the other messages, without the place in the source."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        complain(str(message), title="Warning")
+
+    warnings.showwarning = show
+
+
+def quiet_libraries() -> None:
+    """Keeps Transformers' remarks and loading bars off the terminal; downloads still show their bar."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
+def load_detector(model: str, *, debug: bool, **settings: Any) -> Any:
+    """``Detector.from_pretrained`` without the libraries' chatter."""
+    if not debug:
+        quiet_libraries()
+    from detrkit.detector import Detector
+
+    return Detector.from_pretrained(model, **settings)

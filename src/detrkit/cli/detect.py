@@ -1,0 +1,285 @@
+"""``detrkit detect``: boxes in images, as a table, a COCO document or pictures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detrkit.cli.console import Debug, complain, load_detector, print_table
+from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids, is_address
+from detrkit.errors import DetrkitError, ImageError
+from detrkit.files import atomic_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from detrkit.detector import Detections
+
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def detect(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, patterns or addresses.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
+    ] = "detr-resnet-50",
+    threshold: Annotated[
+        float, typer.Option("--threshold", "-t", min=0, max=1, help="Show only objects with a higher score.")
+    ] = 0.5,
+    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Most images at once; only images of the same processed size share a batch."
+        ),
+    ] = 1,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    save_dir: Annotated[Path | None, typer.Option(help="Write the pictures with their boxes here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write one COCO document here; - for stdout.")
+    ] = None,
+    exif_orientation: Annotated[
+        bool,
+        typer.Option(
+            "--exif-orientation/--no-exif-orientation",
+            help="Turn images as their EXIF entry says; boxes then refer to the turned image.",
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Find the objects in images.
+
+    Prints a table; with `--json`, writes one COCO document (images, categories, annotations) instead. Images
+    that cannot be read are reported and left out; the exit status is then 1, and 2 when none could be read.
+    When interrupted, the results so far are still written, and the exit status is 130.
+    """
+    from detrkit.checkpoints.registry import resolve_model
+
+    inputs, mistakes = find_images(images)
+    resolve_model(model)  # before any work: a misspelt name, with a suggestion
+    _check_outputs(inputs, save_dir, json_file)
+    for mistake in mistakes:
+        complain(mistake)
+
+    run = _Run(inputs, exif_orientation=exif_orientation, debug=debug)
+    readable = run.read()
+    first = next(readable, None)
+    if first is None:
+        if len(mistakes) + run.failed > 1:
+            complain("No image could be read.")
+        raise typer.Exit(2)
+
+    interrupted = False
+    results: list[tuple[int, Detections]] = []
+    names: dict[int, str] = {}
+    try:
+        detector = load_detector(
+            model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision
+        )
+        names = detector.names
+        for position, image, detections in run.detect(
+            detector, itertools.chain([first], readable), threshold, batch_size
+        ):
+            if save_dir is not None:
+                _save_picture(detections.draw(image), save_dir / run.picture_names[position])
+            results.append((position, detections))
+    except KeyboardInterrupt:
+        interrupted = True
+
+    if results:
+        if json_file is not None:
+            _write_json(coco_document(inputs, results, names), json_file)
+        else:
+            _print_results(results)
+        _summarise(results, save_dir, json_file)
+    if interrupted:
+        complain(f"Interrupted after {len(results)} of {len(inputs)} images.")
+        raise typer.Exit(130)
+    failed = len(mistakes) + run.failed
+    if failed:
+        complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
+        raise typer.Exit(1)
+
+
+@dataclass
+class _Run:
+    """The images of one call on their way through reading and detection.
+
+    Attributes:
+        inputs: The images that the user named.
+        exif_orientation: Whether to turn images as their EXIF entry says.
+        debug: Whether to show tracebacks of images that cannot be read.
+        failed: How many could not be read so far.
+    """
+
+    inputs: Sequence[ImageInput]
+    exif_orientation: bool
+    debug: bool
+    failed: int = 0
+    _read: deque[tuple[int, Image]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.picture_names = picture_names(self.inputs)
+
+    def read(self) -> Iterator[tuple[int, Image]]:
+        """Position and picture of every image that can be read; the others are reported on stderr."""
+        from detrkit.processing.images import load_image
+
+        for position, item in enumerate(self.inputs):
+            try:
+                image = load_image(item.source, exif_orientation=self.exif_orientation)
+            except ImageError as error:
+                self.failed += 1
+                if self.debug:
+                    traceback.print_exc()
+                complain(str(error))
+            else:
+                yield position, image
+
+    def detect(
+        self, detector: Any, readable: Iterator[tuple[int, Image]], threshold: float, batch_size: int
+    ) -> Iterator[tuple[int, Image, Detections]]:
+        """Position, picture and detections of every readable image, in order."""
+        from detrkit.detector import with_progress
+
+        results = detector.stream(self._remember(readable), threshold, batch_size)
+        for detections in with_progress(results, len(self.inputs)):
+            position, image = self._read.popleft()
+            detections.source = self.inputs[position].source
+            yield position, image, detections
+
+    def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
+        """Hands pictures on, keeping those whose detections are still to come."""
+        for position, image in readable:
+            self._read.append((position, image))
+            yield image
+
+
+def coco_document(
+    inputs: Sequence[ImageInput], results: Sequence[tuple[int, Detections]], names: dict[int, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """One COCO document for a run.
+
+    Args:
+        inputs: All images that the user named; ids and file names do not depend on which could be read.
+        results: Position in ``inputs`` and detections of the images that were read.
+        names: Class id -> class name of the model.
+
+    Returns:
+        ``images``, ``categories`` and ``annotations``. Class ids that COCO left unused ("N/A") are
+        only listed when a detection has them.
+    """
+    ids, base_names = image_ids(inputs), file_names(inputs)
+    document: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [], "annotations": []}
+    for position, detections in results:
+        height, width = detections.image_size
+        document["images"].append(
+            {"id": ids[position], "file_name": base_names[position], "width": width, "height": height}
+        )
+        first_id = len(document["annotations"]) + 1
+        document["annotations"] += detections.to_coco(image_id=ids[position], first_id=first_id)
+    used = {annotation["category_id"] for annotation in document["annotations"]}
+    listed = {label: name for label, name in names.items() if name != "N/A" or label in used}
+    document["categories"] = [{"id": label, "name": name} for label, name in sorted(listed.items())]
+    return document
+
+
+def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
+    """A file name for the drawn picture of each image: the image's own, numbered where two would be the same.
+
+    JPEG and PNG keep their format, others become PNG.
+    """
+    taken: set[str] = set()
+    names = []
+    for item in inputs:
+        path = Path(item.base_name)
+        suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".png"
+        # An address may hold characters that a file name may not.
+        stem = re.sub(r"[^\w.-]", "_", path.stem) if is_address(item.source) else path.stem
+        name, number = f"{stem}{suffix}", 2
+        while name.lower() in taken:
+            name, number = f"{stem}-{number}{suffix}", number + 1
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _check_outputs(inputs: Sequence[ImageInput], save_dir: Path | None, json_file: Path | None) -> None:
+    """Refuses, before any work, outputs that cannot be written or would destroy an input."""
+    if json_file is not None and json_file.is_dir():
+        raise DetrkitError(f"--json needs a file, but {json_file} is a folder")
+    if save_dir is None:
+        return
+    if save_dir.exists() and not save_dir.is_dir():
+        raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
+    originals = {Path(item.source).resolve() for item in inputs if not is_address(item.source)}
+    for name in picture_names(inputs):
+        if (save_dir / name).resolve() in originals:
+            raise DetrkitError(
+                f"--save-dir {save_dir} would overwrite the input {name}; choose another folder"
+            )
+
+
+def _save_picture(picture: Image, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        picture.save(temporary, quality=92)
+
+
+def _write_json(document: dict[str, Any], path: Path) -> None:
+    text = json.dumps(document)
+    if str(path) == "-":
+        print(text)
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("image", overflow="fold")
+    table.add_column("object")
+    for heading in ("score", "x0", "y0", "x1", "y1"):
+        table.add_column(heading, justify="right")
+    for _, detections in results:
+        source = detections.source or ""
+        for found in detections:
+            corners = (f"{value:.1f}" for value in found.box)
+            table.add_row(Text(source), Text(found.name), f"{found.score:.3f}", *corners)
+        if len(detections) == 0:
+            table.add_row(Text(source), Text("(nothing)", style="dim"))
+    print_table(table)
+
+
+def _summarise(
+    results: Sequence[tuple[int, Detections]], save_dir: Path | None, json_file: Path | None
+) -> None:
+    objects = sum(len(detections) for _, detections in results)
+    parts = [f"{_count(objects, 'object')} in {_count(len(results), 'image')}"]
+    if json_file is not None and str(json_file) != "-":
+        parts.append(f"results in {json_file}")
+    if save_dir is not None:
+        parts.append(f"pictures in {save_dir}")
+    complain("; ".join(parts) + ".")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

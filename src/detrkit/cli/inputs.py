@@ -1,0 +1,94 @@
+"""From the images that a user names to a list of files and addresses."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One image that the user named, itself or through a folder or pattern.
+
+    Attributes:
+        source: The path or address.
+    """
+
+    source: str
+
+    @property
+    def base_name(self) -> str:
+        """The last part of the path or address, never empty."""
+        if is_address(self.source):
+            return PurePosixPath(urlsplit(self.source).path).name or "image"
+        return Path(self.source).name
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an http(s) address."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
+    """The images meant by the arguments of a command, each once, in the order they were named.
+
+    Args:
+        arguments: Files, folders (their image files, not those of folders inside), patterns and addresses.
+
+    Returns:
+        The images, and one line for each argument that means no image.
+    """
+    sources: list[str] = []
+    mistakes: list[str] = []
+    for argument in arguments:
+        found, mistake = _expand(argument)
+        sources += found
+        if mistake:
+            mistakes.append(mistake)
+    unique = {s if is_address(s) else os.path.abspath(s): s for s in reversed(sources)}  # noqa: PTH100
+    return [ImageInput(source) for source in reversed(unique.values())], mistakes
+
+
+def _expand(argument: str) -> tuple[list[str], str | None]:
+    if is_address(argument):
+        return [argument], None
+    path = Path(argument)
+    try:
+        if path.is_dir():
+            files = sorted(str(f) for f in path.iterdir() if f.suffix.lower() in _SUFFIXES and f.is_file())
+            return files, None if files else f"{argument}: no images in this folder"
+        if path.exists():
+            return [argument], None
+    except (OSError, ValueError) as error:  # no permission, or a name that no file system takes
+        return [], f"{argument}: cannot be read: {getattr(error, 'strerror', None) or error}"
+    if glob.has_magic(argument):
+        files = sorted(f for f in glob.glob(argument, recursive=True) if not Path(f).is_dir())  # noqa: PTH207
+        return files, None if files else f"{argument}: no file matches"
+    return [], f"{argument}: no such file or folder"
+
+
+def image_ids(images: Sequence[ImageInput]) -> list[int]:
+    """Ids for a COCO document: the numbers that the files are named by, else 1, 2, 3, ...
+
+    COCO's files are called by their image's id (``000000000139.jpg``); keeping it lets the results be
+    compared with COCO's annotations.
+    """
+    stems = [Path(image.base_name).stem for image in images]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        ids = [int(stem) for stem in stems]
+        if len(set(ids)) == len(ids):
+            return ids
+    return list(range(1, len(images) + 1))
+
+
+def file_names(images: Sequence[ImageInput]) -> list[str]:
+    """Names for a COCO document: without folders, except where two images would share a name."""
+    counts = Counter(image.base_name for image in images)
+    return [image.base_name if counts[image.base_name] == 1 else image.source for image in images]

@@ -1,0 +1,46 @@
+"""``detrkit models``: the released checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from detrkit.cli.console import Debug, print_table
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the released checkpoints: name, Hub id, size and published accuracy on COCO."""
+    from detrkit.checkpoints.registry import REGISTRY
+
+    if as_json:
+        print(json.dumps([asdict(entry) for entry in REGISTRY.values()], indent=2))
+        return
+
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("name", no_wrap=True)
+    table.add_column("Hub id")
+    for heading in ("params (M)", "GFLOPs", "box AP", "PQ"):
+        table.add_column(heading, justify="right")
+    for entry in REGISTRY.values():
+        table.add_row(
+            entry.name,
+            entry.hub_id or "(not on the Hub)",
+            _number(entry.params),
+            _number(entry.gflops),
+            _number(entry.ap, decimals=1),
+            _number(entry.pq, decimals=1),
+        )
+    print_table(table)
+
+
+def _number(value: float | None, decimals: int = 0) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"

@@ -1,0 +1,134 @@
+"""detrkit's classes behind the Transformers names: auto classes and pipelines.
+
+``FAMILIES`` is the one table that says which classes serve a ``model_type``; a new family adds an entry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from detrkit.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The classes of one model family, by name so that the table can be read without importing torch.
+
+    Attributes:
+        package: Package with the modules ``configuration_*``, ``modeling_*`` and ``image_processing_*``.
+        config: Name of the configuration class.
+        models: Name of a Transformers auto class -> name of the model class that it gives.
+        detector: Name of the model class that finds boxes.
+        processor: Name of the image processor class.
+        processor_aliases: Other class names that ``preprocessor_config.json`` files on the Hub carry.
+    """
+
+    package: str
+    config: str
+    models: dict[str, str]
+    detector: str
+    processor: str
+    processor_aliases: tuple[str, ...] = ()
+
+    def load(self, name: str) -> Any:
+        """The class called ``name``, from whichever module of the family defines it."""
+        suffix = self.package.rpartition(".")[2]
+        if name == self.config:
+            module = f"configuration_{suffix}"
+        elif name == self.processor or name in self.processor_aliases:
+            module = f"image_processing_{suffix}"
+        else:
+            module = f"modeling_{suffix}"
+        return getattr(importlib.import_module(f"{self.package}.{module}"), name)
+
+
+#: ``model_type`` of a config.json -> the classes that serve it.
+FAMILIES: dict[str, Family] = {
+    "detr": Family(
+        package="detrkit.models.detr",
+        config="DetrConfig",
+        models={
+            "AutoModel": "DetrModel",
+            "AutoModelForObjectDetection": "DetrForObjectDetection",
+        },
+        detector="DetrForObjectDetection",
+        processor="DetrImageProcessor",
+        processor_aliases=("DetrImageProcessorFast", "DetrImageProcessorPil", "DetrFeatureExtractor"),
+    ),
+}
+
+
+def family_of(model_type: str | None, where: str) -> Family:
+    """The family that serves a ``model_type``.
+
+    Args:
+        model_type: What a config.json says.
+        where: The model's name, for the message.
+
+    Raises:
+        CheckpointError: No family of detrkit does.
+    """
+    family = FAMILIES.get(model_type or "")
+    if family is None:
+        said = f"is a {model_type!r} model" if model_type else "has no model_type in its config.json"
+        raise CheckpointError(f"{where} {said}; this version of detrkit loads: {', '.join(FAMILIES)}")
+    return family
+
+
+def register() -> None:
+    """Makes the Transformers auto classes and pipelines give detrkit's classes.
+
+    After this call ``AutoConfig``, ``AutoModel``, ``AutoModelForObjectDetection``, ``AutoImageProcessor`` and
+    ``transformers.pipeline`` use detrkit for every family in ``FAMILIES``. It lasts until the process ends;
+    calling it again changes nothing.
+    """
+    import transformers
+
+    for model_type, family in FAMILIES.items():
+        config = family.load(family.config)
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        for auto_class, model in family.models.items():
+            getattr(transformers, auto_class).register(config, family.load(model), exist_ok=True)
+        processor = family.load(family.processor)
+        # A backend that is left out would be filled with the class of Transformers. The aliases are found by
+        # their class names, which old preprocessor configs carry; the keys just have to be distinct.
+        backends = {"pil": processor, "torchvision": processor}
+        aliases = {name: family.load(name) for name in family.processor_aliases}
+        transformers.AutoImageProcessor.register(
+            config, image_processor_classes=backends | aliases, exist_ok=True
+        )
+
+
+def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
+    """``transformers.pipeline`` with detrkit's models and image processors.
+
+    Args:
+        task: Such as "object-detection".
+        model: A Hub id, a folder, a short name of the registry ("detr-resnet-50"), or a model.
+        **kwargs: Passed on to ``transformers.pipeline``.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        CheckpointError: ``model`` is a name that is neither a folder, a Hub id nor in the registry.
+
+    Example:
+        ```python
+        import detrkit
+
+        detect = detrkit.pipeline("object-detection", model="facebook/detr-resnet-101")
+        detect("photo.jpg")  # [{"score": 0.998, "label": "cat", "box": {"xmin": 344, ...}}, ...]
+        ```
+    """
+    import transformers
+
+    from detrkit.checkpoints.registry import resolve_model
+
+    if isinstance(model, (str, os.PathLike)):
+        model = resolve_model(os.fspath(model))
+    register()
+    return transformers.pipeline(task, model=model, **kwargs)

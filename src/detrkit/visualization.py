@@ -1,0 +1,200 @@
+"""Boxes with captions on a picture.
+
+The outlines and captions are drawn with Pillow: torchvision's drawing needs a font file on disk to draw text
+in a readable size, whereas Pillow carries a scalable font with it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Color = tuple[int, int, int]
+
+# One over the golden ratio: stepping the hue by it keeps the colours of neighbouring class ids far apart.
+_HUE_STEP = 0.618033988749895
+# (saturation, value) in turn, so that hues that come close after many classes still differ.
+_TONES = ((0.85, 0.95), (0.60, 1.00), (0.95, 0.72))
+_SMALLEST_READABLE_FONT = 8
+
+
+def class_color(label: int) -> Color:
+    """The colour of a class: always the same for the same id, far from its neighbours'.
+
+    Args:
+        label: Class id.
+
+    Returns:
+        Red, green and blue in [0, 255].
+    """
+    saturation, value = _TONES[label % len(_TONES)]
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + label * _HUE_STEP) % 1.0, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: np.ndarray | Sequence[Sequence[float]],
+    captions: Sequence[str] | None = None,
+    colors: Sequence[Color] | None = None,
+    *,
+    line_width: int | None = None,
+    font_size: int | None = None,
+) -> Image.Image:
+    """Draws boxes and their captions on a copy of a picture.
+
+    Outlines are drawn from the last box to the first, so that the first (the most confident) lies on top.
+    A caption never leaves the picture; it stands where it hides no other caption, if there is such a place.
+
+    Args:
+        image: The picture, any mode.
+        boxes: (N, 4) corners x0, y0, x1, y1 in pixels of ``image``. Parts outside of the picture are not
+            drawn; boxes that are wholly outside or not finite are left out.
+        captions: N texts; none are drawn when left out.
+        colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
+        line_width: Width of the outlines in pixels; by default it grows with the picture.
+        font_size: Height of the captions' font in pixels; by default it grows with the picture.
+
+    Returns:
+        A new RGB picture of the same size.
+
+    Raises:
+        ValueError: ``captions`` or ``colors`` are not as many as the boxes.
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if colors is None:
+        colors = [class_color(place) for place in range(len(boxes))]
+    for name, given in (("captions", captions), ("colors", colors)):
+        if given is not None and len(given) != len(boxes):
+            raise ValueError(f"{len(given)} {name} for {len(boxes)} boxes")
+
+    picture = image.convert("RGB")
+    if picture is image:
+        picture = image.copy()
+    length = math.sqrt(picture.width * picture.height)  # one measure of size for wide and tall pictures alike
+    line_width = line_width or max(1, round(length / 200))
+    if not font_size:
+        # Smaller in a crowd, whose captions would otherwise cover the picture.
+        crowd = max(1.0, math.sqrt(len(boxes) / 15))
+        font_size = max(11, round(length / 36 / crowd))
+
+    draw = ImageDraw.Draw(picture)
+    inside = [(i, _clip(box, picture.width, picture.height)) for i, box in enumerate(boxes)]
+    visible = [(i, box) for i, box in inside if box is not None]
+    for i, box in reversed(visible):
+        draw.rectangle(box, outline=colors[i], width=line_width)
+    if captions is not None:
+        _draw_captions(draw, picture.size, [(box, captions[i], colors[i]) for i, box in visible], font_size)
+    return picture
+
+
+def _clip(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """The part of a box inside the picture as whole pixels, corners included; None where there is none."""
+    if not np.isfinite(box).all():
+        return None
+    x0, y0, x1, y1 = box
+    if x1 < x0 or y1 < y0 or x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
+        return None
+    left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
+    return left, top, max(left, min(width, math.ceil(x1)) - 1), max(top, min(height, math.ceil(y1)) - 1)
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _draw_captions(
+    draw: ImageDraw.ImageDraw,
+    picture_size: tuple[int, int],
+    captions: list[tuple[tuple[int, int, int, int], str, Color]],
+    font_size: int,
+) -> None:
+    """Chooses a place for every caption in order of the list, then draws them with the first on top."""
+    placed: list[tuple[int, int, int, int]] = []
+    drawings = []
+    for box, text, color in captions:
+        font = _fitting_font(text, font_size, picture_size)
+        if font is None:
+            continue
+        place = _place(box, _tag_size(text, font), picture_size, placed)
+        placed.append(place)
+        drawings.append((place, text, font, color))
+    for place, text, font, color in reversed(drawings):
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
+        middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
+        draw.text(middle, text, fill=_text_color(color), font=font, anchor="mm")
+
+
+def _fitting_font(
+    text: str, font_size: int, picture_size: tuple[int, int]
+) -> ImageFont.ImageFont | ImageFont.FreeTypeFont | None:
+    """The font in the wanted size, else smaller so that the caption fits; None where none is readable."""
+    for size in range(font_size, _SMALLEST_READABLE_FONT - 1, -1):
+        width, height = _tag_size(text, _font(size))
+        if width <= picture_size[0] and height <= picture_size[1]:
+            return _font(size)
+    return None
+
+
+def _tag_size(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Width and height in pixels of a caption with its margin; the height is the same for every text."""
+    left, top, right, bottom = font.getbbox("Ag")
+    line = bottom - top
+    left, _, right, _ = font.getbbox(text)
+    margin = max(2, round(line / 4))
+    return math.ceil(right - left) + 2 * margin, math.ceil(line) + margin
+
+
+def _place(
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    picture_size: tuple[int, int],
+    placed: list[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """The best place for a caption: on top of its box, else inside, below or beside, moved into the picture.
+
+    Returns:
+        x0, y0, x1, y1 in pixels, the last column and row not included.
+    """
+    width, height = size
+    left, top, right, bottom = box
+    wishes = [
+        (left, top - height),
+        (left, top),
+        (right + 1 - width, top - height),
+        (right + 1 - width, top),
+        (left, bottom + 1 - height),
+        (left, bottom + 1),
+        (right + 1 - width, bottom + 1 - height),
+        (right + 1, top),
+        (left - width, top),
+    ]
+    best, least = None, math.inf
+    for wish_x, wish_y in wishes:
+        x = min(max(0, wish_x), picture_size[0] - width)
+        y = min(max(0, wish_y), picture_size[1] - height)
+        place = (x, y, x + width, y + height)
+        hidden = sum(_overlap(place, other) for other in placed)
+        if hidden < least:
+            best, least = place, hidden
+        if hidden == 0:
+            break
+    assert best is not None  # the list of wishes is not empty
+    return best
+
+
+def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels that two places share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _text_color(background: Color) -> Color:
+    """Black or white, whichever is easier to read on the background (ITU-R BT.601 luma)."""
+    luma = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
+    return (0, 0, 0) if luma > 140 else (255, 255, 255)
