@@ -143,8 +143,8 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
 
 def _explain_mismatch(source: Any, error: RuntimeError) -> str:
     return (
-        f"the tensors of {source} do not fit the configuration; pass ignore_mismatched_sizes=True to start those "
-        "below anew (for another number of labels or queries), or load it with its own configuration.\n"
+        f"the tensors of {source} do not fit the configuration; pass ignore_mismatched_sizes=True to start "
+        "those below anew (for another number of labels or queries), or load it with its own configuration.\n"
         f"{error}"
     )
 

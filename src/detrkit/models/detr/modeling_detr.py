@@ -171,17 +171,17 @@ class DetrModel(DetrPreTrainedModel):
         positions = positions.flatten(2).transpose(1, 2)
         memory_mask = key_mask(None if mask is None else mask.flatten(1))
 
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(
+        if isinstance(encoder_outputs, tuple):
+            encoded = EncoderOutput(*encoder_outputs)
+        else:
+            encoded = encoder_outputs or self.encoder(
                 feature_map.flatten(2).transpose(1, 2),
                 positions,
                 memory_mask,
                 output_attentions,
                 output_hidden_states,
             )
-        elif isinstance(encoder_outputs, tuple):
-            encoder_outputs = EncoderOutput(*encoder_outputs)
-        memory = encoder_outputs.last_hidden_state
+        memory: Tensor = encoded.last_hidden_state
 
         queries = decoder_inputs_embeds
         if queries is None:
@@ -203,8 +203,8 @@ class DetrModel(DetrPreTrainedModel):
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=memory,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
             intermediate_hidden_states=decoded.intermediate_hidden_states,
         )
         return output if _wants_dict(return_dict, config) else output.to_tuple()
