@@ -60,7 +60,7 @@ def _load_pickled_weights(path: Path) -> Any:
             warnings.simplefilter("ignore")  # remarks on pickle versions say nothing to a user
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        refused = re.search(r"(?:GLOBAL|unrecognized \w+) (\S+)", str(error))
+        refused = re.search(r"\bGLOBAL ([\w.]*\w)", str(error))
         if refused:
             raise CheckpointError(
                 f"refused to read {path}: it asks for {refused[1]}, and only tensors are read; if you trust "
