@@ -354,31 +354,26 @@ class Detector:
         finished: dict[int, Detections] = {}
         following = 0  # position of the next result to give
 
-        def run(shape: tuple[int, ...]) -> None:
-            batch = waiting.pop(shape)
-            finished.update(zip((item.position for item in batch), self._detect(batch, threshold)))
-
         for position, source in enumerate(images):
             item = self._prepare(position, source, exif_orientation)
             batch = waiting.setdefault(item.shape, [])
             batch.append(item)
-            if len(batch) == batch_size:
-                run(item.shape)
-            elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch_size:
-                # The first image in line holds up every result behind it.
-                run(min(waiting, key=lambda shape: waiting[shape][0].position))
+            held_up = position + 1 - following >= _WAITING_BATCHES * batch_size
+            if len(batch) < batch_size and held_up:
+                # The first image in line holds up the results of all behind it.
+                batch = min(waiting.values(), key=lambda items: items[0].position)
+            if len(batch) == batch_size or held_up:
+                finished.update(self._detect(waiting.pop(batch[0].shape), threshold))
             while following in finished:
                 yield finished.pop(following)
                 following += 1
-        for shape in list(waiting):
-            run(shape)
+        for batch in waiting.values():
+            finished.update(self._detect(batch, threshold))
         for position in sorted(finished):
             yield finished[position]
 
     def _prepare(self, position: int, source: Any, exif_orientation: bool) -> _Prepared:
-        from detrkit.processing.images import load_image
-
-        image = load_image(source, exif_orientation=exif_orientation)
+        image = read_image(source, exif_orientation=exif_orientation)
         inputs = self.processor(images=[image], return_tensors="pt")
         return _Prepared(
             position=position,
@@ -389,8 +384,8 @@ class Detector:
             exif_orientation=exif_orientation,
         )
 
-    def _detect(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[Detections]:
-        """Runs the model on images of one processed size."""
+    def _detect(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[tuple[int, Detections]]:
+        """Runs the model on images of one processed size; gives their positions and detections."""
         import torch
 
         inputs = {
@@ -406,7 +401,7 @@ class Detector:
         results = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=[item.image_size for item in batch]
         )
-        return (self._detections(result, item) for result, item in zip(results, batch))
+        return ((item.position, self._detections(result, item)) for result, item in zip(results, batch))
 
     def _detections(self, result: dict[str, torch.Tensor], item: _Prepared) -> Detections:
         scores = result["scores"].cpu().numpy().astype(np.float32)
@@ -437,6 +432,28 @@ class _Prepared:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.pixel_values.shape[-2:])
+
+
+def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
+    """Reads one image and leaves its EXIF block behind: whether to turn the image is settled here, once.
+
+    Args:
+        source: Path, address, PIL image, array or tensor.
+        exif_orientation: Turn the image as its EXIF entry says.
+
+    Returns:
+        The RGB image.
+
+    Raises:
+        ImageError: The image cannot be found, read or used.
+    """
+    from detrkit.processing.images import load_image
+
+    image = load_image(source, exif_orientation=exif_orientation)
+    if image.info or image.format is not None:
+        image = image.copy()
+        image.info = {}
+    return image
 
 
 def with_progress(results: Iterable[Detections], total: int | None) -> Iterator[Detections]:

@@ -138,11 +138,11 @@ class _Run:
 
     def read(self) -> Iterator[tuple[int, Image]]:
         """Position and picture of every image that can be read; the others are reported on stderr."""
-        from detrkit.processing.images import load_image
+        from detrkit.detector import read_image
 
         for position, item in enumerate(self.inputs):
             try:
-                image = load_image(item.source, exif_orientation=self.exif_orientation)
+                image = read_image(item.source, exif_orientation=self.exif_orientation)
             except ImageError as error:
                 self.failed += 1
                 if self.debug:

@@ -1,0 +1,86 @@
+"""A tiny DETR and small pictures, made by the tests themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetConfig
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the subprocesses
+torch.set_num_threads(1)
+
+TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
+
+
+def make_tiny_detr(folder: Path) -> Path:
+    """Saves a DETR with random weights: a narrow ResNet, 2 + 2 layers, 12 queries, 3 named classes.
+
+    Queries and class head are far larger than at initialisation, so that the queries find different things with
+    scores all over [0, 1].
+    """
+    from detrkit import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
+    config = DetrConfig(
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        num_queries=12,
+        id2label=TINY_NAMES,
+        label2id={name: label for label, name in TINY_NAMES.items()},
+    )
+    model = DetrForObjectDetection(config).eval()
+    with torch.no_grad():
+        model.model.query_position_embeddings.weight.normal_(std=30)
+        model.class_labels_classifier.weight.normal_(std=0.7)
+        model.class_labels_classifier.bias.zero_()
+    model.save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny DETR; its images are resized to a shortest edge of 64 pixels."""
+    return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-detr")
+
+
+def make_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A colourful RGB picture of blurred noise; different seeds give different pictures."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Four picture files of three shapes: wide, tall, wide (PNG) and square."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    sizes = {"wide.jpg": (120, 80), "tall.jpg": (80, 120), "wide_too.png": (120, 80), "square.jpg": (90, 90)}
+    for seed, (name, size) in enumerate(sizes.items()):
+        make_picture(*size, seed=seed).save(folder / name)
+    return [folder / name for name in sizes]
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,291 @@
+"""The calls of model cards and pipelines, made by a fresh process on a Hub that the test serves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detrkit.errors import CheckpointError
+from detrkit.integration import FAMILIES, family_of
+from tests.conftest import make_picture
+from tests.golden import GOLDEN, golden_batch, golden_case, golden_weights, needs_golden
+from tests.hub_server import HubServer, folder_files
+
+REPOSITORY = "facebook/detr-resnet-101"
+
+
+def run_python(code: str, hub: HubServer, home: Path, *arguments: str) -> Any:
+    """Runs code in a process that knows this Hub only; gives the JSON value that it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=hub.environment(home),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_detr: Path) -> Iterator[HubServer]:
+    """A Hub whose facebook/detr-resnet-101 is the tiny model; ``main`` has another class name than ``no_timm``."""
+    files = dict(folder_files(tiny_detr))
+    config = json.loads((tiny_detr / "config.json").read_text())
+    config["id2label"]["1"] = "cat on main"
+    config.pop("label2id", None)
+    with HubServer(
+        {REPOSITORY: {"no_timm": files, "main": files | {"config.json": json.dumps(config).encode()}}}
+    ) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "room.png"
+    make_picture(120, 80).save(path)
+    return path
+
+
+# The snippet of the model card; only the import differs from what stands there.
+CARD = """
+import json, sys
+from detrkit import DetrImageProcessor, DetrForObjectDetection
+import torch
+from PIL import Image
+
+image = Image.open(sys.argv[1])
+
+processor = DetrImageProcessor.from_pretrained("facebook/detr-resnet-101", revision="no_timm")
+model = DetrForObjectDetection.from_pretrained("facebook/detr-resnet-101", revision="no_timm")
+
+inputs = processor(images=image, return_tensors="pt")
+outputs = model(**inputs)
+
+target_sizes = torch.tensor([image.size[::-1]])
+results = processor.post_process_object_detection(outputs, target_sizes=target_sizes, threshold=0.2)[0]
+
+found = []
+for score, label, box in zip(results["scores"], results["labels"], results["boxes"]):
+    box = [round(i, 2) for i in box.tolist()]
+    found.append([model.config.id2label[label.item()], round(score.item(), 3), box])
+print(json.dumps(found))
+"""
+
+
+def test_the_model_cards_snippet_runs_with_only_the_import_changed(
+    hub: HubServer, tiny_detr: Path, picture: Path, tmp_path: Path
+) -> None:
+    from detrkit import Detector
+
+    hub.requests.clear()
+    found = run_python(CARD, hub, tmp_path, str(picture))
+    wanted = Detector.from_pretrained(tiny_detr, device="cpu")(picture, threshold=0.2)
+    assert len(wanted) > 0
+    assert sorted(name for name, _, _ in found) == sorted(wanted.names)
+    assert sorted(score for _, score, _ in found) == pytest.approx(sorted(wanted.scores.tolist()), abs=2e-3)
+    # Nothing else was asked for: no weights of the backbone, no other repository.
+    assert hub.repositories_asked_for() == {REPOSITORY}
+    assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= hub.files_fetched()
+
+
+DETECTOR = """
+import json, sys
+from detrkit import Detector
+names = [Detector.from_pretrained(*sys.argv[2:3], revision=revision).names[1] for revision in (None, "no_timm")]
+found = Detector.from_pretrained(sys.argv[2])(sys.argv[1], threshold=0)
+print(json.dumps({"names": names, "found": len(found)}))
+"""
+
+
+@pytest.mark.parametrize("model", [REPOSITORY, "detr-resnet-101"])
+def test_the_detector_loads_hub_ids_short_names_and_revisions(
+    hub: HubServer, picture: Path, tmp_path: Path, model: str
+) -> None:
+    answer = run_python(DETECTOR, hub, tmp_path, str(picture), model)
+    assert answer == {"names": ["cat on main", "cat"], "found": 12}
+
+
+MISSING = """
+import json, sys
+from detrkit import Detector
+from detrkit.errors import CheckpointError
+said = []
+for model, revision in (("someone/no-such-model", None), ("facebook/detr-resnet-101", "no-such-branch")):
+    try:
+        Detector.from_pretrained(model, revision=revision)
+    except CheckpointError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_what_the_hub_does_not_have_is_named_in_one_line(hub: HubServer, tmp_path: Path) -> None:
+    no_model, no_branch = run_python(MISSING, hub, tmp_path)
+    assert "someone/no-such-model" in no_model
+    assert "no-such-branch" in no_branch
+    assert "\n" not in no_model + no_branch
+
+
+AUTO = """
+import json, sys
+import detrkit, transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+
+image, folder = sys.argv[1:]
+before = type(AutoConfig.from_pretrained(folder)).__module__
+detrkit.register()
+detrkit.register()
+answer = {"before": before, "auto": {}, "pipelines": {}, "backends": {}, "types": {}}
+for where in (folder, "facebook/detr-resnet-101"):
+    made = [c.from_pretrained(where) for c in (AutoConfig, AutoModel, AutoModelForObjectDetection, AutoImageProcessor)]
+    answer["auto"][where] = [f"{type(m).__module__}.{type(m).__name__}" for m in made]
+for where in (folder, "facebook/detr-resnet-101", "detr-resnet-101"):
+    pipe = detrkit.pipeline("object-detection", model=where)
+    found = pipe(image, threshold=0.2)
+    answer["pipelines"][where] = [type(pipe.model).__module__, type(pipe.image_processor).__module__, found]
+pipe = transformers.pipeline("object-detection", model=folder)
+answer["pipelines"]["transformers"] = [type(pipe.model).__module__, type(pipe.image_processor).__module__, pipe(image, threshold=0.2)]
+for backend in ("pil", "torchvision", None):
+    answer["backends"][str(backend)] = type(AutoImageProcessor.from_pretrained(folder, backend=backend)).__module__
+config_file = folder + "/preprocessor_config.json"
+config = json.load(open(config_file))
+config.pop("image_processor_type", None)
+forms = [{"image_processor_type": name} for name in ("DetrImageProcessor", "DetrImageProcessorFast", "DetrImageProcessorPil")]
+forms += [{"feature_extractor_type": "DetrFeatureExtractor"}, {"image_processor_type": "DetrFeatureExtractor"}, {}]
+for form in forms:
+    json.dump(config | form, open(config_file, "w"))
+    answer["types"][json.dumps(form)] = type(AutoImageProcessor.from_pretrained(folder)).__module__
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="module")
+def registered(
+    hub: HubServer, tiny_detr: Path, picture: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """What a process sees that calls ``detrkit.register()`` and ``detrkit.pipeline()``."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("auto") / "tiny"
+    shutil.copytree(tiny_detr, folder)
+    answer = run_python(AUTO, hub, tmp_path_factory.mktemp("home"), str(picture), str(folder))
+    return answer | {"folder": str(folder)}
+
+
+def test_register_makes_the_auto_classes_give_detrkits_classes(registered: Any) -> None:
+    assert registered["before"].startswith("transformers.")
+    assert len(registered["auto"]) == 2
+    for names in registered["auto"].values():
+        assert names == [
+            "detrkit.models.detr.configuration_detr.DetrConfig",
+            "detrkit.models.detr.modeling_detr.DetrModel",
+            "detrkit.models.detr.modeling_detr.DetrForObjectDetection",
+            "detrkit.models.detr.image_processing_detr.DetrImageProcessor",
+        ]
+
+
+def test_register_covers_every_backend_and_class_name_of_the_image_processor(registered: Any) -> None:
+    modules = {**registered["backends"], **registered["types"]}
+    assert len(modules) == 9
+    assert set(modules.values()) == {"detrkit.models.detr.image_processing_detr"}
+
+
+def test_pipelines_run_detrkits_model_and_processor(registered: Any, tiny_detr: Path, picture: Path) -> None:
+    from detrkit import Detector
+
+    wanted = Detector.from_pretrained(tiny_detr, device="cpu")(picture, threshold=0.2)
+    assert set(registered["pipelines"]) == {
+        registered["folder"],
+        REPOSITORY,
+        "detr-resnet-101",
+        "transformers",
+    }
+    for model, processor, found in registered["pipelines"].values():
+        assert model == "detrkit.models.detr.modeling_detr"
+        assert processor == "detrkit.models.detr.image_processing_detr"
+        scores = sorted((entry["score"] for entry in found), reverse=True)
+        assert scores == pytest.approx(wanted.scores.tolist(), abs=1e-4)
+        assert all(set(entry["box"]) == {"xmin", "ymin", "xmax", "ymax"} for entry in found)
+
+
+def test_a_pipeline_of_a_misspelt_name_is_refused_with_a_suggestion() -> None:
+    from detrkit import pipeline
+
+    with pytest.raises(CheckpointError, match="detr-resnet-101"):
+        pipeline("object-detection", model="detr-resnet-1O1")
+
+
+@pytest.mark.parametrize("model_type", [None, "", "bert"])
+def test_a_model_type_of_no_family_is_refused(model_type: str | None) -> None:
+    with pytest.raises(CheckpointError, match="some/model"):
+        family_of(model_type, "some/model")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_name_in_the_table_of_families_is_a_class(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    assert family.load(family.config).model_type == model_type
+    for name in (family.processor, *family.processor_aliases, *family.models.values(), family.detector):
+        assert family.load(name).__name__ == name
+
+
+FULL_SIZE = """
+import json, sys
+import numpy as np, torch
+from detrkit import DetrForObjectDetection, DetrImageProcessor
+
+processor = DetrImageProcessor.from_pretrained("facebook/detr-resnet-101", revision="no_timm")
+model = DetrForObjectDetection.from_pretrained("facebook/detr-resnet-101", revision="no_timm").eval()
+batch = np.load(sys.argv[1])
+with torch.no_grad():
+    outputs = model(pixel_values=torch.from_numpy(batch["pixels"]), pixel_mask=torch.from_numpy(batch["mask"]))
+np.savez(sys.argv[2], logits=outputs.logits, pred_boxes=outputs.pred_boxes)
+print(json.dumps(processor.size["longest_edge"]))
+"""
+
+
+@pytest.mark.slow
+@needs_golden
+@pytest.mark.parametrize("revision", ["no_timm", "main"])
+def test_the_hubs_detr_resnet_101_loads_from_the_hub_and_gives_its_numbers(
+    tmp_path: Path, revision: str
+) -> None:
+    import numpy as np
+    from safetensors.torch import save
+
+    case = golden_case(f"hub/detr-resnet-101@{revision}")
+    old_processor = {
+        "feature_extractor_type": "DetrFeatureExtractor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "do_normalize": True,
+        "size": 800,
+        "max_size": 1333,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    files = {
+        "config.json": GOLDEN / f"hub/detr-resnet-101@{revision}/config.json",
+        "preprocessor_config.json": json.dumps(old_processor).encode(),
+        "model.safetensors": save(golden_weights(case), metadata={"format": "pt"}),
+    }
+    pixels, mask = golden_batch()
+    np.savez(tmp_path / "batch.npz", pixels=pixels.numpy(), mask=mask.numpy())
+    code = FULL_SIZE.replace("no_timm", revision)
+    with HubServer({REPOSITORY: {revision: files}}) as hub:
+        longest = run_python(
+            code, hub, tmp_path / "home", str(tmp_path / "batch.npz"), str(tmp_path / "out.npz")
+        )
+        assert hub.repositories_asked_for() == {REPOSITORY}
+    outputs = np.load(tmp_path / "out.npz")
+    assert longest == 1333
+    np.testing.assert_allclose(outputs["logits"], case["outputs"]["logits"], atol=1e-4)
+    np.testing.assert_allclose(outputs["pred_boxes"], case["outputs"]["pred_boxes"], atol=1e-5)
