@@ -1,0 +1,374 @@
+"""Reading images: whatever a caller has, as RGB bytes.
+
+Here an image with eight bits a channel is a ``PIL.Image.Image`` in mode RGB, as in the original
+(``Image.open(...).convert("RGB")``); an image of real numbers is a float32 tensor of shape (3, height, width).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+
+from detrkit.errors import ImageError
+
+logger = logging.getLogger("detrkit")
+
+# What load_image takes: a path, a URL, a PIL image, an array or a tensor.
+ImageSource = Any
+
+CHANNELS_FIRST = "channels_first"
+CHANNELS_LAST = "channels_last"
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds to wait for a web server."""
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Largest image that is opened, in pixels: twice Pillow's warning limit, where Pillow itself refuses."""
+
+_EXIF_ORIENTATION_TAG = 0x0112
+_WEB_SCHEMES = ("http", "https")
+
+
+def load_image(
+    source: ImageSource,
+    *,
+    exif_orientation: bool = False,
+    timeout: float = DEFAULT_TIMEOUT,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+) -> PIL.Image.Image:
+    """Reads an image from anywhere and gives it in mode RGB.
+
+    Args:
+        source: A path, a ``file:``, ``http:`` or ``https:`` URL, a PIL image, or an array or tensor of one
+            image with the channels first or last. Arrays of real numbers count as fractions of full
+            brightness when all values lie in 0..1, else as 0..255.
+        exif_orientation: Turn the image upright as its EXIF orientation says. Off by default, as in the
+            original: COCO's boxes refer to the pixels as they are stored.
+        timeout: Seconds to wait for a web server.
+        max_pixels: Largest number of pixels to decode; None for no limit.
+
+    Raises:
+        ImageError: The image cannot be found, read or used.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return to_rgb(orient(source, exif_orientation))
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return _array_to_rgb(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"cannot read an image from {type(source).__name__}; "
+            "pass a path, a URL, a PIL image, a NumPy array or a torch tensor"
+        )
+    name = os.fspath(source)
+    stream = _open_stream(name, timeout, max_pixels)
+    with stream:
+        return _decode(stream, name, exif_orientation, max_pixels)
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Converts a PIL image of any mode to RGB; an RGB image is returned as it is.
+
+    Eight-bit modes go through ``convert("RGB")``, as in the original: palettes are looked up, transparency is
+    dropped, CMYK is converted. Pillow would clip brighter modes at 255, so those are scaled instead: 16-bit
+    gray by 1/257; mode I, which holds 16-bit gray in files that Pillow reads so, by 1/257 where a value
+    exceeds 255; mode F by 255 where all values lie in 0..1.
+
+    Raises:
+        ImageError: The pixels cannot be decoded, are not finite, or lie outside 16 bits.
+    """
+    name = getattr(image, "filename", "") or "the image"
+    try:
+        if image.mode == "RGB":
+            image.load()
+            return image
+        if image.mode.startswith("I;16"):
+            return _gray(_divide_rounding(np.asarray(image), 257))
+        if image.mode == "I":
+            return _gray(_integers_to_bytes(np.asarray(image), name))
+        if image.mode == "F":
+            return _gray(_reals_to_bytes(np.asarray(image), name))
+        return image.convert("RGB")
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ImageError(
+            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
+        ) from error
+
+
+def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = None) -> PIL.Image.Image:
+    """Applies the EXIF orientation where that is asked for, and warns where it is not but would matter.
+
+    Args:
+        image: An image of any mode.
+        exif_orientation: Whether to turn the image upright.
+        name: What a warning calls the image.
+    """
+    orientation = _stored_orientation(image)
+    if orientation == 1:
+        return image
+    if exif_orientation:
+        return PIL.ImageOps.exif_transpose(image)
+    logger.warning(
+        "%s: EXIF orientation %d is not applied, boxes refer to the pixels as stored; "
+        "pass exif_orientation=True to turn the image upright",
+        name or getattr(image, "filename", "") or "image",
+        orientation,
+    )
+    return image
+
+
+def flatten_images(images: Any) -> list[ImageSource]:
+    """Gives a flat list of single images from one image, a list (of lists) of them or a 4-D array.
+
+    Lists of numbers are taken as arrays.
+
+    Raises:
+        ImageError: There is no image in ``images``.
+    """
+    flat = list(_iterate_images(images))
+    if not flat:
+        raise ImageError("no image given; pass an image or a list of images")
+    return flat
+
+
+def to_raster(
+    source: ImageSource, *, input_data_format: str | None = None, exif_orientation: bool = False
+) -> PIL.Image.Image | torch.Tensor:
+    """Prepares one image for the processor: a PIL image in mode RGB for bytes, a tensor for real numbers.
+
+    Args:
+        source: Anything that :func:`load_image` takes.
+        input_data_format: ``"channels_first"`` or ``"channels_last"`` of an array; found from the shape when
+            None.
+        exif_orientation: See :func:`load_image`.
+
+    Returns:
+        An RGB image, or a float32 tensor of shape (3, height, width) on the CPU with the values as they are.
+
+    Raises:
+        ImageError: The image cannot be read or used.
+    """
+    if not isinstance(source, (np.ndarray, torch.Tensor)):
+        return load_image(source, exif_orientation=exif_orientation)
+    array = _to_numpy(source)
+    planes = _channels_first(array, input_data_format)
+    if np.issubdtype(array.dtype, np.floating):
+        real = torch.from_numpy(np.array(planes, dtype=np.float32))
+        if not bool(torch.isfinite(real).all()):
+            raise ImageError("the image array holds NaN or infinite values; replace them before processing")
+        return real.expand(3, -1, -1) if len(real) == 1 else real[:3]
+    return _planes_to_rgb(_integers_to_bytes(planes, "the image array"))
+
+
+def _iterate_images(images: Any) -> Iterator[ImageSource]:
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        yield from images
+    elif isinstance(images, (list, tuple)):
+        if _is_nested_numbers(images):
+            yield from _iterate_images(np.asarray(images))
+        else:
+            for image in images:
+                yield from _iterate_images(image)
+    else:
+        yield images
+
+
+def _is_nested_numbers(value: Any) -> bool:
+    """Whether nested lists end in numbers, judged by their first element."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return isinstance(value, (int, float))
+
+
+def _open_stream(name: str, timeout: float, max_pixels: int | None) -> io.BufferedIOBase | Any:
+    # A Windows path such as C:\photo.jpg looks like a URL with a one-letter scheme.
+    scheme = urllib.parse.urlsplit(name).scheme.lower() if "://" in name or name.startswith("file:") else ""
+    if scheme in _WEB_SCHEMES:
+        return _download(name, timeout, max_pixels)
+    if scheme == "file":
+        name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
+    elif scheme:
+        raise ImageError(
+            f"{name}: URLs of scheme {scheme!r} are not supported; use http, https, file or a path"
+        )
+    path = Path(name)
+    if path.is_dir():
+        raise ImageError(f"{name}: is a folder, not an image; name the files in it")
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be opened ({error})") from error
+
+
+def _download(url: str, timeout: float, max_pixels: int | None) -> io.BytesIO:
+    # Eight bytes a pixel is more than any image file of that many pixels needs.
+    limit = None if max_pixels is None else max_pixels * 8
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "detrkit"})
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            data = response.read() if limit is None else response.read(limit + 1)
+    except urllib.error.HTTPError as error:
+        raise ImageError(f"{url}: the server answered {error.code} {error.reason}; check the URL") from error
+    except (OSError, ValueError) as error:  # URLError, time-outs and malformed URLs
+        reason = getattr(error, "reason", error)
+        raise ImageError(f"{url}: cannot be fetched ({reason}); check the URL and the connection") from error
+    if limit is not None and len(data) > limit:
+        raise ImageError(f"{url}: larger than {limit} bytes; raise max_pixels if you trust it")
+    return io.BytesIO(data)
+
+
+def _decode(stream: Any, name: str, exif_orientation: bool, max_pixels: int | None) -> PIL.Image.Image:
+    if not stream.read(1):
+        raise ImageError(f"{name}: the file is empty")
+    stream.seek(0)
+    try:
+        with warnings.catch_warnings():
+            # Sizes between Pillow's warning and its refusal are governed by max_pixels.
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            image: PIL.Image.Image = PIL.Image.open(stream)
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not an image that Pillow can read; convert it to JPEG or PNG") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too many pixels to open safely ({error})") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ImageError(
+            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
+        ) from error
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{name}: {image.width}x{image.height} exceeds {max_pixels} pixels; shrink it or raise max_pixels"
+        )
+    try:
+        image.load()
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ImageError(
+            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
+        ) from error
+    image = to_rgb(orient(image, exif_orientation, name))
+    # The orientation is dealt with; left in place it would be applied, or warned of, a second time.
+    image.info.pop("exif", None)
+    return image
+
+
+def _stored_orientation(image: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 where there is none or it cannot be read."""
+    # Building the Exif object costs more than this look, and most images carry no such block. (A TIFF's
+    # orientation is not here: Pillow itself applies it while loading.)
+    if "exif" not in image.info:
+        return 1
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
+    except (
+        Exception
+    ):  # a broken block raises anything from struct.error to KeyError, and must not lose the image
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _to_numpy(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The array itself, checked for a usable dtype; bfloat16, which NumPy lacks, becomes float32."""
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        array: np.ndarray = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+    else:
+        array = source
+    if array.dtype.kind not in "buif":
+        raise ImageError(f"an image array cannot be of dtype {array.dtype}; pass uint8, or floats")
+    return array
+
+
+def _channels_first(array: np.ndarray, input_data_format: str | None) -> np.ndarray:
+    """A view of shape (channels, height, width) with 1, 3 or 4 channels of an array in any layout."""
+    if array.ndim == 2:
+        array, input_data_format = array[None], CHANNELS_FIRST
+    if array.ndim != 3:
+        raise ImageError(
+            f"an image array has 2 or 3 dimensions, not {array.ndim} (shape {array.shape}); "
+            "pass (height, width), (height, width, channels) or (channels, height, width)"
+        )
+    if 0 in array.shape:
+        raise ImageError(f"the image array is empty (shape {array.shape})")
+    layout = getattr(input_data_format, "value", input_data_format) or _find_layout(array.shape)
+    if layout == CHANNELS_LAST:
+        array = np.moveaxis(array, -1, 0)
+    elif layout != CHANNELS_FIRST:
+        raise ImageError(f"input_data_format must be {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, not {layout!r}")
+    if len(array) not in (1, 3, 4):
+        raise ImageError(f"an image has 1, 3 or 4 channels, not {len(array)}; pass gray, RGB or RGBA")
+    return array
+
+
+def _find_layout(shape: tuple[int, ...]) -> str:
+    """Where the channels are; an axis of 3 wins over one of 1 or 4, and the first over the last."""
+    first, last = shape[0], shape[-1]
+    if first == 3 or (first in (1, 4) and last != 3):
+        if first == 3 and last == 3:
+            logger.warning(
+                "an image of shape %s could have its channels first or last; taking them as first, "
+                "pass input_data_format to say which",
+                shape,
+            )
+        return CHANNELS_FIRST
+    if last in (1, 3, 4):
+        return CHANNELS_LAST
+    raise ImageError(f"no axis of shape {shape} can be the channels (1, 3 or 4); pass gray, RGB or RGBA")
+
+
+def _array_to_rgb(source: np.ndarray | torch.Tensor) -> PIL.Image.Image:
+    array = _to_numpy(source)
+    planes = _channels_first(array, None)
+    convert = _reals_to_bytes if array.dtype.kind == "f" else _integers_to_bytes
+    return _planes_to_rgb(convert(planes, "the image array"))
+
+
+def _planes_to_rgb(planes: np.ndarray) -> PIL.Image.Image:
+    """RGB image of a uint8 array (channels, height, width); a fourth channel is dropped."""
+    if len(planes) == 1:
+        return _gray(planes[0])
+    pixels = np.moveaxis(planes[:3], 0, -1)
+    if pixels.flags.c_contiguous:
+        return PIL.Image.fromarray(pixels)
+    # Merging planes is several times faster than interleaving them in NumPy.
+    return PIL.Image.merge("RGB", [PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in planes[:3]])
+
+
+def _gray(pixels: np.ndarray) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _integers_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if values.dtype == np.uint16:
+        return _divide_rounding(values, 257)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{name} holds values from {low} to {high}; integers must lie in 0..255 or 0..65535")
+    return values.astype(np.uint8) if high <= 255 else _divide_rounding(values, 257)
+
+
+def _reals_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} holds NaN or infinite values; replace them before use")
+    fractions = values.min() >= 0 and values.max() <= 1
+    return (np.clip(values * 255.0 if fractions else values, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _divide_rounding(values: np.ndarray, divisor: int) -> np.ndarray:
+    return ((values.astype(np.uint32) + divisor // 2) // divisor).astype(np.uint8)

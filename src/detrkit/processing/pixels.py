@@ -1,0 +1,106 @@
+"""From bytes to the network's input: rescaling, normalisation and padding in one pass over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from detrkit.processing.resize import resize_image, resize_real
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class PixelScaling:
+    """What happens to a pixel: ``value * scale + bias``, for each of the three channels.
+
+    Rescaling and normalising, ``(value * rescale_factor - mean) / std``, are one multiplication and one
+    addition. Against the original's three steps in float32 the result differs by rounding only (below 1e-6
+    for ImageNet's mean and standard deviation).
+    """
+
+    scale: tuple[float, float, float]
+    bias: tuple[float, float, float]
+
+    @classmethod
+    def of(
+        cls,
+        rescale_factor: float | None = 1 / 255,
+        mean: float | Sequence[float] | None = IMAGENET_MEAN,
+        std: float | Sequence[float] | None = IMAGENET_STD,
+    ) -> PixelScaling | None:
+        """Builds the scaling from the steps to take.
+
+        Args:
+            rescale_factor: Factor of the rescaling; None to leave it out.
+            mean: Means to subtract, one or three; None to leave normalisation out.
+            std: Standard deviations to divide by, one or three; None to leave normalisation out.
+
+        Returns:
+            The scaling, or None where there is nothing to do and bytes stay bytes.
+
+        Raises:
+            ValueError: A wrong number of means or deviations, or a deviation of 0.
+        """
+        normalize = mean is not None and std is not None
+        if rescale_factor is None and not normalize:
+            return None
+        factor = 1.0 if rescale_factor is None else float(rescale_factor)
+        means = _per_channel(mean, "image_mean") if normalize else (0.0, 0.0, 0.0)
+        stds = _per_channel(std, "image_std") if normalize else (1.0, 1.0, 1.0)
+        if 0.0 in stds:
+            raise ValueError("image_std holds a 0, by which nothing can be divided")
+        red, green, blue = stds
+        return cls(
+            (factor / red, factor / green, factor / blue),
+            (-means[0] / red, -means[1] / green, -means[2] / blue),
+        )
+
+    def apply_(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scales float pixels (3, height, width) in place."""
+        for plane, scale, bias in zip(pixels, self.scale, self.bias):
+            torch.add(torch.tensor(bias), plane, alpha=scale, out=plane)
+        return pixels
+
+
+def write_pixels(
+    image: PIL.Image.Image | torch.Tensor,
+    size: tuple[int, int],
+    out: torch.Tensor,
+    *,
+    resample: Any = None,
+    scaling: PixelScaling | None = None,
+) -> None:
+    """Resizes an image and writes its scaled pixels.
+
+    Args:
+        image: An RGB image, or a float32 tensor (3, height, width).
+        size: (height, width) in pixels after resizing.
+        out: Where to write: (3, height, width), uint8 without scaling and float32 with it; may be a view.
+        resample: Filter of the resizing.
+        scaling: What to do to the pixels.
+    """
+    if isinstance(image, torch.Tensor):
+        out.copy_(resize_real(image, *size, resample))
+    else:
+        bands = resize_image(image, *size, resample).split()
+        for plane, band in zip(out, bands):
+            plane.copy_(torch.from_numpy(np.array(band)))
+    if scaling is not None:
+        scaling.apply_(out)
+
+
+def _per_channel(value: Any, name: str) -> tuple[float, float, float]:
+    values = [float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64))]
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise ValueError(f"{name} must be one number or three, one for each channel; got {value!r}")
+    red, green, blue = values
+    return red, green, blue

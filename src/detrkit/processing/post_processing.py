@@ -1,0 +1,135 @@
+"""From a detector's outputs to boxes in the image, shared by the three families.
+
+A family turns its logits into candidates, by :func:`softmax_detections` or :func:`sigmoid_top_k_detections`;
+the rest is the same for all. Everything runs on the outputs' device and in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+# (batch, 2), or one (height, width) for each image, in pixels.
+TargetSizes: TypeAlias = torch.Tensor | Sequence[Any]
+
+
+class Candidates(NamedTuple):
+    """Scored boxes of a batch before any threshold.
+
+    Attributes:
+        scores: float32 (batch, candidates), probabilities.
+        labels: int64 (batch, candidates).
+        boxes: float32 (batch, candidates, 4), xyxy, normalised to the image.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    boxes: torch.Tensor
+
+
+def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor) -> Candidates:
+    """DETR's reading: one candidate a query, its best class under a softmax that ends with "no object".
+
+    Source: ``PostProcess`` in models/detr.py of facebookresearch/detr.
+
+    Args:
+        logits: (batch, queries, classes + 1).
+        boxes: (batch, queries, 4), cxcywh, normalised.
+
+    Returns:
+        As many candidates as queries, in the order of the queries.
+    """
+    scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
+    return Candidates(scores, labels, cxcywh_to_xyxy(boxes.float()))
+
+
+def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) -> Candidates:
+    """Conditional and Deformable DETR's reading: the k best pairs of query and class under a sigmoid.
+
+    Source: ``PostProcess`` in models/deformable_detr.py of fundamentalvision/Deformable-DETR.
+
+    Args:
+        logits: (batch, queries, classes), without a "no object" class.
+        boxes: (batch, queries, 4), cxcywh, normalised.
+        k: Number of candidates; all pairs where there are fewer.
+
+    Returns:
+        The candidates from best to worst; a query can appear with several classes.
+    """
+    classes = logits.shape[-1]
+    probabilities = logits.float().sigmoid().flatten(1)
+    scores, pairs = probabilities.topk(min(k, probabilities.shape[1]), dim=1)
+    queries, labels = pairs // classes, pairs % classes
+    corners = cxcywh_to_xyxy(boxes.float())
+    return Candidates(scores, labels, corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4)))
+
+
+def select_detections(
+    candidates: Candidates, threshold: float | None = None, target_sizes: TargetSizes | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Keeps the candidates above a threshold and scales their boxes to the images.
+
+    Args:
+        candidates: Scored boxes of a batch.
+        threshold: Candidates with a greater score are kept; all of them when None.
+        target_sizes: Size of each image, which boxes are scaled to; they stay normalised when None.
+
+    Returns:
+        For each image ``scores`` (n,), ``labels`` (n,) and ``boxes`` (n, 4), xyxy in pixels or normalised.
+
+    Raises:
+        ValueError: The number of sizes is not that of the images.
+    """
+    scores, labels, boxes = candidates
+    if target_sizes is not None:
+        boxes = scale_boxes(boxes, target_sizes)
+    results = []
+    for image_scores, image_labels, image_boxes in zip(scores, labels, boxes):
+        keep = slice(None) if threshold is None else image_scores > threshold
+        results.append(
+            {"scores": image_scores[keep], "labels": image_labels[keep], "boxes": image_boxes[keep]}
+        )
+    return results
+
+
+def scale_boxes(boxes: torch.Tensor, target_sizes: TargetSizes) -> torch.Tensor:
+    """Scales normalised boxes to pixels.
+
+    Args:
+        boxes: (batch, n, 4), normalised, xyxy or cxcywh.
+        target_sizes: (height, width) of each image.
+
+    Returns:
+        (batch, n, 4) in pixels.
+
+    Raises:
+        ValueError: The number of sizes is not that of the images.
+    """
+    if len(target_sizes) != len(boxes):
+        raise ValueError(
+            f"target_sizes has {len(target_sizes)} entries for {len(boxes)} images; "
+            "pass one (height, width) for each image"
+        )
+    if isinstance(target_sizes, torch.Tensor):
+        sizes = target_sizes.to(device=boxes.device, dtype=boxes.dtype)
+    else:
+        pairs = [[float(length) for length in size] for size in target_sizes]
+        sizes = torch.tensor(pairs, dtype=boxes.dtype, device=boxes.device).reshape(len(pairs), -1)
+    if sizes.shape[1:] != (2,):
+        raise ValueError("target_sizes must hold (height, width) for each image")
+    heights, widths = sizes.unbind(1)
+    return boxes * torch.stack([widths, heights, widths, heights], dim=1)[:, None]
+
+
+def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) from centre, width and height to their corners."""
+    centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) from corners to centre, width and height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)

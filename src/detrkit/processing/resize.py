@@ -1,0 +1,175 @@
+"""The original's resize rule and Pillow's bilinear pixels.
+
+Source: ``datasets/transforms.py`` of facebookresearch/detr, where torchvision resizes PIL images with Pillow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+BILINEAR = int(PIL.Image.Resampling.BILINEAR)
+
+_SIZE_KEYS = (
+    {"shortest_edge"},
+    {"shortest_edge", "longest_edge"},
+    {"longest_edge"},
+    {"height", "width"},
+    {"max_height", "max_width"},
+)
+
+
+def resized_size(
+    height: int, width: int, shortest_edge: int, longest_edge: int | None = None
+) -> tuple[int, int]:
+    """Size of an image after resizing it by its edges, as the original computes it.
+
+    The shorter edge becomes ``shortest_edge`` unless the longer one would then exceed ``longest_edge``; in
+    that case the shorter edge is rounded so that the longer one just fits. The longer edge is truncated,
+    computed from the shorter one, so it can be a pixel short of ``longest_edge``: 640x283 becomes 1332x589.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        shortest_edge: Wanted length of the shorter edge in pixels.
+        longest_edge: Upper limit for the longer edge in pixels; None for no limit.
+
+    Returns:
+        (height, width) in pixels, each at least 1. The original gives 0 for the shorter edge of very long
+        images; here it is 1 and the longer edge ``longest_edge``.
+    """
+    short, long = min(height, width), max(height, width)
+    # The products and quotients stand in the original's order: other orders round differently.
+    if longest_edge is not None and float(long) / float(short) * shortest_edge > longest_edge:
+        new_short = round(longest_edge * float(short) / float(long))
+    else:
+        new_short = shortest_edge
+    if new_short < 1:
+        new_short, new_long = 1, longest_edge or long
+    elif new_short == short:
+        new_long = long
+    else:
+        new_long = int(new_short * long / short)
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """Size of an image after resizing it to a processor's ``size``.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        size: A dictionary from :func:`normalize_size`.
+
+    Returns:
+        (height, width) in pixels, each at least 1.
+    """
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        factor = min(size["max_height"] / height, size["max_width"] / width)
+        return max(1, int(height * factor)), max(1, int(width * factor))
+    if "shortest_edge" in size:
+        return resized_size(height, width, size["shortest_edge"], size.get("longest_edge"))
+    factor = size["longest_edge"] / max(height, width)
+    return max(1, int(height * factor)), max(1, int(width * factor))
+
+
+def normalize_size(
+    size: Any, max_size: int | None = None, default: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Brings every form of the ``size`` option to a dictionary.
+
+    Args:
+        size: An int (the shorter edge), a pair (height, width), None, or a mapping with the keys
+            ``shortest_edge`` and/or ``longest_edge``, ``height`` and ``width``, or ``max_height`` and
+            ``max_width``.
+        max_size: The old option for ``longest_edge``. 1333 beside an int when None.
+        default: What None stands for; 800 and 1333 when None.
+
+    Returns:
+        The dictionary, all values ints of at least 1.
+
+    Raises:
+        ValueError: Another form, other keys, or a value below 1.
+    """
+    if size is None:
+        sizes = dict(default or {"shortest_edge": 800, "longest_edge": 1333})
+    elif isinstance(size, (int, np.integer)):
+        sizes = {"shortest_edge": int(size), "longest_edge": 1333}
+    elif isinstance(size, (tuple, list)) and len(size) == 2:
+        sizes = {"height": size[0], "width": size[1]}
+    else:
+        try:
+            sizes = {key: value for key, value in dict(size).items() if value is not None}
+        except (TypeError, ValueError):
+            sizes = {}
+    if max_size is not None and (size is None or "shortest_edge" in sizes):
+        sizes["longest_edge"] = max_size
+    if set(sizes) not in _SIZE_KEYS:
+        raise ValueError(
+            f"size={size!r} is not understood; give the shorter edge as a number, or a dictionary with "
+            "shortest_edge and longest_edge, height and width, or max_height and max_width"
+        )
+    if any(value < 1 for value in sizes.values()):
+        raise ValueError(f"size={size!r} holds a length below 1 pixel")
+    return {key: int(value) for key, value in sizes.items()}
+
+
+def pillow_filter(resample: Any) -> PIL.Image.Resampling:
+    """Pillow's filter for an int, a Pillow filter or a torchvision interpolation mode; bilinear for None.
+
+    Raises:
+        ValueError: There is no such filter.
+    """
+    if resample is None:
+        return PIL.Image.Resampling.BILINEAR
+    name = getattr(resample, "value", resample)
+    try:
+        if isinstance(
+            name, str
+        ):  # torchvision's modes are called "bilinear", "nearest", "nearest-exact", ...
+            return PIL.Image.Resampling[name.upper().split("-")[0]]
+        return PIL.Image.Resampling(name)
+    except (KeyError, ValueError):
+        raise ValueError(f"resample={resample!r} is not a Pillow filter") from None
+
+
+def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any = None) -> PIL.Image.Image:
+    """Resizes an 8-bit image with Pillow, which is what the original does through torchvision.
+
+    Args:
+        image: An image of mode RGB or L.
+        height: New height in pixels.
+        width: New width in pixels.
+        resample: Filter, see :func:`pillow_filter`.
+    """
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), pillow_filter(resample))
+
+
+def resize_real(image: torch.Tensor, height: int, width: int, resample: Any = None) -> torch.Tensor:
+    """Resizes an image of real numbers.
+
+    The same filters as for bytes, computed by Pillow on each channel in mode F: without the rounding to bytes
+    after each of the two passes, so a result differs from that of the bytes by less than one level.
+
+    Args:
+        image: float32 (channels, height, width).
+        height: New height in pixels.
+        width: New width in pixels.
+        resample: Filter, see :func:`pillow_filter`.
+
+    Returns:
+        float32 (channels, height, width) of the new size.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    kernel = pillow_filter(resample)
+    planes = [PIL.Image.fromarray(plane.numpy()).resize((width, height), kernel) for plane in image]
+    return torch.stack([torch.from_numpy(np.array(plane)) for plane in planes])
