@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-from detrkit.checkpoints.registry import REGISTRY
+from detrkit.checkpoints.registry import REGISTRY, find_checkpoint
 from detrkit.cli.console import complain, quiet_libraries
 from detrkit.errors import DetrkitError
 
@@ -21,20 +23,26 @@ from detrkit.errors import DetrkitError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the conversion; returns the exit status."""
     options = _parser().parse_args(arguments)
-    # Imported late: PyTorch takes seconds, which --help should not.
+    try:
+        folder = _convert(options)
+    except DetrkitError as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            complain(str(error), title="Error")
+        return 2
+    print(folder)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> Path:
+    name = find_checkpoint(options.model).name
+    # Imported late: PyTorch takes seconds, which --help and a misspelt name should not.
     from detrkit.checkpoints.conversion import convert_checkpoint
 
     if not options.debug:
         quiet_libraries()
-    try:
-        folder = convert_checkpoint(options.checkpoint, options.output, options.model)
-    except DetrkitError as error:
-        if options.debug:
-            raise
-        complain(str(error), title="Error")
-        return 2
-    print(folder)
-    return 0
+    return convert_checkpoint(options.checkpoint, options.output, name)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -104,6 +104,7 @@ def test_a_checkpoint_is_found_by_short_name_and_by_hub_id():
         ("DETR-ResNet-101", "detr-resnet-101"),
         ("deformable-detr-box-refine", "deformable-detr-with-box-refine"),
         ("facebok/detr-resnet-50", "facebook/detr-resnet-50"),
+        ("detr-50", "detr-resnet-50"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_close_ones(typed, meant):

@@ -329,7 +329,7 @@ def _hub_id(entry: ReleasedCheckpoint) -> str:
 
 def _did_you_mean(name: str) -> str:
     known = {key.lower(): key for key in (*REGISTRY, *_BY_HUB_ID)}
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.7)
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     if not close:
         return f"; known are {', '.join(REGISTRY)}"
     return f"; did you mean {' or '.join(known[key] for key in close)}?"
