@@ -21,8 +21,8 @@ TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 def make_tiny_detr(folder: Path) -> Path:
     """Saves a DETR with random weights: a narrow ResNet, 2 + 2 layers, 12 queries, 3 named classes.
 
-    Queries and class head are far larger than at initialisation, so that the queries find different things with
-    scores all over [0, 1].
+    Queries and class head are far larger than at initialisation, so that the queries find different
+    things with scores all over [0, 1].
     """
     from detrkit import DetrConfig, DetrForObjectDetection, DetrImageProcessor
 

@@ -36,7 +36,7 @@ def run_python(code: str, hub: HubServer, home: Path, *arguments: str) -> Any:
 
 @pytest.fixture(scope="module")
 def hub(tiny_detr: Path) -> Iterator[HubServer]:
-    """A Hub whose facebook/detr-resnet-101 is the tiny model; ``main`` has another class name than ``no_timm``."""
+    """A Hub whose facebook/detr-resnet-101 is the tiny model, with another class name on ``main``."""
     files = dict(folder_files(tiny_detr))
     config = json.loads((tiny_detr / "config.json").read_text())
     config["id2label"]["1"] = "cat on main"
@@ -99,8 +99,9 @@ def test_the_model_cards_snippet_runs_with_only_the_import_changed(
 DETECTOR = """
 import json, sys
 from detrkit import Detector
-names = [Detector.from_pretrained(*sys.argv[2:3], revision=revision).names[1] for revision in (None, "no_timm")]
-found = Detector.from_pretrained(sys.argv[2])(sys.argv[1], threshold=0)
+picture, model = sys.argv[1:]
+names = [Detector.from_pretrained(model, revision=revision).names[1] for revision in (None, "no_timm")]
+found = Detector.from_pretrained(model)(picture, threshold=0)
 print(json.dumps({"names": names, "found": len(found)}))
 """
 
@@ -144,25 +145,29 @@ before = type(AutoConfig.from_pretrained(folder)).__module__
 detrkit.register()
 detrkit.register()
 answer = {"before": before, "auto": {}, "pipelines": {}, "backends": {}, "types": {}}
+module = lambda thing: type(thing).__module__
+auto_classes = (AutoConfig, AutoModel, AutoModelForObjectDetection, AutoImageProcessor)
 for where in (folder, "facebook/detr-resnet-101"):
-    made = [c.from_pretrained(where) for c in (AutoConfig, AutoModel, AutoModelForObjectDetection, AutoImageProcessor)]
-    answer["auto"][where] = [f"{type(m).__module__}.{type(m).__name__}" for m in made]
+    made = [auto.from_pretrained(where) for auto in auto_classes]
+    answer["auto"][where] = [f"{module(m)}.{type(m).__name__}" for m in made]
 for where in (folder, "facebook/detr-resnet-101", "detr-resnet-101"):
     pipe = detrkit.pipeline("object-detection", model=where)
     found = pipe(image, threshold=0.2)
-    answer["pipelines"][where] = [type(pipe.model).__module__, type(pipe.image_processor).__module__, found]
+    answer["pipelines"][where] = [module(pipe.model), module(pipe.image_processor), found]
 pipe = transformers.pipeline("object-detection", model=folder)
-answer["pipelines"]["transformers"] = [type(pipe.model).__module__, type(pipe.image_processor).__module__, pipe(image, threshold=0.2)]
+found = pipe(image, threshold=0.2)
+answer["pipelines"]["transformers"] = [module(pipe.model), module(pipe.image_processor), found]
 for backend in ("pil", "torchvision", None):
-    answer["backends"][str(backend)] = type(AutoImageProcessor.from_pretrained(folder, backend=backend)).__module__
+    answer["backends"][str(backend)] = module(AutoImageProcessor.from_pretrained(folder, backend=backend))
 config_file = folder + "/preprocessor_config.json"
 config = json.load(open(config_file))
 config.pop("image_processor_type", None)
-forms = [{"image_processor_type": name} for name in ("DetrImageProcessor", "DetrImageProcessorFast", "DetrImageProcessorPil")]
-forms += [{"feature_extractor_type": "DetrFeatureExtractor"}, {"image_processor_type": "DetrFeatureExtractor"}, {}]
+forms = [{}]
+forms += [{key: "DetrFeatureExtractor"} for key in ("feature_extractor_type", "image_processor_type")]
+forms += [{"image_processor_type": "DetrImageProcessor" + suffix} for suffix in ("", "Fast", "Pil")]
 for form in forms:
     json.dump(config | form, open(config_file, "w"))
-    answer["types"][json.dumps(form)] = type(AutoImageProcessor.from_pretrained(folder)).__module__
+    answer["types"][json.dumps(form)] = module(AutoImageProcessor.from_pretrained(folder))
 print(json.dumps(answer))
 """
 
@@ -246,7 +251,7 @@ processor = DetrImageProcessor.from_pretrained("facebook/detr-resnet-101", revis
 model = DetrForObjectDetection.from_pretrained("facebook/detr-resnet-101", revision="no_timm").eval()
 batch = np.load(sys.argv[1])
 with torch.no_grad():
-    outputs = model(pixel_values=torch.from_numpy(batch["pixels"]), pixel_mask=torch.from_numpy(batch["mask"]))
+    outputs = model(torch.from_numpy(batch["pixels"]), torch.from_numpy(batch["mask"]))
 np.savez(sys.argv[2], logits=outputs.logits, pred_boxes=outputs.pred_boxes)
 print(json.dumps(processor.size["longest_edge"]))
 """

@@ -52,8 +52,11 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
         sources += found
         if mistake:
             mistakes.append(mistake)
-    unique = {s if is_address(s) else os.path.abspath(s): s for s in reversed(sources)}  # noqa: PTH100
-    return [ImageInput(source) for source in reversed(unique.values())], mistakes
+    unique: dict[str, str] = {}
+    for source in sources:
+        same_file = source if is_address(source) else os.path.abspath(source)  # noqa: PTH100 - links stay apart
+        unique.setdefault(same_file, source)
+    return [ImageInput(source) for source in unique.values()], mistakes
 
 
 def _expand(argument: str) -> tuple[list[str], str | None]:

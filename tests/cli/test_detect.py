@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrkit import Detector
+from tests.cli.conftest import Run
+from tests.conftest import make_picture, read_json
+from tests.hub_server import HubServer
+
+QUERIES = 12
+
+
+def assert_valid_coco(document: dict) -> None:
+    """What every document must be, whatever was found."""
+    assert set(document) == {"images", "categories", "annotations"}
+    images = {image["id"]: image for image in document["images"]}
+    assert len(images) == len(document["images"])
+    names = [image["file_name"] for image in document["images"]]
+    assert len(set(names)) == len(names)
+    categories = {category["id"] for category in document["categories"]}
+    assert len(categories) == len(document["categories"])
+    assert [entry["id"] for entry in document["annotations"]] == list(
+        range(1, len(document["annotations"]) + 1)
+    )
+    for entry in document["annotations"]:
+        assert entry["image_id"] in images
+        assert entry["category_id"] in categories
+        x, y, width, height = entry["bbox"]
+        image = images[entry["image_id"]]
+        assert -1 <= x <= x + width <= image["width"] * 1.5
+        assert -1 <= y + height <= image["height"] * 1.5
+        assert entry["area"] == pytest.approx(width * height, rel=1e-4)
+        assert 0 < entry["score"] <= 1
+
+
+# Output
+
+
+def test_the_json_document_holds_the_detectors_results(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "new-folder" / "boxes.json"
+    done = detrkit(
+        "detect", *pictures, "--model", tiny_detr, "--threshold", 0.2, "--json", out, "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    document = read_json(out)
+    assert_valid_coco(document)
+    assert [i["file_name"] for i in document["images"]] == [path.name for path in pictures]
+    assert [(i["width"], i["height"]) for i in document["images"]] == [
+        (120, 80),
+        (80, 120),
+        (120, 80),
+        (90, 90),
+    ]
+    assert [i["id"] for i in document["images"]] == [1, 2, 3, 4]
+    assert {c["name"] for c in document["categories"]} >= {"cat", "remote", "couch"}
+    wanted = Detector.from_pretrained(tiny_detr, device="cpu")(pictures, threshold=0.2)
+    assert sum(map(len, wanted)) > 0
+    for image, one in zip(document["images"], wanted):
+        found = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
+        np.testing.assert_allclose([entry["score"] for entry in found], one.scores, atol=1e-4)
+        np.testing.assert_array_equal([entry["category_id"] for entry in found], one.labels)
+        boxes = np.array([entry["bbox"] for entry in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        np.testing.assert_allclose(boxes, one.boxes, atol=1e-2)
+
+
+def test_files_named_by_number_keep_it_as_the_image_id(detrkit: Run, tiny_detr: Path, tmp_path: Path) -> None:
+    for name in ("000000000139.jpg", "000000000285.jpg"):
+        make_picture(120, 80).save(tmp_path / name)
+    done = detrkit("detect", tmp_path, "--model", tiny_detr, "-t", 0, "--json", "-")
+    document = json.loads(done.stdout)
+    assert_valid_coco(document)
+    assert [(i["id"], i["file_name"]) for i in document["images"]] == [
+        (139, "000000000139.jpg"),
+        (285, "000000000285.jpg"),
+    ]
+    assert {entry["image_id"] for entry in document["annotations"]} == {139, 285}
+
+
+def test_without_json_a_table_goes_to_stdout_and_a_summary_to_stderr(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path]
+) -> None:
+    done = detrkit("detect", pictures[0], pictures[1], "--model", tiny_detr, "--threshold", 0)
+    assert done.returncode == 0
+    rows = [line for line in done.stdout.splitlines() if ".jpg" in line]
+    assert [
+        str(path) in row for row, path in zip(rows, [pictures[0]] * QUERIES + [pictures[1]] * QUERIES)
+    ] == [True] * len(rows)
+    assert len(rows) == 2 * QUERIES
+    assert done.stderr == f"{2 * QUERIES} objects in 2 images.\n"
+
+
+def test_an_image_without_objects_is_listed(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--threshold", 1)
+    assert done.returncode == 0
+    assert "(nothing)" in done.stdout
+    detrkit("detect", pictures[0], "--model", tiny_detr, "--threshold", 1, "--json", tmp_path / "out.json")
+    document = read_json(tmp_path / "out.json")
+    assert (len(document["images"]), document["annotations"]) == (1, [])
+
+
+def test_drawn_pictures_keep_name_format_and_size(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    make_picture(70, 70).save(tmp_path / "other.webp")
+    inputs = [*pictures, tmp_path / "other.webp"]
+    done = detrkit("detect", *inputs, "--model", tiny_detr, "-t", 0, "--save-dir", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    names = [path.name for path in pictures] + ["other.png"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == sorted(names)
+    for original, name in zip(inputs, names):
+        with Image.open(tmp_path / "drawn" / name) as drawn, Image.open(original) as image:
+            assert drawn.size == image.size
+            assert drawn.format == ("JPEG" if name.endswith(".jpg") else "PNG")
+            difference = np.abs(np.asarray(drawn, dtype=int) - np.asarray(image.convert("RGB"), dtype=int))
+            assert difference.max() > 100
+
+
+def test_images_of_the_same_name_do_not_overwrite_each_other(
+    detrkit: Run, tiny_detr: Path, tmp_path: Path
+) -> None:
+    for folder, size in (("a", (120, 80)), ("b", (80, 120))):
+        (tmp_path / folder).mkdir()
+        make_picture(*size).save(tmp_path / folder / "same.jpg")
+    done = detrkit(
+        *("detect", tmp_path / "a", tmp_path / "b", "--model", tiny_detr, "-t", 0),
+        *("--save-dir", tmp_path / "drawn", "--json", tmp_path / "out.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "drawn").iterdir()}
+    assert sizes == {"same.jpg": (120, 80), "same-2.jpg": (80, 120)}
+    document = read_json(tmp_path / "out.json")
+    assert_valid_coco(document)
+    assert [i["file_name"] for i in document["images"]] == [str(tmp_path / f / "same.jpg") for f in "ab"]
+
+
+def test_an_input_is_never_overwritten(detrkit: Run, tiny_detr: Path, pictures: list[Path]) -> None:
+    before = pictures[0].read_bytes()
+    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--save-dir", pictures[0].parent)
+    assert done.returncode == 2
+    assert "overwrite" in done.stderr
+    assert pictures[0].read_bytes() == before
+
+
+def test_outputs_that_cannot_be_written_are_refused(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    for option, target in (
+        ("--json", tmp_path),
+        ("--save-dir", pictures[1]),
+        ("--json", pictures[1] / "a.json"),
+    ):
+        done = detrkit("detect", pictures[0], "--model", tiny_detr, option, target)
+        assert done.returncode == 2, option
+        assert str(target) in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# Input
+
+
+def test_folders_patterns_and_addresses_are_images(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder = pictures[0].parent
+    (folder / "notes.txt").write_text("no image, and not taken for one in a folder")
+    (folder / "inside").mkdir()
+    make_picture(50, 50).save(folder / "inside" / "deeper.jpg")
+    with HubServer({"some/pictures": {"main": {"far.png": pictures[2]}}}) as server:
+        address = f"{server.url}/some/pictures/resolve/main/far.png"
+        done = detrkit(
+            *("detect", folder, address, folder / "inside" / "*.jpg", folder / "wide.jpg"),
+            *("--model", tiny_detr, "--json", "-"),
+            environment={"NO_PROXY": "127.0.0.1"},
+        )
+    assert done.returncode == 0, done.stderr
+    names = [image["file_name"] for image in json.loads(done.stdout)["images"]]
+    # wide.jpg was named twice, by its folder and by itself.
+    assert names == ["square.jpg", "tall.jpg", "wide.jpg", "wide_too.png", "far.png", "deeper.jpg"]
+
+
+def test_exif_orientation_turns_the_image_on_request(detrkit: Run, tiny_detr: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    make_picture(120, 80).save(tmp_path / "turned.jpg", exif=exif)
+    sizes = []
+    for option in ("--no-exif-orientation", "--exif-orientation"):
+        out, drawn = tmp_path / f"{option}.json", tmp_path / option
+        done = detrkit(
+            *(
+                "detect",
+                tmp_path / "turned.jpg",
+                "--model",
+                tiny_detr,
+                option,
+                "--json",
+                out,
+                "--save-dir",
+                drawn,
+            )
+        )
+        assert done.returncode == 0, done.stderr
+        image = read_json(out)["images"][0]
+        sizes.append((image["width"], image["height"]))
+        assert Image.open(drawn / "turned.jpg").size == sizes[-1]
+    assert sizes == [(120, 80), (80, 120)]
+
+
+def bad_images(folder: Path) -> list[Path]:
+    """A text file, half a JPEG, an empty file and a file that is not there."""
+    folder.mkdir()
+    (folder / "text.jpg").write_text("this is not a picture")
+    make_picture(300, 200).save(folder / "half.jpg")
+    (folder / "half.jpg").write_bytes((folder / "half.jpg").read_bytes()[:2000])
+    (folder / "empty.png").write_bytes(b"")
+    return [folder / name for name in ("text.jpg", "half.jpg", "empty.png", "missing.jpg")]
+
+
+def test_bad_images_are_reported_and_the_others_done(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    bad = bad_images(tmp_path / "bad")
+    one_pixel = tmp_path / "one_pixel.png"
+    Image.new("RGB", (1, 1)).save(one_pixel)
+    out = tmp_path / "out.json"
+    done = detrkit(
+        *("detect", bad[0], pictures[0], bad[1], bad[2], one_pixel, bad[3]),
+        *("--model", tiny_detr, "-t", 0, "--json", out, "--save-dir", tmp_path / "drawn"),
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    for path in bad:
+        assert sum(str(path) in line for line in lines) == 1
+    assert lines[-1] == "4 of 6 inputs could not be read."
+    assert "Traceback" not in done.stderr
+    document = read_json(out)
+    assert_valid_coco(document)
+    assert [image["file_name"] for image in document["images"]] == ["wide.jpg", "one_pixel.png"]
+    assert len(document["annotations"]) == 2 * QUERIES
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["one_pixel.png", "wide.jpg"]
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_single_bad_image_gives_one_line_and_status_2(
+    detrkit: Run, tiny_detr: Path, tmp_path: Path, which: int
+) -> None:
+    bad = bad_images(tmp_path / "bad")[which]
+    done = detrkit("detect", bad, "--model", tiny_detr, "--json", tmp_path / "out.json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert str(bad) in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("pattern", ["nothing/*.jpg", ".", "http://127.0.0.1:9/a.jpg"])
+def test_arguments_without_images_are_named(detrkit: Run, tiny_detr: Path, pattern: str) -> None:
+    done = detrkit("detect", pattern, "--model", tiny_detr, environment={"NO_PROXY": "127.0.0.1"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(pattern)
+
+
+def test_a_file_name_may_hold_any_character(detrkit: Run, tiny_detr: Path, tmp_path: Path) -> None:
+    names = ["[red] photo.jpg", "[bold].jpg", "smörgås 猫.jpg", os.fsdecode(b"byte\xff.jpg"), "new\nline.jpg"]
+    for name in names:
+        make_picture(60, 60).save(tmp_path / name)
+    done = detrkit(
+        *("detect", tmp_path, "--model", tiny_detr, "-t", 0, "--save-dir", tmp_path / "drawn"),
+        environment={"PYTHONUTF8": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[red] photo.jpg" in done.stdout
+    assert "[bold].jpg" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == sorted(names)
+
+
+# Models and failures
+
+
+def test_a_damaged_model_gives_one_line_and_status_2(
+    detrkit: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{broken")
+    done = detrkit("detect", pictures[0], "--model", tmp_path / "model")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert str(tmp_path / "model") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--engine", "onnx"), ("--device", "gpu7"), ("--dtype", "float8"), ("--threshold", "nan")],
+)
+def test_settings_that_cannot_be_had_give_one_line_and_status_2(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], option: str, value: str
+) -> None:
+    done = detrkit("detect", pictures[0], "--model", tiny_detr, option, value)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert option.strip("-") in done.stderr
+
+
+def test_debug_shows_the_traceback(detrkit: Run, tiny_detr: Path, pictures: list[Path]) -> None:
+    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--engine", "onnx", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_an_interrupt_keeps_the_results_so_far(tiny_detr: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    first = folder / "0.jpg"
+    make_picture(120, 80).save(first)
+    for number in range(1, 20_000):
+        (folder / f"{number}.jpg").hardlink_to(first)
+    drawn, out = tmp_path / "drawn", tmp_path / "out.json"
+    command = [sys.executable, "-m", "detrkit", "detect", folder, "--model", tiny_detr, "-t", "0"]
+    process = subprocess.Popen(
+        [*map(str, command), "--save-dir", str(drawn), "--json", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (drawn.is_dir() and len(list(drawn.iterdir())) > 3) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in messages
+    document = read_json(out)
+    assert_valid_coco(document)
+    assert 0 < len(document["images"]) < 20_000
+    assert f"Interrupted after {len(document['images'])} of 20000 images." in messages
+    # A picture may have been drawn whose result the interrupt kept out of the document, but never half a one.
+    pictures = sorted(drawn.iterdir())
+    assert len(pictures) - len(document["images"]) in (0, 1)
+    for path in pictures:
+        Image.open(path).load()
