@@ -77,10 +77,12 @@ def test_the_json_document_holds_the_detectors_results(
         np.testing.assert_allclose(boxes, one.boxes, atol=1e-2)
 
 
-def test_files_named_by_number_keep_it_as_the_image_id(detrkit: Run, tiny_detr: Path, tmp_path: Path) -> None:
+def test_files_named_by_number_keep_it_as_the_image_id(
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path
+) -> None:
     for name in ("000000000139.jpg", "000000000285.jpg"):
         make_picture(120, 80).save(tmp_path / name)
-    done = detrkit("detect", tmp_path, "--model", tiny_detr, "-t", 0, "--json", "-")
+    done = detrkit_here("detect", tmp_path, "--model", tiny_detr, "-t", 0, "--json", "-")
     document = json.loads(done.stdout)
     assert_valid_coco(document)
     assert [(i["id"], i["file_name"]) for i in document["images"]] == [
@@ -104,22 +106,24 @@ def test_without_json_a_table_goes_to_stdout_and_a_summary_to_stderr(
 
 
 def test_an_image_without_objects_is_listed(
-    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--threshold", 1)
+    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--threshold", 1)
     assert done.returncode == 0
     assert "(nothing)" in done.stdout
-    detrkit("detect", pictures[0], "--model", tiny_detr, "--threshold", 1, "--json", tmp_path / "out.json")
+    detrkit_here(
+        "detect", pictures[0], "--model", tiny_detr, "--threshold", 1, "--json", tmp_path / "out.json"
+    )
     document = read_json(tmp_path / "out.json")
     assert (len(document["images"]), document["annotations"]) == (1, [])
 
 
 def test_drawn_pictures_keep_name_format_and_size(
-    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     make_picture(70, 70).save(tmp_path / "other.webp")
     inputs = [*pictures, tmp_path / "other.webp"]
-    done = detrkit("detect", *inputs, "--model", tiny_detr, "-t", 0, "--save-dir", tmp_path / "drawn")
+    done = detrkit_here("detect", *inputs, "--model", tiny_detr, "-t", 0, "--save-dir", tmp_path / "drawn")
     assert done.returncode == 0, done.stderr
     names = [path.name for path in pictures] + ["other.png"]
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == sorted(names)
@@ -132,12 +136,12 @@ def test_drawn_pictures_keep_name_format_and_size(
 
 
 def test_images_of_the_same_name_do_not_overwrite_each_other(
-    detrkit: Run, tiny_detr: Path, tmp_path: Path
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path
 ) -> None:
     for folder, size in (("a", (120, 80)), ("b", (80, 120))):
         (tmp_path / folder).mkdir()
         make_picture(*size).save(tmp_path / folder / "same.jpg")
-    done = detrkit(
+    done = detrkit_here(
         *("detect", tmp_path / "a", tmp_path / "b", "--model", tiny_detr, "-t", 0),
         *("--save-dir", tmp_path / "drawn", "--json", tmp_path / "out.json"),
     )
@@ -149,23 +153,23 @@ def test_images_of_the_same_name_do_not_overwrite_each_other(
     assert [i["file_name"] for i in document["images"]] == [str(tmp_path / f / "same.jpg") for f in "ab"]
 
 
-def test_an_input_is_never_overwritten(detrkit: Run, tiny_detr: Path, pictures: list[Path]) -> None:
+def test_an_input_is_never_overwritten(detrkit_here: Run, tiny_detr: Path, pictures: list[Path]) -> None:
     before = pictures[0].read_bytes()
-    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--save-dir", pictures[0].parent)
+    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--save-dir", pictures[0].parent)
     assert done.returncode == 2
     assert "overwrite" in done.stderr
     assert pictures[0].read_bytes() == before
 
 
 def test_outputs_that_cannot_be_written_are_refused(
-    detrkit: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     for option, target in (
         ("--json", tmp_path),
         ("--save-dir", pictures[1]),
         ("--json", pictures[1] / "a.json"),
     ):
-        done = detrkit("detect", pictures[0], "--model", tiny_detr, option, target)
+        done = detrkit_here("detect", pictures[0], "--model", tiny_detr, option, target)
         assert done.returncode == 2, option
         assert str(target) in done.stderr
         assert "Traceback" not in done.stderr
@@ -194,14 +198,16 @@ def test_folders_patterns_and_addresses_are_images(
     assert names == ["square.jpg", "tall.jpg", "wide.jpg", "wide_too.png", "far.png", "deeper.jpg"]
 
 
-def test_exif_orientation_turns_the_image_on_request(detrkit: Run, tiny_detr: Path, tmp_path: Path) -> None:
+def test_exif_orientation_turns_the_image_on_request(
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     make_picture(120, 80).save(tmp_path / "turned.jpg", exif=exif)
     sizes = []
     for option in ("--no-exif-orientation", "--exif-orientation"):
         out, drawn = tmp_path / f"{option}.json", tmp_path / option
-        done = detrkit(
+        done = detrkit_here(
             *(
                 "detect",
                 tmp_path / "turned.jpg",
@@ -257,18 +263,21 @@ def test_bad_images_are_reported_and_the_others_done(
 
 @pytest.mark.parametrize("which", range(4))
 def test_a_single_bad_image_gives_one_line_and_status_2(
-    detrkit: Run, tiny_detr: Path, tmp_path: Path, which: int
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path, which: int
 ) -> None:
     bad = bad_images(tmp_path / "bad")[which]
-    done = detrkit("detect", bad, "--model", tiny_detr, "--json", tmp_path / "out.json")
+    done = detrkit_here("detect", bad, "--model", tiny_detr, "--json", tmp_path / "out.json")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert str(bad) in done.stderr
     assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize("pattern", ["nothing/*.jpg", ".", "http://127.0.0.1:9/a.jpg"])
-def test_arguments_without_images_are_named(detrkit: Run, tiny_detr: Path, pattern: str) -> None:
-    done = detrkit("detect", pattern, "--model", tiny_detr, environment={"NO_PROXY": "127.0.0.1"})
+def test_arguments_without_images_are_named(
+    detrkit_here: Run, tiny_detr: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    done = detrkit_here("detect", pattern, "--model", tiny_detr)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith(pattern)
 
@@ -305,15 +314,15 @@ def test_a_damaged_model_gives_one_line_and_status_2(
     [("--engine", "onnx"), ("--device", "gpu7"), ("--dtype", "float8"), ("--threshold", "nan")],
 )
 def test_settings_that_cannot_be_had_give_one_line_and_status_2(
-    detrkit: Run, tiny_detr: Path, pictures: list[Path], option: str, value: str
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], option: str, value: str
 ) -> None:
-    done = detrkit("detect", pictures[0], "--model", tiny_detr, option, value)
+    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, option, value)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert option.strip("-") in done.stderr
 
 
-def test_debug_shows_the_traceback(detrkit: Run, tiny_detr: Path, pictures: list[Path]) -> None:
-    done = detrkit("detect", pictures[0], "--model", tiny_detr, "--engine", "onnx", "--debug")
+def test_debug_shows_the_traceback(detrkit_here: Run, tiny_detr: Path, pictures: list[Path]) -> None:
+    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--engine", "onnx", "--debug")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
 
