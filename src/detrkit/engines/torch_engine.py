@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from detrkit.engines import fused
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
 
 
@@ -26,13 +27,18 @@ def prepare(
         ``model`` itself.
     """
     model.eval().requires_grad_(False)
-    for encoder in [m for m in model.modules() if isinstance(m, ConvEncoder)]:
+    encoders = [m for m in model.modules() if isinstance(m, ConvEncoder)]
+    for encoder in encoders:
         fold_batch_norm(encoder)
         for module in encoder.modules():
             if isinstance(module, (nn.ReLU, nn.SiLU, nn.Hardswish)):
                 module.inplace = True
     model.to(device=device, dtype=dtype)
     model.to(memory_format=torch.channels_last)
+    if model.device.type == "cpu" and model.dtype == torch.float32 and fused.available():
+        for encoder in encoders:
+            fused.fuse_backbone(encoder)
+        fused.fuse_transformer(model)
     return model
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,7 +69,10 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         The original leaves heads, projections and embeddings to PyTorch's defaults and gives the
         Transformer's matrices Xavier uniform values.
         """
-        if isinstance(module, FrozenBatchNorm2d):
+        if hasattr(module, "init_non_persistent_buffers"):
+            # timm's tables (of relative positions, say) that no checkpoint holds.
+            module.init_non_persistent_buffers()
+        elif isinstance(module, FrozenBatchNorm2d):
             for buffer, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
                 nn.init.constant_(getattr(module, buffer), value)
         elif isinstance(
@@ -86,6 +90,14 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         ):
             module.reset_parameters()
 
+    def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
+        """Initialises every module that is not set yet, those without parameters of their own included.
+
+        For classes outside Transformers the library leaves out the latter, but here they know best: an
+        attention knows how its projections begin.
+        """
+        super()._initialize_weights(module)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model from a Hub id or a folder, in any layout that these checkpoints come in.
@@ -99,19 +111,18 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         """
         renames = {**cls.checkpoint_renames, **(kwargs.pop("key_mapping", None) or {})}
         wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            with loading_checkpoint():
-                model, info = super().from_pretrained(
-                    pretrained_model_name_or_path,
-                    *args,
-                    key_mapping=renames,
-                    output_loading_info=True,
-                    **kwargs,
-                )
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-                raise CheckpointError(_explain_mismatch(pretrained_model_name_or_path, error)) from error
-            raise
+        accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        with loading_checkpoint():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                key_mapping=renames,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the names in the message
+                **kwargs,
+            )
+        if info["mismatched_keys"] and not accept_mismatch:
+            raise CheckpointError(_explain_mismatch(pretrained_model_name_or_path, info["mismatched_keys"]))
         # Transformers would undo the renames when saving; files are always saved with the Hub's names.
         model._weight_conversions = None
         # Loading replaces parameters by new ones, which are all trainable.
@@ -141,11 +152,13 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         )
 
 
-def _explain_mismatch(source: Any, error: RuntimeError) -> str:
+def _explain_mismatch(source: Any, mismatched: Iterable[tuple[str, Any, Any]]) -> str:
+    listed = [f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in sorted(mismatched)]
+    more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
     return (
-        f"the tensors of {source} do not fit the configuration; pass ignore_mismatched_sizes=True to start "
-        "those below anew (for another number of labels or queries), or load it with its own configuration.\n"
-        f"{error}"
+        f"tensors of {source} do not fit the configuration: {'; '.join(listed[:4])}{more}. Load it with its "
+        "own configuration, or pass ignore_mismatched_sizes=True to start these tensors anew (for another "
+        "number of labels or queries)."
     )
 
 

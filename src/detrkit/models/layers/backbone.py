@@ -135,14 +135,17 @@ def dilate_last_stage(model: nn.Module) -> None:
     Raises:
         ValueError: The backbone is not a ResNet, so that there is no stage to dilate.
     """
-    stages = getattr(getattr(model, "encoder", None), "stages", None)
-    if stages is None or not hasattr(stages[-1], "layers"):
+    if not _is_transformers_resnet(model):
         raise ValueError(f"dilation (DC5) needs a ResNet backbone, not {type(model).__name__}")
-    for index, block in enumerate(stages[-1].layers):
+    for index, block in enumerate(model.encoder.stages[-1].layers):
         for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3) and index > 0:
                 conv.dilation = conv.padding = (2, 2)
+
+
+def _is_transformers_resnet(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", None) == "resnet"
 
 
 def freeze_early_stages(model: nn.Module) -> None:
@@ -150,7 +153,7 @@ def freeze_early_stages(model: nn.Module) -> None:
     names = dict(model.named_children())
     if {"layer1", "layer2", "layer3", "layer4"} <= names.keys():  # timm
         early = [child for name, child in names.items() if name not in ("layer2", "layer3", "layer4")]
-    elif "resnet" in getattr(getattr(model, "config", None), "model_type", ""):
+    elif _is_transformers_resnet(model):
         early = [model.embedder, model.encoder.stages[0]]
     else:
         early = []
