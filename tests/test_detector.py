@@ -516,3 +516,12 @@ def test_progress_shows_a_bar_on_a_terminal_when_it_takes_long(
     output = capsys.readouterr()
     assert "Detecting" in output.err
     assert output.out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_the_same_as_the_cpu(tiny_detr: Path, detector: Detector) -> None:
+    on_gpu = Detector.from_pretrained(tiny_detr)
+    assert next(on_gpu.model.parameters()).is_cuda
+    image = make_picture(120, 80)
+    assert_same(on_gpu(image, threshold=0), detector(image, threshold=0), tolerance=1e-2)

@@ -175,6 +175,45 @@ def test_outputs_that_cannot_be_written_are_refused(
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_the_document_can_go_into_a_pipe_which_stays_one(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", f"print(open({str(pipe)!r}).read())"], stdout=subprocess.PIPE
+    )
+    try:
+        done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--json", pipe)
+        output, _ = reader.communicate(timeout=30)
+    finally:
+        reader.kill()
+    assert done.returncode == 0, done.stderr
+    assert_valid_coco(json.loads(output))
+    assert pipe.is_fifo()
+
+
+def test_batches_change_nothing_in_the_document(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    mixed = [pictures[0], bad_images(tmp_path / "bad")[0], *pictures[1:]]
+    documents = []
+    for batch_size in (1, 2, 3):
+        out = tmp_path / f"{batch_size}.json"
+        done = detrkit_here(
+            "detect", *mixed, "-m", tiny_detr, "-t", 0, "--batch-size", batch_size, "--json", out
+        )
+        assert done.returncode == 1
+        documents.append(read_json(out))
+    assert [image["file_name"] for image in documents[0]["images"]] == [path.name for path in pictures]
+    for document in documents[1:]:
+        assert document["images"] == documents[0]["images"]
+        for one, other in zip(document["annotations"], documents[0]["annotations"]):
+            assert one["image_id"] == other["image_id"]
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
+
+
 # Input
 
 

@@ -11,8 +11,10 @@ from detrkit.cli.console import Debug, complain, quiet_libraries
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint file of the original repository (.pth).")],
-    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint file of the original repository (.pth).")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
     model: Annotated[
         str,
         typer.Option(

@@ -29,7 +29,7 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 def detect(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, patterns or addresses.")
+        list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or addresses.")
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
@@ -244,9 +244,20 @@ def _write_json(document: dict[str, Any], path: Path) -> None:
     text = json.dumps(document)
     if str(path) == "-":
         print(text)
-        return
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    elif path.exists() and not path.is_file():
+        _write_to_device(text + "\n", path)
+    else:
+        with atomic_file(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_to_device(text: str, path: Path) -> None:
+    """Writes into a pipe or device such as /dev/null, which must not be replaced by a file."""
+    try:
+        with path.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
