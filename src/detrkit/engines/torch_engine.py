@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from detrkit.engines import fused
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
+
+logger = logging.getLogger(__name__)
+
+PROBE_SIZE = (96, 96)
 
 
 def prepare(
@@ -51,10 +57,18 @@ def fold_batch_norm(encoder: ConvEncoder) -> int:
     twice), everything is put back.
 
     Returns:
-        The number of batch norms folded.
+        The number of batch norms folded: 0 as well for a backbone that does not take the small image.
     """
+    if not any(isinstance(module, FrozenBatchNorm2d) for module in encoder.modules()):
+        return 0
     probe = _probe_image(encoder)
-    before = encoder(probe)
+    try:
+        before = encoder(probe)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        logger.debug(
+            "batch norm is not folded: the backbone does not take a %s image (%s)", PROBE_SIZE, error
+        )
+        return 0
     pairs = _conv_norm_pairs(encoder, probe)
     backup = [
         (conv, conv.weight.clone(), None if conv.bias is None else conv.bias.clone()) for conv, _ in pairs
@@ -81,7 +95,7 @@ def fold_batch_norm(encoder: ConvEncoder) -> int:
 def _probe_image(encoder: ConvEncoder) -> Tensor:
     weight = next(encoder.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, 3, 96, 96, generator=generator).to(weight)
+    return torch.rand(1, encoder.num_channels, *PROBE_SIZE, generator=generator).to(weight)
 
 
 def _conv_norm_pairs(encoder: ConvEncoder, image: Tensor) -> list[tuple[nn.Conv2d, FrozenBatchNorm2d]]:

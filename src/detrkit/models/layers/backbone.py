@@ -84,6 +84,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()
+        self.num_channels = config.num_channels
         if config.use_timm_backbone:
             self.model = _timm_backbone(config)
             self.intermediate_channel_sizes = self.model.feature_info.channels()
