@@ -16,15 +16,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = SHARED / "golden"
 DATA = SHARED / "data"
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden cases beside the checkout (../shared)")
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the test images beside the checkout (../shared)")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden cases of ../shared")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the test images of ../shared")
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
 
 
 def golden_case(name: str) -> dict:
-    """Files of one case, ``original/NAME`` or ``hub/NAME@REVISION``: keys, case, outputs and config where there is one."""
+    """The files of one case, ``original/NAME`` or ``hub/NAME@REVISION``."""
     folder = GOLDEN / name
     case = {
         "keys": json.loads((folder / "keys.json").read_text()),
@@ -61,7 +61,7 @@ def golden_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def golden_targets() -> list[dict[str, torch.Tensor]]:
-    """The targets of the two images: class_labels and boxes (normalised cxcywh), original size (height, width)."""
+    """The targets of the two images: classes, boxes (normalised cxcywh), original size (height, width)."""
     data = np.load(GOLDEN / "inputs.npz")
     return [
         {

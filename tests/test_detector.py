@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from detrkit import Detections, Detector
-from detrkit.detector import SettingError, with_progress
-from detrkit.errors import CheckpointError, ImageError, MissingExtraError
+from detrkit.detector import with_progress
+from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
 from tests.conftest import TINY_NAMES, make_picture
 
 QUERIES = 12

@@ -26,11 +26,15 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from detrkit.detector import Detections, Detector
-    from detrkit.integration import pipeline, register
-    from detrkit.models.detr.configuration_detr import DetrConfig
-    from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor, DetrImageProcessor
-    from detrkit.models.detr.modeling_detr import DetrForObjectDetection, DetrModel
+    from detrkit.detector import Detections as Detections
+    from detrkit.detector import Detector as Detector
+    from detrkit.integration import pipeline as pipeline
+    from detrkit.integration import register as register
+    from detrkit.models.detr.configuration_detr import DetrConfig as DetrConfig
+    from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor as DetrFeatureExtractor
+    from detrkit.models.detr.image_processing_detr import DetrImageProcessor as DetrImageProcessor
+    from detrkit.models.detr.modeling_detr import DetrForObjectDetection as DetrForObjectDetection
+    from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
 
 
 def __getattr__(name: str) -> Any:

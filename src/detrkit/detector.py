@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detrkit.errors import CheckpointError, DetrkitError, ImageError, MissingExtraError
+from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
 from detrkit.integration import Family, family_of
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ _DTYPES = {
 # of their size before they are run in a smaller batch.
 _WAITING_BATCHES = 4
 _PROGRESS_AFTER_SECONDS = 3.0
-
-
-class SettingError(DetrkitError, ValueError):
-    """A setting that does not exist or that this machine cannot offer."""
 
 
 class Detection(NamedTuple):
@@ -222,8 +218,11 @@ class Detector:
     ) -> None:
         """Prepares a model for inference; ``from_pretrained`` loads model and processor as well.
 
+        On a CPU this also makes the process keep freed memory for reuse (see
+        :mod:`detrkit.engines.allocator`).
+
         Args:
-            model: An object detection model of detrkit.
+            model: An object detection model of detrkit; it is changed, and can no longer be trained.
             processor: Its image processor.
             engine: What runs the model; "torch" is the only one in this version.
             device: Such as "cpu" or "cuda:1"; by default a GPU where there is one.
@@ -234,10 +233,13 @@ class Detector:
         """
         _check_engine(engine)
         self._device, self._dtype = _torch_device(device), _torch_dtype(dtype)
+        from detrkit.engines.allocator import keep_memory
         from detrkit.engines.torch_engine import prepare
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
+        if self._device.type == "cpu":
+            keep_memory()
         self.model = prepare(model, self._device, self._dtype)
 
     @classmethod

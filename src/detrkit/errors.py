@@ -22,8 +22,12 @@ class CheckpointError(DetrkitError, ValueError):
     """A checkpoint or model folder that cannot be found, read or used."""
 
 
+class SettingError(DetrkitError, ValueError):
+    """A setting that does not exist, is out of range or is not available on this machine."""
+
+
 class MissingExtraError(DetrkitError, ImportError):
     """A feature whose optional packages are not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package; install it with: pip install 'detrkit[{extra}]'")
+        super().__init__(f"{feature} needs an optional package: pip install 'detrkit[{extra}]'")

@@ -16,6 +16,9 @@ from detrkit.errors import DetrkitError
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; renames it into place when the block succeeds.
 
+    A link is followed, and the file it leads to replaced. A pipe or device is written to at the end, since
+    renaming would put a file in its place.
+
     Args:
         path: Final name. Missing parent folders are made. The temporary name keeps the suffix, so that
             libraries which pick a format by suffix work.
@@ -23,16 +26,22 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         DetrkitError: The file system refuses to write (full, read-only, a folder in the way).
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    special = path.exists() and not path.is_file() and not path.is_dir()
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+        folder = None if special else path.parent
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=folder)
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        _use_default_mode(temporary)
-        temporary.replace(path)
+        if special:
+            with temporary.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            _use_default_mode(temporary)
+            temporary.replace(path)
     except OSError as error:
         raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

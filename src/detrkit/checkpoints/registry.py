@@ -6,6 +6,7 @@ Numbers are those of the original repositories' READMEs, on COCO val2017. This m
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -312,6 +313,8 @@ def resolve_model(model: str) -> str:
         return _hub_id(REGISTRY[model])
     if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", model):
         return model
+    if "/" in model or os.sep in model:
+        raise CheckpointError(f"there is no model folder {model!r}")
     raise CheckpointError(
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
         f"nor a released checkpoint{_did_you_mean(model)}"
