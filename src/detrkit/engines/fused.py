@@ -14,6 +14,11 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 
 from detrkit.models.layers.transformer import TransformerLayer
 
+# The order of packed weights is chosen for so many rows of input: a feature map at stride 32.
+TYPICAL_LENGTH = 1024
+# Packing pays for large convolutions; small ones do better when the operator sees the actual input.
+_PACKED_FROM = 2**19
+
 
 def available() -> bool:
     """Whether this build of PyTorch has the operators."""
@@ -31,34 +36,42 @@ class FusedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
-        self.weight = conv.weight
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.weight = conv.weight.detach()
+        if conv.weight.numel() >= _PACKED_FROM:
+            example = [1, conv.in_channels, 64, 64]
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, example)
         self.bias = conv.bias
         self.activation = "relu" if relu else "none"
-        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
 
-    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
-        """Convolves (batch, channels, height, width); adds ``addend`` before the ReLU."""
-        if addend is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.geometry, self.activation, [], ""
-            )
-        return torch.ops.mkldnn._convolution_pointwise.binary(
-            x, addend, self.weight, self.bias, *self.geometry, "add", 1.0, self.activation, [], ""
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves (batch, channels, height, width)."""
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.geometry, self.activation, [], ""
+        )
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """Adds the convolution of ``x`` to ``total`` in place, then applies the ReLU."""
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, x, self.weight, self.bias, *self.geometry, "add", 1.0, self.activation, [], ""
         )
 
 
 class FusedLinear(nn.Module):
-    """A linear layer with bias, followed by a ReLU if wanted."""
+    """A linear layer with bias, followed by a ReLU if wanted.
+
+    The weight is held in the order in which the operator reads it, which only this module can use.
+    """
 
     def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
         super().__init__()
-        self.weight = linear.weight
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_LENGTH)
         self.bias = linear.bias
         self.activation = "relu" if relu else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "")
 
 
 class FusedResidualBlock(nn.Module):
@@ -67,22 +80,29 @@ class FusedResidualBlock(nn.Module):
     Args:
         convs: The block's convolutions, norms already folded in.
         shortcut: The convolution (or pooling and convolution) of the shortcut; None for the identity.
+        owns_input: Whether nobody else needs the input, so that the sum can be written over it.
     """
 
-    def __init__(self, convs: list[nn.Conv2d], shortcut: nn.Module | None) -> None:
+    def __init__(self, convs: list[nn.Conv2d], shortcut: nn.Module | None, owns_input: bool) -> None:
         super().__init__()
         self.convs = nn.ModuleList(FusedConv2d(conv, relu=True) for conv in convs)
         self.shortcut = shortcut
+        if shortcut is not None:
+            fuse_convolutions(shortcut)
+        self.owns_input = owns_input
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block on (batch, channels, height, width)."""
-        addend = x if self.shortcut is None else self.shortcut(x)
+        if self.shortcut is not None:
+            total = self.shortcut(x)
+        else:
+            total = x if self.owns_input else x.clone(memory_format=torch.preserve_format)
         for conv in self.convs[:-1]:
             x = conv(x)
-        return self.convs[-1](x, addend)
+        return self.convs[-1].add_to(total, x)
 
 
-def fuse_residual_block(block: nn.Module) -> FusedResidualBlock | None:
+def fuse_residual_block(block: nn.Module, owns_input: bool) -> FusedResidualBlock | None:
     """The fused form of a ResNet block of timm or Transformers, or None for a block with anything special.
 
     Batch norms must have been folded: what is left of them is an identity.
@@ -102,8 +122,32 @@ def fuse_residual_block(block: nn.Module) -> FusedResidualBlock | None:
         return None
     plain = all(module is None or isinstance(module, nn.Identity) for module in special)
     relus = all(isinstance(module, nn.ReLU) for module in activations)
-    fusable = all(type(conv) is nn.Conv2d and conv.padding_mode == "zeros" for conv in convs)
-    return FusedResidualBlock(convs, shortcut) if plain and relus and fusable else None
+    fusable = all(_is_plain(conv) for conv in convs)
+    return FusedResidualBlock(convs, shortcut, owns_input) if plain and relus and fusable else None
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.bias is not None
+
+
+def fuse_convolutions(module: nn.Module) -> None:
+    """Replaces every plain convolution inside ``module``."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_plain(child):
+                setattr(parent, name, FusedConv2d(child, relu=False))
+
+
+def fuse_stem(encoder: nn.Module) -> None:
+    """Joins the first convolution of a timm or Transformers ResNet with its ReLU, norms folded."""
+    stem = encoder.model
+    names = ("conv1", "bn1", "act1")
+    if hasattr(stem, "embedder"):
+        stem, names = stem.embedder.embedder, ("convolution", "normalization", "activation")
+    conv, norm, activation = (getattr(stem, name, None) for name in names)
+    if _is_plain(conv) and isinstance(norm, nn.Identity) and isinstance(activation, nn.ReLU):
+        setattr(stem, names[0], FusedConv2d(conv, relu=True))
+        setattr(stem, names[2], nn.Identity())
 
 
 def fuse_backbone(encoder: nn.Module) -> int:
@@ -111,10 +155,13 @@ def fuse_backbone(encoder: nn.Module) -> int:
     count = 0
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
-            fused = fuse_residual_block(child)
+            # A stage's output is a feature map; what one block of a stage hands to the next is not.
+            fused = fuse_residual_block(child, owns_input=name.isdigit() and int(name) > 0)
             if fused is not None:
                 setattr(parent, name, fused)
                 count += 1
+    if count:
+        fuse_stem(encoder)
     return count
 
 
