@@ -7,6 +7,8 @@ oneDNN) nothing is replaced.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
@@ -126,7 +128,7 @@ def fuse_residual_block(block: nn.Module, owns_input: bool) -> FusedResidualBloc
     return FusedResidualBlock(convs, shortcut, owns_input) if plain and relus and fusable else None
 
 
-def _is_plain(module: nn.Module | None) -> bool:
+def _is_plain(module: Any) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.bias is not None
 
 
