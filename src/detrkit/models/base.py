@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from detrkit.errors import CheckpointError
 from detrkit.models.configuration import DetrFamilyConfig
-from detrkit.models.layers.attention import MultiHeadAttention
+from detrkit.models.layers.attention import ProjectedAttention
 from detrkit.models.layers.backbone import (
     ConvEncoder,
     FrozenBatchNorm2d,
@@ -83,7 +83,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
                 nn.Embedding,
                 nn.LayerNorm,
                 nn.GroupNorm,
-                MultiHeadAttention,
+                ProjectedAttention,
                 TransformerLayer,
                 LearnedPositionEncoding,
             ),

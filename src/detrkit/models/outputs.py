@@ -33,6 +33,8 @@ class DecoderOutput(ModelOutput):
         attentions: Self-attention per layer (batch, heads, queries, queries), on request.
         cross_attentions: Cross-attention per layer (batch, heads, queries, height x width), on request.
         intermediate_hidden_states: (layers, batch, queries, d_model), normalised, for auxiliary outputs.
+        reference_points: (queries, batch, 2) float32, x and y, normalised: where the queries of Conditional
+            DETR look; queries come first, as in Transformers.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -40,6 +42,7 @@ class DecoderOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     intermediate_hidden_states: torch.Tensor | None = None
+    reference_points: torch.Tensor | None = None
 
 
 @dataclass
@@ -54,6 +57,7 @@ class DetrModelOutput(ModelOutput):
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
     intermediate_hidden_states: torch.Tensor | None = None
+    reference_points: torch.Tensor | None = None
 
 
 @dataclass

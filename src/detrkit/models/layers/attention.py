@@ -51,8 +51,8 @@ def key_mask(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.bool()[:, None, None, :]
 
 
-class MultiHeadAttention(nn.Module):
-    """Attention from queries to keys and values, each with a projection of its own.
+class ProjectedAttention(nn.Module):
+    """Attention among queries, keys and values that others have projected, and a projection of what it gives.
 
     Args:
         config: Gives the width, the dropout on the weights and the implementation (``sdpa`` or ``eager``).
@@ -63,20 +63,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.config = config
         self.heads = heads
-        width = config.d_model
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def reset_parameters(self) -> None:
-        """Xavier uniform and zero biases, as the original's packed projection has them.
-
-        The original draws q, k and v as one (3 x width, width) matrix, hence the gain.
-        """
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
-            nn.init.zeros_(projection.bias)
+        """Xavier uniform and zero biases, as in the original."""
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -88,13 +78,56 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends; shapes (batch, length, width), mask as in :func:`attend`."""
+        """Attends; shapes and mask as in :func:`attend`, the result (batch, queries, width)."""
         attended, weights = attend(
-            split_heads(self.q_proj(query), self.heads),
-            split_heads(self.k_proj(key), self.heads),
-            split_heads(self.v_proj(value), self.heads),
+            query,
+            key,
+            value,
             mask,
             self.config.attention_dropout if self.training else 0.0,
             return_weights=output_attentions or self.config._attn_implementation == "eager",
         )
         return self.out_proj(attended), weights if output_attentions else None
+
+
+class MultiHeadAttention(ProjectedAttention):
+    """Attention from queries to keys and values, each with a projection of its own.
+
+    Args:
+        config: Gives the width, the dropout on the weights and the implementation (``sdpa`` or ``eager``).
+        heads: Number of heads, a divisor of the width.
+    """
+
+    def __init__(self, config: DetrFamilyConfig, heads: int) -> None:
+        super().__init__(config, heads)
+        width = config.d_model
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform and zero biases, as the original's packed projection has them.
+
+        The original draws q, k and v as one (3 x width, width) matrix, hence the gain.
+        """
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+            nn.init.zeros_(projection.bias)
+        super().reset_parameters()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends; shapes (batch, length, width), mask as in :func:`attend`."""
+        return super().forward(
+            split_heads(self.q_proj(query), self.heads),
+            split_heads(self.k_proj(key), self.heads),
+            split_heads(self.v_proj(value), self.heads),
+            mask,
+            output_attentions,
+        )

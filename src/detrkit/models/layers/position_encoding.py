@@ -54,10 +54,37 @@ class SinePositionEncoding(nn.Module):
 
     def _waves(self, number: Tensor, extent: Tensor | int) -> Tensor:
         """Row or column numbers, of ``extent`` real ones, to (..., num_features) sines and cosines."""
-        angle = (number + self.offset) / (extent + 1e-6) * (2 * math.pi)
-        index = torch.arange(0, self.num_features, 2, dtype=torch.float32, device=number.device)
-        angle = angle.unsqueeze(-1) / self.temperature ** (index / self.num_features)
-        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+        return sine_waves((number + self.offset) / (extent + 1e-6), self.num_features, self.temperature)
+
+
+def sine_waves(fraction: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
+    """Sines and cosines, alternating, of a coordinate at ever longer wavelengths.
+
+    Args:
+        fraction: (...) float32, the coordinate normalised to [0, 1].
+        num_features: Number of sines and cosines together.
+        temperature: Ratio of the longest to the shortest wavelength; the shortest is the whole extent.
+
+    Returns:
+        (..., num_features) float32.
+    """
+    index = torch.arange(0, num_features, 2, dtype=torch.float32, device=fraction.device)
+    angle = (fraction * (2 * math.pi)).unsqueeze(-1) / temperature ** (index / num_features)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+def encode_points(points: Tensor, num_features: int) -> Tensor:
+    """The encoding that :class:`SinePositionEncoding` would give a map at some points.
+
+    Args:
+        points: (..., 2) float32, x and y, normalised.
+        num_features: Channels for each of the two axes.
+
+    Returns:
+        (..., 2 x num_features) float32; the channels of y come first.
+    """
+    x, y = points.unbind(-1)
+    return torch.cat([sine_waves(y, num_features), sine_waves(x, num_features)], dim=-1)
 
 
 class LearnedPositionEncoding(nn.Module):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
@@ -11,7 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import MultiHeadAttention
-from detrkit.models.outputs import EncoderOutput
+from detrkit.models.outputs import DecoderOutput, EncoderOutput
+
+# What a layer gives: the next state, and the weights of its self- and cross-attention where asked for.
+LayerResult: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class TransformerLayer(GradientCheckpointingLayer):
@@ -99,6 +105,55 @@ class Encoder(nn.Module):
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+class DecoderStack(nn.Module):
+    """Decoder layers and the norm that reads the state of each.
+
+    Args:
+        config: Gives the width.
+        layers: The layers, first to last.
+    """
+
+    def __init__(self, config: DetrFamilyConfig, layers: Iterable[TransformerLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.layernorm = nn.LayerNorm(config.d_model)
+
+    def run(
+        self,
+        x: Tensor,
+        run_layer: Callable[[nn.Module, Tensor], LayerResult],
+        intermediate: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> DecoderOutput:
+        """Takes a state through all layers.
+
+        Args:
+            x: (batch, queries, d_model).
+            run_layer: Applies a layer to a state, with whatever else the layer is given.
+            intermediate: Return every layer's normalised state, for auxiliary outputs.
+            output_attentions: Return the weights of both attentions of every layer.
+            output_hidden_states: Return the input of each layer and the final, normalised state.
+        """
+        states, layers_out, attentions, cross_attentions = [x], [], [], []
+        for layer in self.layers:
+            x, self_weights, cross_weights = run_layer(layer, x)
+            states.append(x)
+            if intermediate:
+                # The norm reads a copy; the next layer gets the state as it is.
+                layers_out.append(self.layernorm(x))
+            attentions.append(self_weights)
+            cross_attentions.append(cross_weights)
+        states[-1] = layers_out[-1] if intermediate else self.layernorm(x)
+        return DecoderOutput(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
+            intermediate_hidden_states=torch.stack(layers_out) if intermediate else None,
         )
 
 

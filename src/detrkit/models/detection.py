@@ -1,0 +1,234 @@
+"""What detectors share: from images to the decoder's states, and from those to detections and losses."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from math import isqrt
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from detrkit.losses.criterion import detection_loss
+from detrkit.models.base import DetrFamilyPreTrainedModel
+from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.layers.attention import key_mask
+from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask
+from detrkit.models.layers.transformer import Encoder
+from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetectionOutput
+
+
+class SingleScaleModel(DetrFamilyPreTrainedModel):
+    """Backbone, encoder over its last feature map, and decoder, without heads.
+
+    Attributes:
+        decoder_class: The family's decoder, called as DETR's is.
+    """
+
+    decoder_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config)
+        self.input_projection = nn.Conv2d(self.backbone.intermediate_channel_sizes[-1], config.d_model, 1)
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        self.encoder = Encoder(config)
+        self.decoder = self.decoder_class(config)
+        self.post_init()
+
+    def freeze_backbone(self) -> None:
+        """Excludes the whole backbone from training."""
+        self.backbone.conv_encoder.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Trains the whole backbone, the stem and the first stage included."""
+        self.backbone.conv_encoder.requires_grad_(True)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DetrModelOutput | tuple:
+        """Runs the model.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
+            encoder_outputs: What the encoder returned before, to skip it.
+            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
+            output_attentions: Return attention weights (spells the attention out, which is slower).
+            output_hidden_states: Return the states between layers.
+            return_dict: Return a :class:`DetrModelOutput` (default) or a tuple of its fields that are set.
+
+        Raises:
+            ValueError: There is neither an image nor a substitute, or shapes do not fit.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+
+        feature_map, mask = self._feature_map(pixel_values, pixel_mask, inputs_embeds)
+        positions = self.backbone.position_embedding(feature_map, mask).to(feature_map.dtype)
+        positions = positions.flatten(2).transpose(1, 2)
+        memory_mask = key_mask(None if mask is None else mask.flatten(1))
+
+        if isinstance(encoder_outputs, tuple):
+            encoded = EncoderOutput(*encoder_outputs)
+        else:
+            encoded = encoder_outputs or self.encoder(
+                feature_map.flatten(2).transpose(1, 2),
+                positions,
+                memory_mask,
+                output_attentions,
+                output_hidden_states,
+            )
+        memory: Tensor = encoded.last_hidden_state
+
+        queries = decoder_inputs_embeds
+        if queries is None:
+            queries = memory.new_zeros(memory.shape[0], config.num_queries, config.d_model)
+        decoded = self.decoder(
+            queries,
+            self.query_position_embeddings.weight,
+            memory,
+            positions,
+            query_mask=key_mask(decoder_attention_mask),
+            memory_mask=memory_mask,
+            intermediate=config.auxiliary_loss or self.training,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        output = DetrModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            intermediate_hidden_states=decoded.intermediate_hidden_states,
+            reference_points=decoded.reference_points,
+        )
+        return output if wants_dict(return_dict, config) else output.to_tuple()
+
+    def _feature_map(
+        self, pixel_values: Tensor | None, pixel_mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The projected map (batch, d_model, height, width) and its mask (batch, height, width) or None."""
+        if inputs_embeds is not None:
+            side = isqrt(inputs_embeds.shape[1])
+            if side * side != inputs_embeds.shape[1]:
+                raise ValueError(
+                    "inputs_embeds must hold a square feature map, (batch, side x side, d_model); "
+                    f"{inputs_embeds.shape[1]} is not a square"
+                )
+            return inputs_embeds.transpose(1, 2).unflatten(2, (side, side)), downsample_mask(
+                pixel_mask, (side, side)
+            )
+        if pixel_values is None:
+            raise ValueError("pass pixel_values (an image batch) or inputs_embeds")
+        pixel_mask = padding_mask(pixel_mask, pixel_values)
+        feature_map = self.input_projection(self.backbone(pixel_values)[-1])
+        return feature_map, downsample_mask(pixel_mask, feature_map.shape[-2:])
+
+
+class ObjectDetectionModel(DetrFamilyPreTrainedModel):
+    """A base model ``self.model`` with heads for classes and boxes, which a family reads in ``predict``.
+
+    Attributes:
+        output_class: What ``forward`` returns; fields that the base model's output has too are taken from it.
+    """
+
+    output_class: ClassVar[type[ObjectDetectionOutput]] = ObjectDetectionOutput
+
+    def predict(self, states: Tensor, features: DetrModelOutput) -> tuple[Tensor, Tensor]:
+        """Reads classes and boxes off decoder states.
+
+        Args:
+            states: (layers, batch, queries, d_model), normalised; all layers, or only the last one.
+            features: The base model's output that the states are from.
+
+        Returns:
+            Class logits (layers, batch, queries, classes), and boxes (layers, batch, queries, 4), cxcywh,
+            normalised.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ObjectDetectionOutput | tuple:
+        """Detects objects.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
+            encoder_outputs: What the encoder returned before, to skip it.
+            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
+            labels: One dict an image with ``class_labels`` (objects,) and ``boxes`` (objects, 4) as
+                normalised cxcywh of the unpadded image; gives ``loss`` and ``loss_dict``.
+            output_attentions: Return attention weights (spells the attention out, which is slower).
+            output_hidden_states: Return the states between layers.
+            return_dict: Return an :class:`ObjectDetectionOutput` (default) or a tuple of its set fields.
+
+        Raises:
+            ValueError: There is neither an image nor a substitute, or shapes do not fit.
+            FloatingPointError: With labels, a prediction or target is not finite.
+        """
+        features = self.model(
+            pixel_values,
+            pixel_mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        states = features.intermediate_hidden_states
+        if states is None:
+            states = features.last_hidden_state[None]
+        all_logits, all_boxes = self.predict(states, features)
+        logits, boxes = all_logits[-1], all_boxes[-1]
+        earlier = [{"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1])]
+
+        loss, loss_dict = None, None
+        if labels is not None:
+            loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier)
+        known = {field.name for field in fields(self.output_class)}
+        output = self.output_class(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=logits,
+            pred_boxes=boxes,
+            auxiliary_outputs=earlier if self.config.auxiliary_loss else None,
+            **{name: value for name, value in features.items() if name in known},
+        )
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+
+def wants_dict(return_dict: bool | None, config: DetrFamilyConfig) -> bool:
+    """Whether an output is to be returned with names, rather than as a tuple."""
+    return config.return_dict if return_dict is None else return_dict
