@@ -1,4 +1,8 @@
-"""The set criterion: losses of matched predictions (section 3.1 of the DETR paper; ``models/detr.py``)."""
+"""The set criterion: losses of matched predictions (section 3.1 of the DETR paper; ``models/detr.py``).
+
+A configuration with ``focal_alpha`` (Conditional and Deformable DETR) gets the focal loss over a sigmoid for
+each class, any other (DETR) the cross-entropy of a softmax whose last class is no-object.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.losses.matcher import Match, Targets, match
+
+FOCAL_GAMMA = 2  # the paper's exponent (Lin et al., 2017)
 
 
 def detection_loss(
@@ -21,10 +28,11 @@ def detection_loss(
     """Classification, L1 and generalised IoU losses of the last layer and of the auxiliary ones.
 
     Args:
-        logits: (batch, queries, classes + 1), the last class being no-object.
+        logits: (batch, queries, classes), for DETR with the no-object class last.
         boxes: (batch, queries, 4) cxcywh, normalised.
         targets: An image each: ``class_labels`` (objects,) and ``boxes`` (objects, 4) cxcywh, normalised.
-        config: Gives the costs of the matching, the weights of the losses and ``eos_coefficient``.
+        config: Gives the costs of the matching, the weights of the losses, and ``focal_alpha`` or else
+            ``eos_coefficient``.
         auxiliary: ``logits`` and ``pred_boxes`` of the earlier decoder layers, first layer first.
 
     Returns:
@@ -43,16 +51,20 @@ def detection_loss(
     all_logits = torch.stack([logits, *(a["logits"] for a in auxiliary)]).float()
     all_boxes = torch.stack([boxes, *(a["pred_boxes"] for a in auxiliary)]).float()
     targets = [{k: t[k].to(logits.device) for k in ("class_labels", "boxes")} for t in targets]
-    matches = match(all_logits, all_boxes, targets, config.class_cost, config.bbox_cost, config.giou_cost)
+    focal_alpha: float | None = getattr(config, "focal_alpha", None)
+    focal = focal_alpha is not None
+    costs = (config.class_cost, config.bbox_cost, config.giou_cost)
+    matches = match(all_logits, all_boxes, targets, *costs, focal=focal)
     index = _MatchIndex(matches, targets, logits.device)
 
     count = mean_box_count(targets, logits.device)
-    terms = {
-        "loss_ce": _classification_loss(all_logits, index, config.eos_coefficient),
-        **_box_losses(all_boxes, index, count),
-    }
+    if focal_alpha is not None:
+        classification = _focal_loss(all_logits, index, count, focal_alpha)
+    else:
+        classification = _softmax_loss(all_logits, index, config.eos_coefficient)
+    terms = {"loss_ce": classification, **_box_losses(all_boxes, index, count)}
     weights = {
-        "loss_ce": 1.0,
+        "loss_ce": config.cls_loss_coefficient if focal else 1.0,
         "loss_bbox": config.bbox_loss_coefficient,
         "loss_giou": config.giou_loss_coefficient,
     }
@@ -99,7 +111,7 @@ class _MatchIndex:
         self.boxes = torch.cat([t["boxes"].float() for t in targets])[picked]
 
 
-def _classification_loss(logits: Tensor, index: _MatchIndex, no_object_weight: float) -> Tensor:
+def _softmax_loss(logits: Tensor, index: _MatchIndex, no_object_weight: float) -> Tensor:
     """Cross-entropy of each layer, queries without a match being no-object at a lower weight."""
     no_object = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
@@ -107,6 +119,19 @@ def _classification_loss(logits: Tensor, index: _MatchIndex, no_object_weight: f
     weight = torch.where(wanted == no_object, no_object_weight, 1.0)
     surprise = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
     return (weight * surprise).sum((1, 2)) / weight.sum((1, 2))
+
+
+def _focal_loss(logits: Tensor, index: _MatchIndex, count: Tensor, alpha: float) -> Tensor:
+    """Focal loss of each layer, every class of every query on its own, divided by ``count``.
+
+    Queries without a match should find no class.
+    """
+    wanted = torch.zeros_like(logits)
+    wanted[index.layer, index.image, index.query, index.labels] = 1
+    surprise = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    missed = logits.sigmoid() - wanted
+    balance = alpha * wanted + (1 - alpha) * (1 - wanted)
+    return (balance * missed.abs() ** FOCAL_GAMMA * surprise).sum((1, 2, 3)) / count
 
 
 def _box_losses(boxes: Tensor, index: _MatchIndex, count: Tensor) -> dict[str, Tensor]:
@@ -122,7 +147,10 @@ def _box_losses(boxes: Tensor, index: _MatchIndex, count: Tensor) -> dict[str, T
 
 
 def _cardinality_error(logits: Tensor, targets: Targets) -> Tensor:
-    """Mean difference between the number of predicted objects and of targets, for each layer."""
+    """Mean difference between the number of predicted objects and of targets, for each layer.
+
+    The originals of all three families count a query as an object unless its best class is the last one.
+    """
     predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
     wanted = torch.tensor([len(t["class_labels"]) for t in targets], device=logits.device)
     return (predicted - wanted).abs().float().mean(-1)
