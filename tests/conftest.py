@@ -18,13 +18,17 @@ torch.set_num_threads(1)
 TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 
 
-def make_tiny_detr(folder: Path) -> Path:
-    """Saves a DETR with random weights: a narrow ResNet, 2 + 2 layers, 12 queries, 3 named classes.
+def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
+    """Saves a detector with random weights: a narrow ResNet, 2 + 2 layers, 12 queries, 3 named classes.
 
     Queries and class head are far larger than at initialisation, so that the queries find different
     things with scores all over [0, 1].
+
+    Args:
+        folder: Where to.
+        family: What the names of the classes begin with, ``Detr`` or ``ConditionalDetr``.
     """
-    from detrkit import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+    import detrkit
 
     torch.manual_seed(0)
     backbone = ResNetConfig(
@@ -34,7 +38,7 @@ def make_tiny_detr(folder: Path) -> Path:
         layer_type="basic",
         out_features=["stage4"],
     )
-    config = DetrConfig(
+    config = getattr(detrkit, f"{family}Config")(
         use_timm_backbone=False,
         backbone_config=backbone,
         d_model=32,
@@ -48,13 +52,18 @@ def make_tiny_detr(folder: Path) -> Path:
         id2label=TINY_NAMES,
         label2id={name: label for label, name in TINY_NAMES.items()},
     )
-    model = DetrForObjectDetection(config).eval()
+    model = getattr(detrkit, f"{family}ForObjectDetection")(config).eval()
     with torch.no_grad():
         model.model.query_position_embeddings.weight.normal_(std=30)
         model.class_labels_classifier.weight.normal_(std=0.7)
         model.class_labels_classifier.bias.zero_()
+        if family == "ConditionalDetr":
+            # Reference points all over the image, and boxes of different sizes around them.
+            model.model.decoder.ref_point_head.layers[-1].weight /= 30
+            model.bbox_predictor.layers[-1].reset_parameters()
     model.save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
+    processor_class = getattr(detrkit, f"{family}ImageProcessor")
+    processor_class(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
     return folder
 
 
@@ -62,6 +71,12 @@ def make_tiny_detr(folder: Path) -> Path:
 def tiny_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved tiny DETR; its images are resized to a shortest edge of 64 pixels."""
     return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-detr")
+
+
+@pytest.fixture(scope="session")
+def tiny_conditional_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny Conditional DETR, otherwise like ``tiny_detr``."""
+    return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-conditional-detr", "ConditionalDetr")
 
 
 def make_picture(width: int, height: int, seed: int = 0) -> Image.Image:

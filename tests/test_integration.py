@@ -47,6 +47,16 @@ def hub(tiny_detr: Path) -> Iterator[HubServer]:
         yield hub
 
 
+CONDITIONAL = "microsoft/conditional-detr-resnet-50"
+
+
+@pytest.fixture(scope="module")
+def conditional_hub(tiny_conditional_detr: Path) -> Iterator[HubServer]:
+    """A Hub whose microsoft/conditional-detr-resnet-50 is the tiny model."""
+    with HubServer({CONDITIONAL: {"main": folder_files(tiny_conditional_detr)}}) as hub:
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("picture") / "room.png"
@@ -94,6 +104,78 @@ def test_the_model_cards_snippet_runs_with_only_the_import_changed(
     # Nothing else was asked for: no weights of the backbone, no other repository.
     assert hub.repositories_asked_for() == {REPOSITORY}
     assert {"config.json", "preprocessor_config.json", "model.safetensors"} <= hub.files_fetched()
+
+
+# The snippet of Conditional DETR's card, which leaves the processor to the auto class.
+CONDITIONAL_CARD = """
+import json, sys
+import detrkit; detrkit.register()
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from detrkit import ConditionalDetrForObjectDetection
+import torch
+from PIL import Image
+
+image = Image.open(sys.argv[1])
+
+processor = AutoImageProcessor.from_pretrained("microsoft/conditional-detr-resnet-50")
+model = ConditionalDetrForObjectDetection.from_pretrained("microsoft/conditional-detr-resnet-50")
+
+inputs = processor(images=image, return_tensors="pt")
+outputs = model(**inputs)
+
+target_sizes = torch.tensor([image.size[::-1]])
+results = processor.post_process_object_detection(outputs, target_sizes=target_sizes, threshold=0.2)[0]
+
+found = []
+for score, label, box in zip(results["scores"], results["labels"], results["boxes"]):
+    box = [round(i, 2) for i in box.tolist()]
+    found.append([model.config.id2label[label.item()], round(score.item(), 3), box])
+
+pipe = detrkit.pipeline("object-detection", model="conditional-detr-resnet-50")
+auto = AutoModelForObjectDetection.from_pretrained("microsoft/conditional-detr-resnet-50")
+made = (processor, auto, pipe.model, pipe.image_processor)
+print(json.dumps({
+    "found": found,
+    "pipeline": pipe(sys.argv[1], threshold=0.2),
+    "modules": sorted({type(thing).__module__ for thing in made}),
+}))
+"""
+
+
+def test_conditional_detrs_card_pipeline_and_auto_classes_agree_with_the_detector(
+    conditional_hub: HubServer, tiny_conditional_detr: Path, picture: Path, tmp_path: Path
+) -> None:
+    from detrkit import Detector
+
+    answer = run_python(CONDITIONAL_CARD, conditional_hub, tmp_path, str(picture))
+    wanted = Detector.from_pretrained(tiny_conditional_detr, device="cpu")(picture, threshold=0.2)
+    assert len(wanted) > 0
+    assert [name for name, _, _ in answer["found"]] == wanted.names
+    assert [score for _, score, _ in answer["found"]] == pytest.approx(wanted.scores.tolist(), abs=1e-3)
+    for (_, _, box), expected in zip(answer["found"], wanted.boxes.tolist()):
+        assert box == pytest.approx(expected, abs=0.05)
+    assert [entry["label"] for entry in answer["pipeline"]] == wanted.names
+    package = "detrkit.models.conditional_detr"
+    assert answer["modules"] == [
+        f"{package}.image_processing_conditional_detr",
+        f"{package}.modeling_conditional_detr",
+    ]
+    assert conditional_hub.repositories_asked_for() == {CONDITIONAL}
+
+
+def test_the_command_line_detects_with_conditional_detr(
+    tiny_conditional_detr: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from detrkit import Detector
+    from detrkit.cli import run
+
+    out = tmp_path / "found.json"
+    arguments = ["detect", picture, "--model", tiny_conditional_detr, "--threshold", 0.2, "--json", out]
+    assert run([*map(str, arguments), "--device", "cpu"]) == 0
+    wanted = Detector.from_pretrained(tiny_conditional_detr, device="cpu")(picture, threshold=0.2)
+    assert len(wanted) > 0
+    scores = [entry["score"] for entry in json.loads(out.read_text())["annotations"]]
+    assert scores == pytest.approx(wanted.scores.tolist(), abs=1e-4)
 
 
 DETECTOR = """

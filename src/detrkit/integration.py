@@ -58,6 +58,21 @@ FAMILIES: dict[str, Family] = {
         processor="DetrImageProcessor",
         processor_aliases=("DetrImageProcessorFast", "DetrImageProcessorPil", "DetrFeatureExtractor"),
     ),
+    "conditional_detr": Family(
+        package="detrkit.models.conditional_detr",
+        config="ConditionalDetrConfig",
+        models={
+            "AutoModel": "ConditionalDetrModel",
+            "AutoModelForObjectDetection": "ConditionalDetrForObjectDetection",
+        },
+        detector="ConditionalDetrForObjectDetection",
+        processor="ConditionalDetrImageProcessor",
+        processor_aliases=(
+            "ConditionalDetrImageProcessorFast",
+            "ConditionalDetrImageProcessorPil",
+            "ConditionalDetrFeatureExtractor",
+        ),
+    ),
 }
 
 

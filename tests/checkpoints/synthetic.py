@@ -42,6 +42,30 @@ def detr_checkpoint(
     return fill(shapes, device)
 
 
+def conditional_detr_checkpoint(num_labels=91, num_queries=300, d_model=32, decoder_layers=2, device="cpu"):
+    """State dict of an original Conditional DETR; on the device "meta" it has names and shapes only."""
+    tensors = detr_checkpoint(
+        num_labels=num_labels - 1, num_queries=num_queries, d_model=d_model, decoder_layers=decoder_layers,
+        device="meta",
+    )  # fmt: skip
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if "decoder.layers" not in name}
+    square = (d_model, d_model)
+    parts = [f"sa_{part}_proj" for part in ("qcontent", "qpos", "kcontent", "kpos", "v")]
+    parts += [f"ca_{part}_proj" for part in ("qcontent", "kcontent", "kpos", "v", "qpos_sine")]
+    parts += ["self_attn.out_proj", "cross_attn.out_proj"]
+    for i in range(decoder_layers):
+        prefix = f"transformer.decoder.layers.{i}"
+        shapes |= transformer_layer(prefix, d_model, 64, ())
+        for part in [*parts, "ca_qpos_proj"] if i == 0 else parts:
+            shapes |= linear(f"{prefix}.{part}", square)
+        for norm in ("norm2", "norm3"):
+            shapes |= linear(f"{prefix}.{norm}", (d_model,))
+    for i, (scale, point) in enumerate(((d_model, d_model), (d_model, 2))):
+        shapes |= linear(f"transformer.decoder.query_scale.layers.{i}", (scale, d_model))
+        shapes |= linear(f"transformer.decoder.ref_point_head.layers.{i}", (point, d_model))
+    return fill(shapes, device)
+
+
 def transformer_layer(prefix, d_model, ffn, attentions):
     shapes = {}
     for attention in attentions:

@@ -17,10 +17,12 @@ from detrkit.checkpoints import conversion
 from detrkit.checkpoints.conversion import convert_checkpoint
 from detrkit.checkpoints.labels import COCO_CLASSES
 from detrkit.errors import CheckpointError, DetrkitError
+from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
+from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.detr.image_processing_detr import DetrImageProcessor
 from detrkit.models.detr.modeling_detr import DetrForObjectDetection
-from tests.checkpoints.synthetic import detr_checkpoint
+from tests.checkpoints.synthetic import conditional_detr_checkpoint, detr_checkpoint
 from tests.golden import golden_batch, golden_case, golden_weights, needs_golden
 
 SCRIPT = Path(__file__).parents[2] / "convert_scripts" / "convert_original_checkpoint.py"
@@ -142,6 +144,28 @@ def test_transformers_loads_the_folder_and_predicts_the_same(converted):
     torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
 
 
+def test_a_conditional_detr_is_converted_and_loads_in_transformers(tmp_path):
+    weights = conditional_detr_checkpoint(num_labels=3, num_queries=25)
+    torch.save({"model": weights}, tmp_path / "c.pth")
+    folder = convert_checkpoint(tmp_path / "c.pth", tmp_path / "out", "conditional-detr-resnet-50-dc5")
+    saved = load_file(folder / "model.safetensors")
+    packed = sum(".in_proj_" in name for name in weights)
+    assert len(saved) == len(weights) + 2 * packed
+    first = "decoder.layers.0.ca_qpos_proj.weight"
+    assert torch.equal(saved[f"model.{first}"], weights[f"transformer.{first}"])
+
+    ours = ConditionalDetrForObjectDetection.from_pretrained(folder)
+    theirs = transformers.ConditionalDetrForObjectDetection.from_pretrained(folder)
+    assert ours.config.dilation
+    assert isinstance(ConditionalDetrImageProcessor.from_pretrained(folder), ConditionalDetrImageProcessor)
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected, found = theirs(image), ours(image)
+    assert found.logits.shape == (1, 25, 3)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+
+
 def test_the_card_of_a_fine_tuned_checkpoint_claims_no_numbers(converted):
     card = ModelCard.load(converted / "README.md")
     assert card.data.library_name == "detrkit"
@@ -249,7 +273,6 @@ def test_a_checkpoint_of_another_family_or_task_is_refused_with_the_name_that_fi
 @pytest.mark.parametrize(
     ("name", "described"),
     [
-        ("conditional-detr-resnet-50", r"Conditional DETR with a ResNet-50 backbone"),
         ("detr-resnet-50-panoptic", r"DETR with a ResNet-50 backbone and a mask head \(panoptic\)"),
         (
             "deformable-detr-with-box-refine-two-stage",
@@ -394,6 +417,10 @@ def test_the_script_shows_the_traceback_when_asked(tmp_path):
         pytest.param("detr-resnet-50-dc5", "detr-resnet-50-dc5", marks=pytest.mark.slow),
         pytest.param("detr-resnet-50-learned", "detr-resnet-50", marks=pytest.mark.slow),
         pytest.param("detr-resnet-101", "detr-resnet-101", marks=pytest.mark.slow),
+        pytest.param("conditional-detr-resnet-50", "conditional-detr-resnet-50", marks=pytest.mark.slow),
+        pytest.param(
+            "conditional-detr-resnet-50-dc5", "conditional-detr-resnet-50-dc5", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_converted_checkpoint_gives_the_originals_predictions(tmp_path, case, name):
@@ -402,7 +429,9 @@ def test_a_converted_checkpoint_gives_the_originals_predictions(tmp_path, case, 
     done = run_script(tmp_path / "original.pth", tmp_path / "out", "--model", name)
     assert done.returncode == 0, done.stderr
 
-    model = DetrForObjectDetection.from_pretrained(tmp_path / "out").eval()
+    conditional = case.startswith("conditional")
+    model_class = ConditionalDetrForObjectDetection if conditional else DetrForObjectDetection
+    model = model_class.from_pretrained(tmp_path / "out").eval()
     pixel_values, pixel_mask = golden_batch()
     with torch.inference_mode():
         outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask)

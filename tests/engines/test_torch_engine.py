@@ -11,7 +11,7 @@ from detrkit import DetrForObjectDetection
 from detrkit.engines import fused
 from detrkit.engines.torch_engine import fold_batch_norm, prepare
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
-from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
+from tests.models.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
 
 
 def indices(*stages: int) -> dict:
@@ -45,6 +45,22 @@ def test_predictions_stay_the_same(options, fuse, monkeypatch):
     assert prepared is model
     assert not any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
     assert any(isinstance(m, fused.FusedLinear) for m in model.modules()) is fuse
+    scale = expected.logits.abs().max()
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=2e-5 * scale, rtol=0)
+    torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "not-padded"])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_predictions_of_every_family_stay_the_same(family, padded):
+    model = family.detector()
+    pixels, mask = padded_batch()
+    mask = mask if padded else None
+    with torch.inference_mode():
+        expected = model(pixels, mask)
+        outputs = prepare(model)(pixels, mask)
+    # No linear layer escapes the engine, whatever the family calls it.
+    assert any(type(m) is nn.Linear for m in model.modules()) is not fused.available()
     scale = expected.logits.abs().max()
     torch.testing.assert_close(outputs.logits, expected.logits, atol=2e-5 * scale, rtol=0)
     torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)

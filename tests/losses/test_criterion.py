@@ -2,21 +2,24 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
-from detrkit import DetrConfig, DetrForObjectDetection
+import detrkit
+from detrkit import ConditionalDetrConfig, DetrConfig
 from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from detrkit.losses.criterion import detection_loss
 from detrkit.losses.matcher import match
 from tests.golden import GOLDEN, golden_batch, golden_case, golden_targets, golden_weights, needs_golden
 
 CONFIG = DetrConfig(num_labels=4)
+FOCAL = ConditionalDetrConfig(num_labels=4)
 
 unit = st.floats(0.0625, 0.875, width=32)
 boxes_strategy = st.lists(st.tuples(unit, unit, unit, unit), min_size=1, max_size=6).map(torch.tensor)
@@ -55,25 +58,34 @@ def targets_of(*counts, seed=1):
     ]
 
 
-def total_cost(logits, boxes, target, query, picked):
+def focal_cost(logit):
+    p = 1 / (1 + math.exp(-logit))
+    return -0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p)
+
+
+def total_cost(logits, boxes, target, query, picked, focal):
     cost = 0.0
     for q, t in zip(query, picked):
-        cost -= logits[q].softmax(-1)[target["class_labels"][t]].item()
+        label = target["class_labels"][t]
+        cost += 2 * focal_cost(logits[q, label].item()) if focal else -logits[q].softmax(-1)[label].item()
         cost += 5 * (boxes[q] - target["boxes"][t]).abs().sum().item()
         a, b = cxcywh_to_xyxy(boxes[q])[None], cxcywh_to_xyxy(target["boxes"][t])[None]
         cost -= 2 * generalized_box_iou(a, b).item()
     return cost
 
 
-def test_matching_has_the_least_cost_of_all_assignments():
-    logits, boxes = random_predictions()
+@pytest.mark.parametrize("focal", [False, True], ids=["softmax", "focal"])
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_has_the_least_cost_of_all_assignments(focal, seed):
+    logits, boxes = random_predictions(seed=seed)
+    logits = 3 * logits
     targets = targets_of(3, 2)
-    matches = match(logits[None], boxes[None], targets, 1, 5, 2)[0]
+    matches = match(logits[None], boxes[None], targets, 2 if focal else 1, 5, 2, focal=focal)[0]
     for i, (query, picked) in enumerate(matches):
-        ours = total_cost(logits[i], boxes[i], targets[i], query.tolist(), picked.tolist())
+        ours = total_cost(logits[i], boxes[i], targets[i], query.tolist(), picked.tolist(), focal)
         count = len(targets[i]["boxes"])
         best = min(
-            total_cost(logits[i], boxes[i], targets[i], queries, range(count))
+            total_cost(logits[i], boxes[i], targets[i], queries, range(count), focal)
             for queries in itertools.permutations(range(5), count)
         )
         assert ours == pytest.approx(best, abs=1e-5)
@@ -125,11 +137,44 @@ def test_terms_equal_a_plain_computation():
     torch.testing.assert_close(terms["loss_giou"], overlap / 5)
 
 
-def test_half_precision_predictions_are_matched_and_weighed_in_float32():
+@pytest.mark.parametrize("alpha", [0.25, 0.6])
+def test_focal_loss_equals_torchvisions_summed_over_all_pairs_of_query_and_class(alpha):
     logits, boxes = random_predictions()
-    loss, _ = detection_loss(logits.bfloat16(), boxes.bfloat16(), targets_of(3, 2), CONFIG)
+    targets = targets_of(3, 2)
+    config = ConditionalDetrConfig(num_labels=5, focal_alpha=alpha)
+    _, terms = detection_loss(logits, boxes, targets, config)
+    wanted = torch.zeros_like(logits)
+    for i, (query, picked) in enumerate(match(logits[None], boxes[None], targets, 2, 5, 2, focal=True)[0]):
+        wanted[i, query, targets[i]["class_labels"][picked]] = 1
+    assert wanted.sum() == 5
+    expected = sigmoid_focal_loss(logits, wanted, alpha=alpha, reduction="sum") / 5
+    torch.testing.assert_close(terms["loss_ce"], expected)
+
+
+def test_focal_loss_of_images_without_objects_counts_one_box():
+    logits, boxes = random_predictions()
+    loss, _ = detection_loss(logits, boxes, targets_of(0, 0), FOCAL)
+    nothing = torch.zeros_like(logits)
+    torch.testing.assert_close(loss, 2 * sigmoid_focal_loss(logits, nothing, reduction="sum"))
+
+
+@pytest.mark.parametrize("weight", [2, 0.5])
+def test_the_focal_loss_has_the_configured_weight_in_every_layer(weight):
+    logits, boxes = random_predictions()
+    earlier = dict(zip(("logits", "pred_boxes"), random_predictions(seed=4)))
+    config = ConditionalDetrConfig(num_labels=5, cls_loss_coefficient=weight)
+    loss, terms = detection_loss(logits, boxes, targets_of(3, 2), config, [earlier])
+    weights = {"loss_ce": weight, "loss_bbox": 5, "loss_giou": 2}
+    expected = sum(w * (terms[name] + terms[f"{name}_0"]) for name, w in weights.items())
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+def test_half_precision_predictions_are_matched_and_weighed_in_float32(config):
+    logits, boxes = random_predictions()
+    loss, _ = detection_loss(logits.bfloat16(), boxes.bfloat16(), targets_of(3, 2), config)
     expected, _ = detection_loss(
-        logits.bfloat16().float(), boxes.bfloat16().float(), targets_of(3, 2), CONFIG
+        logits.bfloat16().float(), boxes.bfloat16().float(), targets_of(3, 2), config
     )
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
@@ -148,13 +193,19 @@ def test_a_wrong_number_of_labels_is_named():
         detection_loss(logits, boxes, targets_of(3), CONFIG)
 
 
-ORIGINALS = [f.name for f in sorted((GOLDEN / "original").glob("detr-resnet-*")) if "panoptic" not in f.name]
+FAMILIES = {"detr-resnet": "DetrForObjectDetection", "conditional-": "ConditionalDetrForObjectDetection"}
+ORIGINALS = [
+    (f.name, class_name)
+    for prefix, class_name in FAMILIES.items()
+    for f in sorted((GOLDEN / "original").glob(f"{prefix}*"))
+    if "panoptic" not in f.name
+]
 
 
 @needs_golden
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ORIGINALS)
-def test_matching_losses_and_gradients_equal_the_originals(name, tmp_path):
+@pytest.mark.parametrize(("name", "class_name"), ORIGINALS)
+def test_matching_losses_and_gradients_equal_the_originals(name, class_name, tmp_path):
     from detrkit.checkpoints.conversion import convert_checkpoint
 
     case = golden_case(f"original/{name}")
@@ -162,14 +213,17 @@ def test_matching_losses_and_gradients_equal_the_originals(name, tmp_path):
     convert_checkpoint(
         tmp_path / "original.pth", tmp_path / "out", name.removesuffix("-learned"), verify=False
     )
-    model = DetrForObjectDetection.from_pretrained(tmp_path / "out", auxiliary_loss=True)
+    model = getattr(detrkit, class_name).from_pretrained(tmp_path / "out", auxiliary_loss=True)
     targets = golden_targets()
     outputs = model(*golden_batch(), labels=targets)
     expected = case["losses"]
     for term, value in expected["terms"].items():
         assert outputs.loss_dict[term].item() == pytest.approx(value, rel=1e-4), term
     assert outputs.loss.item() == pytest.approx(expected["total"], rel=1e-4)
-    matches = match(outputs.logits[None], outputs.pred_boxes[None], targets, 1, 5, 2)[0]
+    config = model.config
+    costs = (config.class_cost, config.bbox_cost, config.giou_cost)
+    focal = config.model_type != "detr"
+    matches = match(outputs.logits[None], outputs.pred_boxes[None], targets, *costs, focal=focal)[0]
     for i, (query, picked) in enumerate(matches):
         assert query.tolist() == case["outputs"][f"match{i}_query"].tolist()
         assert picked.tolist() == case["outputs"][f"match{i}_target"].tolist()

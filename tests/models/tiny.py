@@ -1,9 +1,19 @@
 """Small models for tests of logic: a ResNet of unusual widths, two layers, twelve queries."""
 
+from dataclasses import dataclass
+
 import torch
+import transformers
 from transformers import ResNetConfig
 
-from detrkit import DetrConfig
+from detrkit import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrModel,
+)
 
 
 def tiny_resnet(**options) -> ResNetConfig:
@@ -17,7 +27,7 @@ def tiny_resnet(**options) -> ResNetConfig:
     return ResNetConfig(**{**settings, **options})
 
 
-def tiny_config(**options) -> DetrConfig:
+def tiny_config(config_class=DetrConfig, **options):
     settings = {
         "backbone_config": tiny_resnet(),
         "use_timm_backbone": False,
@@ -31,7 +41,7 @@ def tiny_config(**options) -> DetrConfig:
         "num_queries": 12,
         "num_labels": 5,
     }
-    return DetrConfig(**{**settings, **options})
+    return config_class(**{**settings, **options})
 
 
 def shake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -51,6 +61,49 @@ def shake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             else:
                 tensor.copy_((noise - 0.5) * 2 * (3 / tensor[0].numel()) ** 0.5)
     return model
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """The classes of a family, of detrkit and of Transformers, and tiny models of them."""
+
+    config_class: type
+    base_class: type
+    detector_class: type
+    no_object_classes: int
+
+    def config(self, **options):
+        return tiny_config(self.config_class, **options)
+
+    def base(self, **options):
+        return shake(self.base_class(self.config(**options))).eval()
+
+    def detector(self, **options):
+        return shake(self.detector_class(self.config(**options))).eval()
+
+    def outputs(self, num_labels: int = 5) -> int:
+        """Outputs of the class head."""
+        return num_labels + self.no_object_classes
+
+    @property
+    def transformers_config_class(self):
+        return getattr(transformers, self.config_class.__name__)
+
+    @property
+    def transformers_detector_class(self):
+        return getattr(transformers, self.detector_class.__name__)
+
+    def transformers_detector(self, **options):
+        config = self.transformers_config_class(**self.config(**options).to_dict())
+        return shake(self.transformers_detector_class(config)).eval()
+
+
+FAMILIES = {
+    "detr": TinyFamily(DetrConfig, DetrModel, DetrForObjectDetection, no_object_classes=1),
+    "conditional_detr": TinyFamily(
+        ConditionalDetrConfig, ConditionalDetrModel, ConditionalDetrForObjectDetection, no_object_classes=0
+    ),
+}
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:

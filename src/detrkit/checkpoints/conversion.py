@@ -26,6 +26,9 @@ from detrkit.checkpoints.registry import (
 )
 from detrkit.errors import CheckpointError, DetrkitError
 from detrkit.files import atomic_folder
+from detrkit.models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
+from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
+from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.detr.image_processing_detr import DetrImageProcessor
 from detrkit.models.detr.modeling_detr import DetrForObjectDetection
@@ -95,6 +98,13 @@ def _build_detr(
     return DetrForObjectDetection(config), DetrImageProcessor()
 
 
+def _build_conditional_detr(
+    architecture: Architecture, entry: ReleasedCheckpoint
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    config = ConditionalDetrConfig(**_shared_options(architecture, entry))
+    return ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessor()
+
+
 def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> dict[str, Any]:
     names = label_names(architecture.num_labels, architecture.task)
     return {
@@ -121,6 +131,7 @@ _Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[PreTrainedModel, B
 # What this version converts.
 _BUILDERS: dict[tuple[Family, Task], _Builder] = {
     ("detr", "detection"): _build_detr,
+    ("conditional_detr", "detection"): _build_conditional_detr,
 }
 
 

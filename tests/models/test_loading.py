@@ -17,14 +17,16 @@ from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
 TIMM = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}
 
 
-def transformers_model(cls=transformers.DetrForObjectDetection, **options):
-    config = transformers.DetrConfig(**tiny_config(**options).to_dict())
-    return shake(cls(config)).eval()
-
-
 def logits_of(model):
     with torch.no_grad():
         return model(*padded_batch()).logits
+
+
+def assert_same_predictions(model, expected):
+    with torch.no_grad():
+        found, wanted = model(*padded_batch()), expected(*padded_batch())
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.pred_boxes, wanted.pred_boxes, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -32,81 +34,83 @@ def logits_of(model):
     ids=["resnet-config", "timm", "timm-dc5", "learned-positions"],
 )  # fmt: skip
 class TestTransformers:
-    def test_a_model_saved_by_detrkit_loads_in_transformers(self, options, tmp_path):
-        ours = shake(DetrForObjectDetection(tiny_config(**options))).eval()
+    def test_a_model_saved_by_detrkit_loads_in_transformers(self, family, options, tmp_path):
+        ours = family.detector(**options)
         ours.save_pretrained(tmp_path)
-        theirs, info = transformers.DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+        theirs, info = family.transformers_detector_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
-        torch.testing.assert_close(logits_of(theirs), logits_of(ours), atol=1e-4, rtol=0)
+        assert_same_predictions(theirs, ours)
 
-    def test_a_model_saved_by_transformers_loads_in_detrkit(self, options, tmp_path):
-        theirs = transformers_model(**options)
+    def test_a_model_saved_by_transformers_loads_in_detrkit(self, family, options, tmp_path):
+        theirs = family.transformers_detector(**options)
         theirs.save_pretrained(tmp_path)
-        ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+        ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-        torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)
+        assert_same_predictions(ours, theirs)
 
-    def test_a_state_dict_of_transformers_5_loads_in_detrkit(self, options, tmp_path):
-        theirs = transformers_model(**options)
+    def test_a_state_dict_of_transformers_5_loads_in_detrkit(self, family, options, tmp_path):
+        theirs = family.transformers_detector(**options)
         theirs.config.save_pretrained(tmp_path)
         torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-        ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+        ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-        torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)
+        assert_same_predictions(ours, theirs)
 
-    def test_what_was_loaded_renamed_is_saved_with_the_names_of_the_hub(self, options, tmp_path):
-        theirs = transformers_model(**options)
+    def test_what_was_loaded_renamed_is_saved_with_the_names_of_the_hub(self, family, options, tmp_path):
+        theirs = family.transformers_detector(**options)
         theirs.config.save_pretrained(tmp_path / "v5")
         torch.save(theirs.state_dict(), tmp_path / "v5" / "pytorch_model.bin")
-        ours = DetrForObjectDetection.from_pretrained(tmp_path / "v5")
+        ours = family.detector_class.from_pretrained(tmp_path / "v5")
         ours.save_pretrained(tmp_path / "ours")
         names = set(load_file(tmp_path / "ours" / "model.safetensors"))
         assert set(ours.state_dict()) <= names
         assert all(".conv_encoder.model." in n for n in names if "backbone" in n and "position" not in n)
 
 
-def test_saving_and_loading_gives_the_same_outputs_and_configuration(tmp_path):
+def test_saving_and_loading_gives_the_same_outputs_and_configuration(family, tmp_path):
     names = {0: "cell", 1: "spot"}
-    config = tiny_config(num_labels=2, id2label=names, label2id={v: k for k, v in names.items()}, dropout=0.3)
-    model = shake(DetrForObjectDetection(config)).eval()
+    ids = {name: i for i, name in names.items()}
+    model = family.detector(num_labels=2, id2label=names, label2id=ids, dropout=0.3)
     model.save_pretrained(tmp_path)
-    loaded = DetrForObjectDetection.from_pretrained(tmp_path)
+    loaded = family.detector_class.from_pretrained(tmp_path)
     torch.testing.assert_close(logits_of(loaded), logits_of(model), atol=0, rtol=0)
     assert loaded.config.id2label == {0: "cell", 1: "spot"}
     assert loaded.config.dropout == 0.3
     assert not loaded.training
 
 
-def test_bare_model_loads_from_a_detector_and_the_other_way_round(tmp_path):
-    model = shake(DetrForObjectDetection(tiny_config())).eval()
+def test_bare_model_loads_from_a_detector_and_the_other_way_round(family, tmp_path):
+    model = family.detector()
     model.save_pretrained(tmp_path / "detector")
-    bare = DetrModel.from_pretrained(tmp_path / "detector")
+    bare = family.base_class.from_pretrained(tmp_path / "detector")
     expected = model(*padded_batch()).last_hidden_state
     torch.testing.assert_close(bare(*padded_batch()).last_hidden_state, expected)
     bare.save_pretrained(tmp_path / "bare")
-    detector, info = DetrForObjectDetection.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    detector, info = family.detector_class.from_pretrained(tmp_path / "bare", output_loading_info=True)
     torch.testing.assert_close(detector(*padded_batch()).last_hidden_state, expected)
     assert all(n.startswith(("class_labels_classifier", "bbox_predictor")) for n in info["missing_keys"])
 
 
-def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(tmp_path):
-    theirs = transformers_model(transformers.DetrForSegmentation, encoder_attention_heads=8)
+def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(family, tmp_path):
+    config = family.transformers_config_class(**family.config(encoder_attention_heads=8).to_dict())
+    name = family.detector_class.__name__.replace("ObjectDetection", "Segmentation")
+    theirs = shake(getattr(transformers, name)(config)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(n.startswith(("mask_head", "bbox_attention")) for n in info["unexpected_keys"])
     torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)
 
 
-def test_stray_batch_counters_of_old_files_are_no_matter(tmp_path):
-    model = shake(DetrForObjectDetection(tiny_config(**TIMM))).eval()
+def test_stray_batch_counters_of_old_files_are_no_matter(family, tmp_path):
+    model = family.detector(**TIMM)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.backbone.conv_encoder.model.layer2.0.downsample.1.num_batches_tracked"] = torch.tensor(0)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"]
     torch.testing.assert_close(logits_of(loaded), logits_of(model), atol=0, rtol=0)
 
@@ -138,16 +142,14 @@ def test_a_changed_number_of_labels_starts_a_new_class_head_with_a_message(tmp_p
     assert len(loaded.config.id2label) == 3
 
 
-def test_a_changed_number_of_queries_says_that_they_are_new(tmp_path, caplog):
-    DetrForObjectDetection(tiny_config()).save_pretrained(tmp_path)
+def test_a_changed_number_of_queries_says_that_they_are_new(family, tmp_path, caplog):
+    family.detector().save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, logger="detrkit"):
-        loaded = DetrForObjectDetection.from_pretrained(
-            tmp_path, num_queries=20, ignore_mismatched_sizes=True
-        )
+        loaded = family.detector_class.from_pretrained(tmp_path, num_queries=20, ignore_mismatched_sizes=True)
     assert "object queries were initialised anew because their number changed to 20" in caplog.text
     with torch.no_grad():
         outputs = loaded(*padded_batch())
-    assert outputs.logits.shape == (2, 20, 6)
+    assert outputs.logits.shape == (2, 20, family.outputs())
     assert torch.isfinite(outputs.logits).all()
 
 
@@ -301,27 +303,29 @@ class TestConfig:
 
     @pytest.mark.parametrize("kwargs", [None, {}, {"in_chans": 3, "out_indices": [1, 2, 3, 4]}])
     @pytest.mark.parametrize("dilation", [None, False, True])
-    def test_every_form_of_the_hub_is_read_and_written_so_that_transformers_reads_it(self, kwargs, dilation):
+    def test_every_form_of_the_hub_is_read_and_written_so_that_transformers_reads_it(
+        self, family, kwargs, dilation
+    ):
         form = {
-            "model_type": "detr", "backbone": "resnet50", "use_timm_backbone": True,
+            "model_type": family.config_class.model_type, "backbone": "resnet50", "use_timm_backbone": True,
             "backbone_kwargs": kwargs,
             "backbone_config": None, "dilation": dilation, "use_pretrained_backbone": None, "bbox_cost": 5.0,
             "num_hidden_layers": 6, "scale_embedding": False, "classifier_dropout": 0.0,
             "max_position_embeddings": 1024, "id2label": {str(i): f"c{i}" for i in range(91)},
         }  # fmt: skip
-        config = DetrConfig.from_dict(form)
+        config = family.config_class.from_dict(form)
         assert config.dilation is bool(dilation)
         assert config.num_labels == 91
         written = json.loads(config.to_json_string())
-        theirs = transformers.DetrConfig.from_dict(written)
+        theirs = family.transformers_config_class.from_dict(written)
         assert theirs.backbone_config.backbone == "resnet50"
         assert (getattr(theirs.backbone_config, "output_stride", None) == 16) is bool(dilation)
-        again = DetrConfig.from_dict(written)
+        again = family.config_class.from_dict(written)
         assert json.loads(again.to_json_string()) == written
 
-    def test_the_nested_timm_form_of_transformers_5_becomes_the_one_of_the_hub(self):
-        nested = transformers.DetrConfig(backbone="resnet101", dilation=True).to_dict()
-        config = DetrConfig.from_dict(nested)
+    def test_the_nested_timm_form_of_transformers_5_becomes_the_one_of_the_hub(self, family):
+        nested = family.transformers_config_class(backbone="resnet101", dilation=True).to_dict()
+        config = family.config_class.from_dict(nested)
         assert (config.backbone, config.dilation, config.backbone_config) == ("resnet101", True, None)
 
     def test_missing_use_timm_backbone_with_a_resnet_config(self):

@@ -1,23 +1,23 @@
-"""DETR's outputs, options and gradients on a tiny model."""
+"""Outputs, options and gradients of every family on tiny models."""
 
 import pytest
 import torch
 from transformers import ConvNextConfig, SwinConfig
 
-from detrkit import DetrForObjectDetection, DetrModel
+from detrkit import DetrForObjectDetection
 from tests.models.tiny import padded_batch, shake, some_labels, tiny_config, tiny_resnet
 
 ENCODED = 4 * 5  # a 128x160 image at stride 32
 
 
 @pytest.fixture
-def model():
-    return shake(DetrForObjectDetection(tiny_config())).eval()
+def model(family):
+    return family.detector()
 
 
-def test_logits_have_a_no_object_class_and_boxes_are_normalised(model):
+def test_logits_are_of_the_classes_and_boxes_are_normalised(family, model):
     outputs = model(*padded_batch())
-    assert outputs.logits.shape == (2, 12, 6)
+    assert outputs.logits.shape == (2, 12, family.outputs())
     assert outputs.pred_boxes.shape == (2, 12, 4)
     assert outputs.last_hidden_state.shape == (2, 12, 32)
     assert outputs.encoder_last_hidden_state.shape == (2, ENCODED, 32)
@@ -81,13 +81,13 @@ def test_sdpa_and_eager_attention_agree(model):
     torch.testing.assert_close(sdpa.pred_boxes, eager.pred_boxes, atol=2e-6, rtol=0)
 
 
-def test_attn_implementation_is_taken_from_the_call_that_makes_the_model():
-    model = DetrForObjectDetection._from_config(tiny_config(), attn_implementation="eager")
+def test_attn_implementation_is_taken_from_the_call_that_makes_the_model(family):
+    model = family.detector_class._from_config(family.config(), attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
-    assert DetrForObjectDetection(tiny_config()).config._attn_implementation == "sdpa"
+    assert family.detector_class(family.config()).config._attn_implementation == "sdpa"
 
 
-def test_auxiliary_loss_changes_no_prediction(model):
+def test_auxiliary_loss_changes_no_prediction(family, model):
     inputs = padded_batch()
     plain = model(*inputs)
     model.config.auxiliary_loss = True
@@ -95,7 +95,7 @@ def test_auxiliary_loss_changes_no_prediction(model):
     torch.testing.assert_close(plain.logits, full.logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(plain.pred_boxes, full.pred_boxes, atol=1e-6, rtol=0)
     assert plain.auxiliary_outputs is None
-    assert [a["logits"].shape for a in full.auxiliary_outputs] == [(2, 12, 6)] * 2
+    assert [a["logits"].shape for a in full.auxiliary_outputs] == [(2, 12, family.outputs())] * 2
 
 
 def test_auxiliary_outputs_are_what_a_shallower_decoder_predicts(model):
@@ -160,7 +160,7 @@ def test_encoder_outputs_skip_the_encoder(model):
 def test_inputs_embeds_replace_the_image(model):
     embeds = torch.randn(2, 16, 32)
     outputs = model(inputs_embeds=embeds)
-    assert outputs.logits.shape == (2, 12, 6)
+    assert outputs.logits.shape[:2] == (2, 12)
     assert (outputs.logits - model(inputs_embeds=embeds + 1.5).logits).abs().max() > 1e-3
     with pytest.raises(ValueError, match="15 is not a square"):
         model(inputs_embeds=embeds[:, :15])
@@ -189,10 +189,10 @@ def test_wrong_shapes_are_named(model):
         model(pixels, mask[:, :100])
 
 
-def test_bare_model_gives_states_only():
-    model = DetrModel(tiny_config()).eval()
-    outputs = model(*padded_batch())
-    assert list(outputs.keys()) == ["last_hidden_state", "encoder_last_hidden_state"]
+def test_bare_model_gives_states_only(family):
+    outputs = family.base()(*padded_batch())
+    points = ["reference_points"] if family.config().model_type == "conditional_detr" else []
+    assert list(outputs.keys()) == ["last_hidden_state", "encoder_last_hidden_state", *points]
 
 
 def test_loss_is_a_scalar_with_the_original_terms(model):
@@ -206,9 +206,8 @@ def test_loss_is_a_scalar_with_the_original_terms(model):
     assert with_auxiliary.auxiliary_outputs is None
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    config = tiny_config(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-    model = shake(DetrForObjectDetection(config)).train()
+def test_gradient_checkpointing_gives_the_same_gradients(family):
+    model = family.detector(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0).train()
 
     def gradients():
         model.zero_grad()
@@ -224,8 +223,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_every_trainable_parameter_gets_a_gradient():
-    model = shake(DetrForObjectDetection(tiny_config())).train()
+def test_every_trainable_parameter_gets_a_gradient(model):
+    model.train()
     model(*padded_batch(), labels=some_labels()).loss.backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     # A decoder that starts from zeros has nothing to learn in its first self-attention's values' weights,
@@ -241,13 +240,10 @@ def test_dropout_acts_in_training_only(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs_with_positions_computed_in_float32(model, dtype):
+def test_half_precision_runs_with_positions_computed_in_float32(family, model, dtype):
     pixels, mask = padded_batch()
     positions = {}
-    for name, net in (
-        ("full", model),
-        ("half", shake(DetrForObjectDetection(tiny_config())).eval().to(dtype)),
-    ):
+    for name, net in (("full", model), ("half", family.detector().to(dtype))):
         feature_map = torch.zeros(2, 32, 40, 50, dtype=net.dtype)
         feature_mask = torch.ones(2, 40, 50, dtype=torch.bool)
         feature_mask[1, 31:] = False

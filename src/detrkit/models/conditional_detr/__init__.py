@@ -1,0 +1,1 @@
+"""Conditional DETR for Fast Training Convergence (Meng et al., 2021)."""

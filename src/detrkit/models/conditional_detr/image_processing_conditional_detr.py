@@ -1,0 +1,23 @@
+"""Conditional DETR's image processor under every name that files and model cards call it by."""
+
+from __future__ import annotations
+
+from detrkit.processing.sigmoid_processor import SigmoidImageProcessorBase
+
+
+class ConditionalDetrImageProcessor(SigmoidImageProcessorBase):
+    """Image processor of Conditional DETR; options are those of ``DetrImageProcessorBase``."""
+
+    _json_class_name = "ConditionalDetrImageProcessor"
+
+
+class ConditionalDetrFeatureExtractor(ConditionalDetrImageProcessor):
+    """The name that Transformers used before version 4.26; model cards still call it."""
+
+
+class ConditionalDetrImageProcessorFast(ConditionalDetrImageProcessor):
+    """The name that preprocessor_config.json files of later versions carry."""
+
+
+class ConditionalDetrImageProcessorPil(ConditionalDetrImageProcessor):
+    """The name that preprocessor_config.json files of version 5 may carry."""

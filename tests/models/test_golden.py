@@ -1,0 +1,89 @@
+"""Full-size detectors against what Transformers 4.57 and the original implementations gave."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import detrkit
+from detrkit import ConditionalDetrForObjectDetection, ConditionalDetrImageProcessor
+from tests.golden import GOLDEN, golden_batch, golden_case, golden_targets, golden_weights, needs_golden
+
+
+def hub_cases() -> list[str]:
+    """Files of the Hub whose class this version has."""
+    folders = sorted((GOLDEN / "hub").glob("*"))
+    return [f.name for f in folders if hasattr(detrkit, json.loads((f / "case.json").read_text())["class"])]
+
+
+def only_fast(names: list[str], *fast: str) -> list:
+    """The names as parameters, all but a few marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def assert_golden(outputs, expected, prefix=""):
+    for field, tolerance in (("logits", 1e-4), ("pred_boxes", 1e-5)):
+        wanted = torch.from_numpy(expected[prefix + field])
+        torch.testing.assert_close(outputs[field], wanted, atol=tolerance, rtol=0)
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    "name", only_fast(hub_cases(), "detr-resnet-50@main", "conditional-detr-resnet-50@main")
+)
+def test_files_of_the_hub_give_the_golden_outputs(name, tmp_path):
+    case = golden_case(f"hub/{name}")
+    save_file(golden_weights(case), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    model, info = getattr(detrkit, case["class"]).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.inference_mode():
+        outputs = model(*golden_batch())
+    assert_golden(outputs, case["outputs"])
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    "name",
+    only_fast(
+        sorted(f.name for f in (GOLDEN / "original").glob("conditional-*")), "conditional-detr-resnet-50"
+    ),
+)
+def test_conditional_detr_gives_the_originals_layers_and_detections(name, tmp_path):
+    from detrkit.checkpoints.conversion import convert_checkpoint
+
+    case = golden_case(f"original/{name}")
+    torch.save({"model": golden_weights(case)}, tmp_path / "original.pth")
+    convert_checkpoint(tmp_path / "original.pth", tmp_path / "out", name, verify=False)
+    model = ConditionalDetrForObjectDetection.from_pretrained(tmp_path / "out", auxiliary_loss=True)
+    with torch.inference_mode():
+        outputs = model(*golden_batch())
+    assert_golden(outputs, case["outputs"])
+    assert_golden(outputs.auxiliary_outputs[0], case["outputs"], prefix="aux0_")
+    assert len(outputs.auxiliary_outputs) == 5
+
+    sizes = torch.stack([target["orig_size"] for target in golden_targets()])
+    processor = ConditionalDetrImageProcessor()
+    for i, found in enumerate(processor.post_process(outputs, sizes)):
+        wanted = {key: torch.from_numpy(case["outputs"][f"det{i}_{key}"]) for key in found}
+        torch.testing.assert_close(found["scores"], wanted["scores"], atol=1e-6, rtol=0)
+        # Rounding may swap detections of nearly the same score, also the last one with one left out.
+        distance = (found["boxes"] - wanted["boxes"][:, None]).abs().amax(-1)
+        distance[found["labels"] != wanted["labels"][:, None]] = float("inf")
+        safe = wanted["scores"] > wanted["scores"].min() + 2e-6
+        assert safe.sum() > 50
+        assert distance.amin(1)[safe].max() < 1e-3
+
+
+@needs_golden
+@pytest.mark.parametrize("name", sorted(f.name for f in (GOLDEN / "original").glob("conditional-*")))
+def test_conditional_detrs_outputs_are_read_as_the_original_reads_them(name):
+    expected = golden_case(f"original/{name}")["outputs"]
+    outputs = {key: torch.from_numpy(expected[key]) for key in ("logits", "pred_boxes")}
+    sizes = torch.stack([target["orig_size"] for target in golden_targets()])
+    for i, found in enumerate(ConditionalDetrImageProcessor().post_process(outputs, sizes)):
+        for key, tolerance in (("scores", 1e-6), ("labels", 0), ("boxes", 1e-3)):
+            wanted = torch.from_numpy(expected[f"det{i}_{key}"])
+            torch.testing.assert_close(found[key], wanted, atol=tolerance, rtol=0)
