@@ -35,6 +35,21 @@ if TYPE_CHECKING:
     from detrkit.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import register as register
+    from detrkit.models.conditional_detr.configuration_conditional_detr import (
+        ConditionalDetrConfig as ConditionalDetrConfig,
+    )
+    from detrkit.models.conditional_detr.image_processing_conditional_detr import (
+        ConditionalDetrFeatureExtractor as ConditionalDetrFeatureExtractor,
+    )
+    from detrkit.models.conditional_detr.image_processing_conditional_detr import (
+        ConditionalDetrImageProcessor as ConditionalDetrImageProcessor,
+    )
+    from detrkit.models.conditional_detr.modeling_conditional_detr import (
+        ConditionalDetrForObjectDetection as ConditionalDetrForObjectDetection,
+    )
+    from detrkit.models.conditional_detr.modeling_conditional_detr import (
+        ConditionalDetrModel as ConditionalDetrModel,
+    )
     from detrkit.models.detr.configuration_detr import DetrConfig as DetrConfig
     from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor as DetrFeatureExtractor
     from detrkit.models.detr.image_processing_detr import DetrImageProcessor as DetrImageProcessor

@@ -81,6 +81,13 @@ def test_sdpa_and_eager_attention_agree(model):
     torch.testing.assert_close(sdpa.pred_boxes, eager.pred_boxes, atol=2e-6, rtol=0)
 
 
+def test_a_detector_compiles_into_one_graph(model):
+    inputs = padded_batch()
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(*inputs)
+        torch.testing.assert_close(compiled.logits, model(*inputs).logits)
+
+
 def test_attn_implementation_is_taken_from_the_call_that_makes_the_model(family):
     model = family.detector_class._from_config(family.config(), attn_implementation="eager")
     assert model.config._attn_implementation == "eager"

@@ -151,6 +151,11 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
 
     output_class: ClassVar[type[ObjectDetectionOutput]] = ObjectDetectionOutput
 
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__(config)
+        # Here and not in ``forward``, where torch.compile would stumble over it.
+        self._output_fields = frozenset(field.name for field in fields(self.output_class))
+
     def predict(self, states: Tensor, features: DetrModelOutput) -> tuple[Tensor, Tensor]:
         """Reads classes and boxes off decoder states.
 
@@ -217,14 +222,13 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier)
-        known = {field.name for field in fields(self.output_class)}
         output = self.output_class(
             loss=loss,
             loss_dict=loss_dict,
             logits=logits,
             pred_boxes=boxes,
             auxiliary_outputs=earlier if self.config.auxiliary_loss else None,
-            **{name: value for name, value in features.items() if name in known},
+            **{name: value for name, value in features.items() if name in self._output_fields},
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
 
