@@ -22,6 +22,11 @@ _EXPORTS = {
     "ConditionalDetrForObjectDetection": "detrkit.models.conditional_detr.modeling_conditional_detr",
     "ConditionalDetrImageProcessor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
     "ConditionalDetrFeatureExtractor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
+    "DeformableDetrConfig": "detrkit.models.deformable_detr.configuration_deformable_detr",
+    "DeformableDetrModel": "detrkit.models.deformable_detr.modeling_deformable_detr",
+    "DeformableDetrForObjectDetection": "detrkit.models.deformable_detr.modeling_deformable_detr",
+    "DeformableDetrImageProcessor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
+    "DeformableDetrFeatureExtractor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
     "Detections": "detrkit.detector",
     "Detector": "detrkit.detector",
     "pipeline": "detrkit.integration",
@@ -49,6 +54,21 @@ if TYPE_CHECKING:
     )
     from detrkit.models.conditional_detr.modeling_conditional_detr import (
         ConditionalDetrModel as ConditionalDetrModel,
+    )
+    from detrkit.models.deformable_detr.configuration_deformable_detr import (
+        DeformableDetrConfig as DeformableDetrConfig,
+    )
+    from detrkit.models.deformable_detr.image_processing_deformable_detr import (
+        DeformableDetrFeatureExtractor as DeformableDetrFeatureExtractor,
+    )
+    from detrkit.models.deformable_detr.image_processing_deformable_detr import (
+        DeformableDetrImageProcessor as DeformableDetrImageProcessor,
+    )
+    from detrkit.models.deformable_detr.modeling_deformable_detr import (
+        DeformableDetrForObjectDetection as DeformableDetrForObjectDetection,
+    )
+    from detrkit.models.deformable_detr.modeling_deformable_detr import (
+        DeformableDetrModel as DeformableDetrModel,
     )
     from detrkit.models.detr.configuration_detr import DetrConfig as DetrConfig
     from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor as DetrFeatureExtractor

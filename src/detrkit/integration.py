@@ -73,6 +73,21 @@ FAMILIES: dict[str, Family] = {
             "ConditionalDetrFeatureExtractor",
         ),
     ),
+    "deformable_detr": Family(
+        package="detrkit.models.deformable_detr",
+        config="DeformableDetrConfig",
+        models={
+            "AutoModel": "DeformableDetrModel",
+            "AutoModelForObjectDetection": "DeformableDetrForObjectDetection",
+        },
+        detector="DeformableDetrForObjectDetection",
+        processor="DeformableDetrImageProcessor",
+        processor_aliases=(
+            "DeformableDetrImageProcessorFast",
+            "DeformableDetrImageProcessorPil",
+            "DeformableDetrFeatureExtractor",
+        ),
+    ),
 }
 
 

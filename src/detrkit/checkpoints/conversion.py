@@ -29,6 +29,9 @@ from detrkit.files import atomic_folder
 from detrkit.models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
+from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
+from detrkit.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
+from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.detr.image_processing_detr import DetrImageProcessor
 from detrkit.models.detr.modeling_detr import DetrForObjectDetection
@@ -78,6 +81,7 @@ def convert_checkpoint(
 
     model, processor = build(architecture, entry)
     weights = {key: value.float() for key, value in hub_state_dict(tensors, architecture).items()}
+    weights = _without_copies(weights, model)
     check_fits(weights, model.state_dict(), architecture)
     model.load_state_dict(weights)
     model.eval()
@@ -105,6 +109,18 @@ def _build_conditional_detr(
     return ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessor()
 
 
+def _build_deformable_detr(
+    architecture: Architecture, entry: ReleasedCheckpoint
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    config = DeformableDetrConfig(
+        **_shared_options(architecture, entry),
+        num_feature_levels=architecture.num_feature_levels,
+        with_box_refine=architecture.with_box_refine,
+        two_stage=architecture.two_stage,
+    )
+    return DeformableDetrForObjectDetection(config), DeformableDetrImageProcessor()
+
+
 def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> dict[str, Any]:
     names = label_names(architecture.num_labels, architecture.task)
     return {
@@ -126,12 +142,24 @@ def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> di
     }
 
 
+def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Leaves out the second names of shared tensors, after a look at whether they are indeed the same."""
+    copies = model.second_names(model.state_dict())
+    for second, first in copies.items():
+        if second in weights and not torch.equal(weights[second], weights.get(first, weights[second])):
+            raise CheckpointError(f"{second} and {first} are one tensor in this architecture, but differ")
+    # A file may hold a shared tensor under its second name alone.
+    found = {first: weights[second] for second, first in copies.items() if second in weights}
+    return {**found, **{name: tensor for name, tensor in weights.items() if name not in copies}}
+
+
 _Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[PreTrainedModel, BaseImageProcessor]]
 
 # What this version converts.
 _BUILDERS: dict[tuple[Family, Task], _Builder] = {
     ("detr", "detection"): _build_detr,
     ("conditional_detr", "detection"): _build_conditional_detr,
+    ("deformable_detr", "detection"): _build_deformable_detr,
 }
 
 

@@ -79,6 +79,26 @@ def detection_loss(
     return total, loss_dict
 
 
+def proposal_loss(
+    logits: Tensor, boxes: Tensor, targets: Targets, config: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a two-stage model's proposals, which only tell objects from background.
+
+    Args:
+        logits: (batch, proposals, classes), of which the first class stands for any object.
+        boxes: (batch, proposals, 4) cxcywh, normalised.
+        targets: As for :func:`detection_loss`; the classes do not count.
+        config: As for :func:`detection_loss`.
+
+    Returns:
+        As :func:`detection_loss`; the names end in ``_enc``.
+    """
+    binary = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in targets]
+    total, terms = detection_loss(logits, boxes, binary, config)
+    # The original logs the class error of the decoder's last layer only.
+    return total, {f"{name}_enc": value for name, value in terms.items() if name != "class_error"}
+
+
 def mean_box_count(targets: Targets, device: torch.device) -> Tensor:
     """The number of targets that losses are divided by: the mean over processes, at least 1."""
     count = torch.tensor(float(sum(len(t["class_labels"]) for t in targets)), device=device)

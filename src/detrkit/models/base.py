@@ -112,7 +112,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         renames = {**cls.checkpoint_renames, **(kwargs.pop("key_mapping", None) or {})}
         wants_info = kwargs.pop("output_loading_info", False)
         accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-        with loading_checkpoint():
+        with loading_checkpoint(renames):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -134,22 +134,26 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes configuration and weights in the Hub's layout, which Transformers 4.57 and 5 load.
 
-        Learned positions are written under the names of both, since Transformers 5 looks for them in
-        another place. All arguments are those of :meth:`transformers.PreTrainedModel.save_pretrained`.
+        Tensors that these look for in different places, such as learned positions, are written under the
+        names of both. All arguments are those of :meth:`transformers.PreTrainedModel.save_pretrained`.
         """
         if Path(save_directory).is_file():
             raise CheckpointError(f"cannot save a model into {save_directory}: it is a file, not a folder")
         state_dict = dict(kwargs.pop("state_dict", None) or self.state_dict())
-        for name in [n for n in state_dict if _POSITIONS_V4 in n]:
-            state_dict[name.replace(_POSITIONS_V4, _POSITIONS_V5)] = state_dict[name].clone()
+        for second, first in self.second_names(state_dict).items():
+            state_dict[second] = state_dict[first].clone()
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`torch.nn.Module.load_state_dict`, without the second names of learned positions."""
-        doubled = {n.replace(_POSITIONS_V4, _POSITIONS_V5) for n in state_dict if _POSITIONS_V4 in n}
+        """As :meth:`torch.nn.Module.load_state_dict`, without the second names of saved tensors."""
+        doubled = self.second_names(state_dict).keys()
         return super().load_state_dict(
             {k: v for k, v in state_dict.items() if k not in doubled}, *args, **kwargs
         )
+
+    def second_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Names under which a tensor is saved once more for other readers -> its own name."""
+        return {n.replace(_POSITIONS_V4, _POSITIONS_V5): n for n in names if _POSITIONS_V4 in n}
 
 
 def _explain_mismatch(source: Any, mismatched: Iterable[tuple[str, Any, Any]]) -> str:
@@ -164,9 +168,7 @@ def _explain_mismatch(source: Any, mismatched: Iterable[tuple[str, Any, Any]]) -
 
 def _report_new_weights(model: DetrFamilyPreTrainedModel, info: dict[str, Any]) -> None:
     """Says in one line each what a changed number of labels or queries means."""
-    mismatched = {
-        entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())
-    }
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
     if any("class" in name for name in mismatched):
         logger.warning(
             "The class head was initialised anew for %d labels: train it before use.",

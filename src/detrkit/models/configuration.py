@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-DEFAULT_OUT_INDICES = (1, 2, 3, 4)
-
 
 class DetrFamilyConfig(PreTrainedConfig):
     """Backbone, Transformer size, dropout and loss weights, as all three families know them.
@@ -144,7 +142,15 @@ class DetrFamilyConfig(PreTrainedConfig):
         # A stride of 16 is what ``dilation`` says already.
         given.pop("output_stride", None)
         self.num_channels = given.pop("in_chans", self.num_channels)
-        return tuple(given.pop("out_indices", DEFAULT_OUT_INDICES)) == DEFAULT_OUT_INDICES and not given
+        return (
+            tuple(given.pop("out_indices", self.default_out_indices)) == self.default_out_indices
+            and not given
+        )
+
+    @property
+    def default_out_indices(self) -> tuple[int, ...]:
+        """Stages of a timm backbone whose feature maps are used unless ``backbone_kwargs`` says otherwise."""
+        return (1, 2, 3, 4)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that Transformers 4.57 and 5 both read; a null ``backbone_kwargs`` stops the latter."""

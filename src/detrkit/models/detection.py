@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from detrkit.losses.criterion import detection_loss
+from detrkit.losses.criterion import detection_loss, proposal_loss
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import key_mask
@@ -222,6 +222,14 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier)
+            if features.get("enc_outputs_class") is not None:
+                extra, extra_terms = proposal_loss(
+                    features.enc_outputs_class,
+                    features.enc_outputs_coord_logits.sigmoid(),
+                    labels,
+                    self.config,
+                )
+                loss, loss_dict = loss + extra, {**loss_dict, **extra_terms}
         output = self.output_class(
             loss=loss,
             loss_dict=loss_dict,

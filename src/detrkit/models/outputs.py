@@ -16,11 +16,14 @@ class EncoderOutput(ModelOutput):
         last_hidden_state: (batch, height x width, d_model).
         hidden_states: The input of every layer and the output of the last, on request.
         attentions: Per layer (batch, heads, height x width, height x width), on request.
+        sampling_locations: Of Deformable DETR, whose ``attentions`` are the samples' weights. Per layer
+            (batch, pixels, heads, levels, points, 2), x then y, relative to each padded level.
     """
 
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    sampling_locations: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -35,6 +38,9 @@ class DecoderOutput(ModelOutput):
         intermediate_hidden_states: (layers, batch, queries, d_model), normalised, for auxiliary outputs.
         reference_points: (queries, batch, 2) float32, x and y, normalised: where the queries of Conditional
             DETR look; queries come first, as in Transformers.
+        reference_logits: What Deformable DETR's box heads add to, for each returned state: (layers or 1,
+            batch, queries, 4) float32.
+        sampling_locations: Of Deformable DETR's cross-attention, as in :class:`EncoderOutput`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -43,6 +49,8 @@ class DecoderOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     intermediate_hidden_states: torch.Tensor | None = None
     reference_points: torch.Tensor | None = None
+    reference_logits: torch.Tensor | None = None
+    sampling_locations: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -85,3 +93,37 @@ class ObjectDetectionOutput(ModelOutput):
     encoder_last_hidden_state: torch.Tensor | None = None
     encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class DeformableDetrModelOutput(DetrModelOutput):
+    """Output of Deformable DETR without heads; the other fields as in :class:`DetrModelOutput`.
+
+    Attributes:
+        init_reference_points: (batch, queries, 2 or 4) float32, points or cxcywh boxes that the decoder
+            starts from, normalised.
+        reference_logits: As in :class:`DecoderOutput`.
+        cross_attentions: Weights of the samples, per layer (batch, queries, heads, levels, points).
+        cross_sampling_locations: As in :class:`EncoderOutput`; ``encoder_sampling_locations`` too.
+        enc_outputs_class: Of a two-stage model, class logits of all pixels (batch, pixels, classes).
+        enc_outputs_coord_logits: Their boxes (batch, pixels, 4) before the sigmoid, float32; infinite where a
+            pixel proposes nothing.
+    """
+
+    init_reference_points: torch.Tensor | None = None
+    reference_logits: torch.Tensor | None = None
+    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    enc_outputs_class: torch.Tensor | None = None
+    enc_outputs_coord_logits: torch.Tensor | None = None
+
+
+@dataclass
+class DeformableDetrObjectDetectionOutput(ObjectDetectionOutput):
+    """Output of a Deformable DETR detector: also the fields of :class:`DeformableDetrModelOutput`."""
+
+    init_reference_points: torch.Tensor | None = None
+    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    enc_outputs_class: torch.Tensor | None = None
+    enc_outputs_coord_logits: torch.Tensor | None = None

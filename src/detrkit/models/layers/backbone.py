@@ -18,20 +18,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone
 
-from detrkit.models.configuration import DEFAULT_OUT_INDICES, DetrFamilyConfig
+from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.position_encoding import build_position_encoding
 
-_loading_checkpoint: ContextVar[bool] = ContextVar("loading_checkpoint", default=False)
+# The renames of the checkpoint that is being loaded, if one is.
+_loading_checkpoint: ContextVar[dict[str, str] | None] = ContextVar("loading_checkpoint", default=None)
 
 
 @contextmanager
-def loading_checkpoint() -> Iterator[None]:
-    """Inside this block no backbone weights are fetched: a full checkpoint is about to be loaded."""
-    token = _loading_checkpoint.set(True)
+def loading_checkpoint(renames: dict[str, str]) -> Iterator[None]:
+    """Inside this block no backbone weights are fetched: a full checkpoint is about to be loaded.
+
+    Args:
+        renames: Regular expression in the checkpoint's tensor names -> replacement. A model that is made
+            inside the block can add to it with :func:`rename_while_loading`.
+    """
+    token = _loading_checkpoint.set(renames)
     try:
         yield
     finally:
         _loading_checkpoint.reset(token)
+
+
+def rename_while_loading(renames: dict[str, str]) -> None:
+    """Adds renames that depend on the configuration; without effect unless a checkpoint is being loaded."""
+    active = _loading_checkpoint.get()
+    if active is not None:
+        active.update(renames)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -120,11 +133,11 @@ class ConvEncoder(nn.Module):
 
 
 def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
-    options: dict[str, Any] = {"out_indices": DEFAULT_OUT_INDICES, **(config.backbone_kwargs or {})}
+    options: dict[str, Any] = {"out_indices": config.default_out_indices, **(config.backbone_kwargs or {})}
     options.setdefault("in_chans", config.num_channels)
     if config.dilation:
         options["output_stride"] = 16
-    fetch = bool(config.use_pretrained_backbone) and not _loading_checkpoint.get()
+    fetch = bool(config.use_pretrained_backbone) and _loading_checkpoint.get() is None
     return timm.create_model(config.backbone, pretrained=fetch, features_only=True, **options)
 
 
@@ -167,12 +180,13 @@ class Backbone(nn.Module):
 
     Args:
         config: Any family's configuration.
+        position_offset: Added to row and column numbers before they are encoded; see SinePositionEncoding.
     """
 
-    def __init__(self, config: DetrFamilyConfig) -> None:
+    def __init__(self, config: DetrFamilyConfig, position_offset: float = 0.0) -> None:
         super().__init__()
         self.conv_encoder = ConvEncoder(config)
-        self.position_embedding = build_position_encoding(config)
+        self.position_embedding = build_position_encoding(config, position_offset)
 
     @property
     def intermediate_channel_sizes(self) -> list[int]:

@@ -126,8 +126,8 @@ class LearnedPositionEncoding(nn.Module):
         return torch.cat([columns, rows], dim=-1).permute(2, 0, 1).unsqueeze(0)
 
 
-def build_position_encoding(config: DetrFamilyConfig) -> nn.Module:
+def build_position_encoding(config: DetrFamilyConfig, offset: float = 0.0) -> nn.Module:
     """The encoding that ``config.position_embedding_type`` names, for maps of ``config.d_model`` channels."""
     if config.position_embedding_type == "learned":
         return LearnedPositionEncoding(config.d_model // 2)
-    return SinePositionEncoding(config.d_model // 2)
+    return SinePositionEncoding(config.d_model // 2, offset=offset)

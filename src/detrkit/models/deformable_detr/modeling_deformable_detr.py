@@ -1,0 +1,606 @@
+"""Deformable DETR for object detection.
+
+Attention looks at a few sampled points of several feature maps instead of all pixels of one (section 4 of the
+paper). Each object query starts from a reference point, or in the two-stage variant from a box that the
+encoder proposes; with box refinement each decoder layer corrects the boxes of the one before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detrkit.models.base import DetrFamilyPreTrainedModel
+from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
+from detrkit.models.detection import ObjectDetectionModel, wants_dict
+from detrkit.models.layers.attention import MultiHeadAttention, key_mask
+from detrkit.models.layers.backbone import (
+    Backbone,
+    downsample_mask,
+    padding_mask,
+    rename_while_loading,
+)
+from detrkit.models.layers.deformable_attention import deformable_attention
+from detrkit.models.layers.position_encoding import sine_waves
+from detrkit.models.layers.transformer import PredictionMLP, TransformerLayer
+from detrkit.models.outputs import (
+    DecoderOutput,
+    DeformableDetrModelOutput,
+    DeformableDetrObjectDetectionOutput,
+    EncoderOutput,
+)
+
+# The probability that a fresh class head gives every class, and how far from 0 and 1 a coordinate is kept
+# before its inverse sigmoid is taken.
+PRIOR_PROBABILITY = 0.01
+BORDER = 1e-5
+
+# Where a query sampled, and how much each sample weighed.
+Samples: TypeAlias = tuple[Tensor, Tensor]
+
+
+@dataclass
+class FeatureLevels:
+    """Feature maps of several sizes as one sequence of pixels, finest level first.
+
+    Attributes:
+        pixels: (batch, pixels of all levels, d_model).
+        positions: (batch or 1, pixels, d_model), with the embedding of the level.
+        shapes: (height, width) of each level.
+        mask: (batch, pixels), True where pixels are real; None when nothing is padded.
+        valid_ratios: (batch, levels, 2), the share of width and height that is real; None as ``mask``.
+    """
+
+    pixels: Tensor
+    positions: Tensor
+    shapes: list[tuple[int, int]]
+    mask: Tensor | None
+    valid_ratios: Tensor | None
+
+    def relative_to_padded(self, reference: Tensor) -> Tensor:
+        """Points or boxes relative to the real image as relative to each level with its padding.
+
+        Args:
+            reference: (batch or 1, queries, 2 or 4), float32.
+
+        Returns:
+            (batch or 1, queries, levels, 2 or 4).
+        """
+        reference = reference[:, :, None]
+        if self.valid_ratios is None:
+            return reference.expand(-1, -1, len(self.shapes), -1)
+        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
+        return reference * ratios[:, None]
+
+    def pixel_centres(self) -> Tensor:
+        """Centre of every pixel relative to the real image: (batch or 1, pixels, 2) float32, x then y."""
+        levels = []
+        for level, (height, width) in enumerate(self.shapes):
+            device = self.pixels.device
+            y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
+            x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
+            grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
+            extent = torch.tensor([width, height], dtype=torch.float32, device=device)
+            if self.valid_ratios is not None:
+                extent = extent * self.valid_ratios[:, level, None]
+            levels.append((grid / extent).reshape(-1, height * width, 2))
+        return torch.cat(levels, dim=1)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Attention to sampled points (equation 3 of the paper), with its projections.
+
+    Args:
+        config: Gives width and number of levels.
+        heads: Number of heads.
+        points: Points that each head samples in each level.
+    """
+
+    def __init__(self, config: DeformableDetrConfig, heads: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, config.num_feature_levels, points
+        width = config.d_model
+        self.sampling_offsets = nn.Linear(width, heads * self.levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * self.levels * points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Each head begins with points along a direction of its own, at growing distance, equal in weight."""
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None] * steps[:, None]
+        nn.init.zeros_(self.sampling_offsets.weight)
+        bias = self.sampling_offsets.bias
+        if not getattr(bias, "_is_hf_initialized", False):
+            bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, query: Tensor, reference: Tensor, source: Tensor, levels: FeatureLevels
+    ) -> tuple[Tensor, Samples]:
+        """Attends.
+
+        Args:
+            query: (batch, queries, d_model).
+            reference: (batch or 1, queries, levels, 2 or 4) float32, points or cxcywh boxes relative to the
+                padded levels; offsets are in pixels around a point, in half sizes of a box.
+            source: (batch, pixels, d_model), what is sampled.
+            levels: Shapes and mask of ``source``.
+
+        Returns:
+            (batch, queries, d_model), and the sampling locations (batch, queries, heads, levels, points, 2)
+            and weights (batch, queries, heads, levels, points).
+        """
+        value = self.value_proj(source)
+        if levels.mask is not None:
+            value = value.masked_fill(~levels.mask[..., None], 0.0)
+        layout = (self.heads, self.levels, self.points)
+        # Locations in float32: a bfloat16 cannot tell neighbouring pixels of a large map apart.
+        offsets = self.sampling_offsets(query).float().unflatten(-1, (*layout, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
+        weights = weights.unflatten(-1, layout[1:])
+        centre = reference[:, :, None, :, None, :2]
+        if reference.shape[-1] == 2:
+            sizes = [(width, height) for height, width in levels.shapes]
+            extent = torch.tensor(sizes, dtype=torch.float32, device=query.device)[:, None]
+            locations = centre + offsets / extent
+        else:
+            locations = centre + offsets * (reference[:, :, None, :, None, 2:] * (0.5 / self.points))
+        attended = deformable_attention(
+            value.unflatten(-1, (self.heads, -1)), levels.shapes, locations, weights
+        )
+        return self.output_proj(attended), (locations, weights)
+
+
+class EncoderLayer(TransformerLayer):
+    """Deformable self-attention over all levels, then feed-forward."""
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__(config, config.encoder_ffn_dim)
+        self.self_attn = MultiScaleDeformableAttention(
+            config, config.encoder_attention_heads, config.encoder_n_points
+        )
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, x: Tensor, reference: Tensor, levels: FeatureLevels) -> tuple[Tensor, Samples]:
+        """One layer; ``x`` is (batch, pixels, d_model)."""
+        update, samples = self.self_attn(x + levels.positions, reference, x, levels)
+        x = self.self_attn_layer_norm(self.add(x, update))
+        return self.feed_forward(x), samples
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers over the pixels of all levels."""
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+    def forward(
+        self, levels: FeatureLevels, output_attentions: bool = False, output_hidden_states: bool = False
+    ) -> EncoderOutput:
+        """Encodes feature maps; attentions are the weights (batch, pixels, heads, levels, points)."""
+        reference = levels.relative_to_padded(levels.pixel_centres())
+        x = levels.pixels
+        states, attentions, locations = [x], [], []
+        for layer in self.layers:
+            x, samples = layer(x, reference, levels)
+            if output_hidden_states:
+                states.append(x)
+            if output_attentions:
+                locations.append(samples[0])
+                attentions.append(samples[1])
+        return EncoderOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            sampling_locations=tuple(locations) if output_attentions else None,
+        )
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention among object queries, deformable cross-attention to the image, feed-forward."""
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__(config, config.decoder_ffn_dim)
+        heads = config.decoder_attention_heads
+        self.self_attn = MultiHeadAttention(config, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.encoder_attn = MultiScaleDeformableAttention(config, heads, config.decoder_n_points)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_positions: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        levels: FeatureLevels,
+        query_mask: Tensor | None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Samples]:
+        """One layer; see :meth:`Decoder.forward` for the shapes."""
+        placed = x + query_positions
+        update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
+        x = self.self_attn_layer_norm(self.add(x, update))
+        update, samples = self.encoder_attn(x + query_positions, reference, memory, levels)
+        x = self.encoder_attn_layer_norm(self.add(x, update))
+        return self.feed_forward(x), self_weights, samples
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers that look around their reference points or boxes."""
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        query_positions: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        levels: FeatureLevels,
+        box_heads: nn.ModuleList | None = None,
+        query_mask: Tensor | None = None,
+        intermediate: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> DecoderOutput:
+        """Decodes object queries.
+
+        Args:
+            x: (batch, queries, d_model), the content of the queries.
+            query_positions: (batch or 1, queries, d_model).
+            reference: (batch or 1, queries, 2 or 4) float32, points or cxcywh boxes relative to the image.
+            memory: (batch, pixels, d_model), the encoder's output.
+            levels: Shapes, mask and valid ratios of ``memory``.
+            box_heads: A head for each layer, to refine the references with; None leaves them.
+            query_mask: (batch, 1, 1, queries), True for queries that may be attended to.
+            intermediate: Return every layer's state and reference.
+            output_attentions: Return the weights of both attentions and where the second one sampled.
+            output_hidden_states: Return the input of each layer and the final state.
+
+        Returns:
+            ``reference_logits`` (layers or 1, batch, queries, 4) are what each returned state's box head
+            adds to: the reference that the layer looked from, in logit space; zeros for a point's size.
+        """
+        states, anchors, self_weights = [x], [], []
+        cross: list[Samples] = []
+        reference = reference.expand(x.shape[0], -1, -1)
+        for index, layer in enumerate(self.layers):
+            anchors.append(_logits_of(reference))
+            around = levels.relative_to_padded(reference)
+            x, weights, samples = layer(
+                x, query_positions, around, memory, levels, query_mask, output_attentions
+            )
+            states.append(x)
+            self_weights.append(weights)
+            cross += [samples] if output_attentions else []
+            if box_heads is not None and index < len(self.layers) - 1:
+                reference = (box_heads[index](x).float() + anchors[-1]).sigmoid().detach()
+        return DecoderOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(self_weights) if output_attentions else None,
+            cross_attentions=tuple(s[1] for s in cross) if output_attentions else None,
+            sampling_locations=tuple(s[0] for s in cross) if output_attentions else None,
+            intermediate_hidden_states=torch.stack(states[1:]) if intermediate else None,
+            reference_logits=torch.stack(anchors) if intermediate else anchors[-1][None],
+        )
+
+
+def _logits_of(reference: Tensor) -> Tensor:
+    """Inverse sigmoid of points or boxes (..., 2 or 4), as (..., 4)."""
+    return F.pad(reference.logit(eps=BORDER), (0, 4 - reference.shape[-1]))
+
+
+class DeformableDetrPreTrainedModel(DetrFamilyPreTrainedModel):
+    """Base of the Deformable DETR models."""
+
+    config_class = DeformableDetrConfig
+
+    # Files hold the heads once, or once for each layer that shares them, and those that the decoder uses
+    # under its name, under the model's, or both. The names below are the model's.
+    checkpoint_renames = DetrFamilyPreTrainedModel.checkpoint_renames | {
+        r"^(?:model\.)?decoder\.(class_embed|bbox_embed)\.": r"\1.",
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(
+            module, (MultiScaleDeformableAttention, DeformableDetrModel, DeformableDetrForObjectDetection)
+        ):
+            module.reset_parameters()
+
+
+class DeformableDetrModel(DeformableDetrPreTrainedModel):
+    """Deformable DETR's backbone, encoder and decoder without heads.
+
+    Without the heads of :class:`DeformableDetrForObjectDetection` nothing is proposed or refined, so a
+    two-stage model does not run.
+    """
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config, position_offset=-0.5)
+        self.input_proj = _input_projections(config, self.backbone.intermediate_channel_sizes)
+        self.level_embed = nn.Parameter(torch.empty(config.num_feature_levels, config.d_model))
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        width = config.d_model
+        if config.two_stage:
+            self.enc_output = nn.Linear(width, width)
+            self.enc_output_norm = nn.LayerNorm(width)
+            self.pos_trans = nn.Linear(2 * width, 2 * width)
+            self.pos_trans_norm = nn.LayerNorm(2 * width)
+        else:
+            self.query_position_embeddings = nn.Embedding(config.num_queries, 2 * width)
+            self.reference_points = nn.Linear(width, 2)
+        # A tuple keeps the owner's heads out of this module's own.
+        self.heads: tuple[nn.ModuleList, nn.ModuleList] | None = None
+        self.post_init()
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform projections; the biases of points and maps start at zero."""
+        nn.init.normal_(self.level_embed)
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        if self.config.two_stage:
+            nn.init.xavier_uniform_(self.enc_output.weight)
+            nn.init.xavier_uniform_(self.pos_trans.weight)
+        else:
+            nn.init.xavier_uniform_(self.reference_points.weight)
+            nn.init.zeros_(self.reference_points.bias)
+
+    def freeze_backbone(self) -> None:
+        """Excludes the whole backbone from training."""
+        self.backbone.conv_encoder.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Trains the whole backbone, the stem and the first stage included."""
+        self.backbone.conv_encoder.requires_grad_(True)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DeformableDetrModelOutput | tuple:
+        """Runs the model.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
+            encoder_outputs: What the encoder returned before, to skip it.
+            inputs_embeds: Not supported: feature maps of several sizes do not fit one sequence.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of the queries' own content.
+            output_attentions: Return attention weights and sampling locations.
+            output_hidden_states: Return the states between layers.
+            return_dict: Return a :class:`DeformableDetrModelOutput` (default) or a tuple of its set fields.
+
+        Raises:
+            ValueError: There is no image, shapes do not fit, or a two-stage model has no heads.
+        """
+        config = self.config
+        attentions = config.output_attentions if output_attentions is None else output_attentions
+        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if inputs_embeds is not None:
+            raise ValueError("Deformable DETR does not take inputs_embeds; pass pixel_values")
+        if pixel_values is None:
+            raise ValueError("pass pixel_values (an image batch)")
+
+        levels = self._feature_levels(pixel_values, padding_mask(pixel_mask, pixel_values))
+        if isinstance(encoder_outputs, tuple):
+            encoded = EncoderOutput(*encoder_outputs)
+        else:
+            encoded = encoder_outputs or self.encoder(levels, attentions, states)
+        memory: Tensor = encoded.last_hidden_state
+
+        class_proposals, box_proposals = None, None
+        if config.two_stage:
+            queries, query_positions, reference, class_proposals, box_proposals = self._propose(
+                memory, levels
+            )
+        else:
+            query_positions, queries = self.query_position_embeddings.weight[None].chunk(2, dim=-1)
+            queries = queries.expand(memory.shape[0], -1, -1)
+            reference = self.reference_points(query_positions).float().sigmoid()
+        decoded = self.decoder(
+            queries if decoder_inputs_embeds is None else decoder_inputs_embeds,
+            query_positions,
+            reference,
+            memory,
+            levels,
+            box_heads=self.heads[1] if self.heads is not None and config.with_box_refine else None,
+            query_mask=key_mask(decoder_attention_mask),
+            intermediate=config.auxiliary_loss or self.training,
+            output_attentions=attentions,
+            output_hidden_states=states,
+        )
+        output = DeformableDetrModelOutput(
+            init_reference_points=reference.expand(memory.shape[0], -1, -1),
+            last_hidden_state=decoded.last_hidden_state,
+            intermediate_hidden_states=decoded.intermediate_hidden_states,
+            reference_logits=decoded.reference_logits,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            cross_sampling_locations=decoded.sampling_locations,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            encoder_sampling_locations=encoded.sampling_locations,
+            enc_outputs_class=class_proposals,
+            enc_outputs_coord_logits=box_proposals,
+        )
+        return output if wants_dict(return_dict, config) else output.to_tuple()
+
+    def _feature_levels(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
+        """The projected feature maps of an image batch."""
+        maps = self.backbone(pixel_values)
+        if self.config.num_feature_levels == 1:
+            maps = maps[-1:]
+        projected: list[Tensor] = []
+        for index, projection in enumerate(self.input_proj):
+            # Levels beyond the backbone's: the first is made from its last map, the next from the one before.
+            source = maps[index] if index < len(maps) else maps[-1] if index == len(maps) else projected[-1]
+            projected.append(projection(source))
+        shapes = [(m.shape[-2], m.shape[-1]) for m in projected]
+        masks = [downsample_mask(pixel_mask, shape) for shape in shapes]
+        real = [mask for mask in masks if mask is not None]
+        positions = [
+            self.backbone.position_embedding(m, mask).to(m.dtype).flatten(2).transpose(1, 2) + embedding
+            for m, mask, embedding in zip(projected, masks, self.level_embed)
+        ]
+        return FeatureLevels(
+            pixels=torch.cat([m.flatten(2).transpose(1, 2) for m in projected], dim=1),
+            positions=torch.cat(positions, dim=1),
+            shapes=shapes,
+            mask=torch.cat([m.flatten(1) for m in real], dim=1) if real else None,
+            valid_ratios=torch.stack([_valid_ratio(m) for m in real], dim=1) if real else None,
+        )
+
+    def _propose(self, memory: Tensor, levels: FeatureLevels) -> tuple[Tensor, ...]:
+        """The first stage (section 4.2 of the paper): each pixel of the encoder's output proposes a box.
+
+        Returns:
+            The content (batch, proposals, d_model) and positions of the queries, the boxes (batch, proposals,
+            4) that they start from, and for all pixels class logits and box logits (batch, pixels, classes)
+            and (batch, pixels, 4).
+        """
+        if self.heads is None:
+            raise ValueError(
+                "a two-stage model proposes with its heads: use DeformableDetrForObjectDetection"
+            )
+        class_head, box_head = self.heads[0][-1], self.heads[1][-1]
+        anchors, usable = _proposal_anchors(levels)
+        states = memory.masked_fill(~usable, 0.0)
+        states = self.enc_output_norm(self.enc_output(states))
+        class_logits = class_head(states)
+        box_logits = box_head(states).float() + anchors
+
+        count = min(self.config.two_stage_num_proposals, box_logits.shape[1])
+        best = class_logits[..., 0].topk(count, dim=1).indices
+        boxes = box_logits.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+        encoded = sine_waves(boxes, self.config.d_model // 2).flatten(-2).to(memory.dtype)
+        positions, content = self.pos_trans_norm(self.pos_trans(encoded)).chunk(2, dim=-1)
+        return content, positions, boxes, class_logits, box_logits
+
+
+def _input_projections(config: DeformableDetrConfig, channels: list[int]) -> nn.ModuleList:
+    """A 1x1 convolution for each of the backbone's maps, a 3x3 one of stride 2 for each level beyond."""
+    if config.num_feature_levels == 1:
+        channels = channels[-1:]
+    projections = [nn.Conv2d(c, config.d_model, 1) for c in channels[: config.num_feature_levels]]
+    for index in range(config.num_feature_levels - len(channels)):
+        source = channels[-1] if index == 0 else config.d_model
+        projections.append(nn.Conv2d(source, config.d_model, 3, stride=2, padding=1))
+    return nn.ModuleList(nn.Sequential(p, nn.GroupNorm(32, config.d_model)) for p in projections)
+
+
+def _valid_ratio(mask: Tensor) -> Tensor:
+    """Share of the width and height of each (batch, height, width) mask that is real: (batch, 2) float32."""
+    height, width = mask.shape[-2:]
+    return torch.stack([mask[:, 0].sum(1) / width, mask[:, :, 0].sum(1) / height], dim=-1)
+
+
+def _proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
+    """A box around every pixel, larger in coarser levels, in logit space.
+
+    Returns:
+        (batch or 1, pixels, 4) float32, infinite where unusable, and (batch or 1, pixels, 1), True where the
+        pixel is real and its box well inside the image.
+    """
+    centres = levels.pixel_centres()
+    sides = torch.cat(
+        [
+            centres.new_full((height * width, 2), 0.05 * 2.0**level)
+            for level, (height, width) in enumerate(levels.shapes)
+        ]
+    )
+    boxes = torch.cat([centres, sides.expand_as(centres)], dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+    if levels.mask is not None:
+        usable = usable & levels.mask[..., None]
+    return boxes.logit().masked_fill(~usable, float("inf")), usable
+
+
+class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDetectionModel):
+    """Deformable DETR with heads for classes (there is none for no object) and boxes.
+
+    All layers share one pair of heads, unless boxes are refined: then each layer has its own, and in a
+    two-stage model one more pair makes the proposals.
+    """
+
+    output_class = DeformableDetrObjectDetectionOutput
+
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__(config)
+        self.model = DeformableDetrModel(config)
+        count = config.decoder_layers + config.two_stage if config.with_box_refine else 1
+        width = config.d_model
+        self.class_embed = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(count))
+        self.bbox_embed = nn.ModuleList(PredictionMLP(width, width, 4, num_layers=3) for _ in range(count))
+        self.model.heads = (self.class_embed, self.bbox_embed)
+        if not config.with_box_refine:
+            rename_while_loading({r"^(class_embed|bbox_embed)\.\d+\.": r"\1.0."})
+        self.post_init()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Classes begin improbable, boxes small and at their reference; all layers begin alike."""
+        for head in self.class_embed:
+            nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        for index, head in enumerate(self.bbox_embed):
+            last = head.layers[-1]
+            nn.init.zeros_(last.weight)
+            # A refining layer after the first, and those of a two-stage model, start from a box's own size.
+            size = 0.0 if index > 0 or self.config.two_stage else -2.0
+            if not getattr(last.bias, "_is_hf_initialized", False):
+                last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
+
+    def second_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Heads are saved for each layer that shares them, and as the decoder's where it uses them."""
+        own = [n for n in names if n.startswith(("class_embed.", "bbox_embed."))]
+        seconds = super().second_names(names)
+        if not self.config.with_box_refine:
+            layers = range(1, self.config.decoder_layers)
+            seconds |= {n.replace("_embed.0.", f"_embed.{i}."): n for n in own for i in layers}
+        else:
+            used = ("bbox_embed.", "class_embed.") if self.config.two_stage else ("bbox_embed.",)
+            seconds |= {f"model.decoder.{n}": n for n in own if n.startswith(used)}
+        return seconds
+
+    def predict(self, states: Tensor, features: DeformableDetrModelOutput) -> tuple[Tensor, Tensor]:
+        """Class logits, and boxes in float32; see :meth:`ObjectDetectionModel.predict`."""
+        anchors = features.reference_logits
+        first = self.config.decoder_layers - len(states)
+        heads = [i if self.config.with_box_refine else 0 for i in range(first, self.config.decoder_layers)]
+        logits = torch.stack([self.class_embed[i](state) for i, state in zip(heads, states)])
+        updates = torch.stack([self.bbox_embed[i](state) for i, state in zip(heads, states)])
+        return logits, (updates.float() + anchors).sigmoid()
