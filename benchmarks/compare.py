@@ -4,7 +4,8 @@ Each side runs in a process of its own, as its user would run it, and the two ta
 that a change of the machine's speed meets both. Two rows a model: *as is*, where detrkit's Detector sets the
 allocator and Transformers has the default, and *tuned*, where the environment sets it for both.
 
-    python benchmarks/compare.py                         # R50, R101 and R50-DC5
+    python benchmarks/compare.py                         # DETR R50, R101 and R50-DC5
+    python benchmarks/compare.py --models all
     python benchmarks/compare.py --models r50 --repeats 9 --csv benchmarks/results/compare.csv
 
 Nothing else should run on the machine meanwhile. Weights are random but the same on both sides.
@@ -24,10 +25,15 @@ import tempfile
 import time
 from pathlib import Path
 
+# Name -> family and options of its configuration.
 MODELS = {
-    "r50": {"backbone": "resnet50"},
-    "r101": {"backbone": "resnet101"},
-    "r50-dc5": {"backbone": "resnet50", "dilation": True},
+    "r50": ("Detr", {"backbone": "resnet50"}),
+    "r101": ("Detr", {"backbone": "resnet101"}),
+    "r50-dc5": ("Detr", {"backbone": "resnet50", "dilation": True}),
+    "conditional": ("ConditionalDetr", {}),
+    "deformable-single-scale": ("DeformableDetr", {"num_feature_levels": 1}),
+    "deformable": ("DeformableDetr", {}),
+    "two-stage": ("DeformableDetr", {"with_box_refine": True, "two_stage": True}),
 }
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 SIDES = ("detrkit", "transformers")
@@ -36,13 +42,13 @@ SIDES = ("detrkit", "transformers")
 def main() -> None:
     args = parse_arguments()
     if args.worker:
-        serve(args.worker, args.folder, args.height, args.width, args.threads)
+        serve(args)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for model in args.models:
+        for model in MODELS if args.models == ["all"] else args.models:
             checkpoint = Path(folder) / model
-            save_random_checkpoint(checkpoint, MODELS[model])
+            save_random_checkpoint(checkpoint, *MODELS[model])
             for setting, extra in (("as is", {}), ("tuned", TUNED)):
                 rows += compare(model, setting, extra, checkpoint, args)
     print_table(rows, args)
@@ -54,30 +60,32 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, "all"], default=["r50", "r101", "r50-dc5"])
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--csv", type=Path, help="append the results to this file")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--family", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def save_random_checkpoint(folder: Path, options: dict) -> None:
+def save_random_checkpoint(folder: Path, family: str, options: dict) -> None:
     import torch
 
-    from detrkit import DetrConfig, DetrForObjectDetection, DetrImageProcessor
+    import detrkit
 
     torch.manual_seed(0)
-    DetrForObjectDetection(DetrConfig(num_labels=91, **options)).save_pretrained(folder)
-    DetrImageProcessor().save_pretrained(folder)
+    config = getattr(detrkit, f"{family}Config")(num_labels=91, **options)
+    getattr(detrkit, f"{family}ForObjectDetection")(config).save_pretrained(folder)
+    getattr(detrkit, f"{family}ImageProcessor")().save_pretrained(folder)
 
 
 def compare(model: str, setting: str, extra: dict, checkpoint: Path, args: argparse.Namespace) -> list[dict]:
     """Alternates the two sides; one row for each side and stage."""
-    workers = {side: start(side, checkpoint, extra, args) for side in SIDES}
+    workers = {side: start(side, model, checkpoint, extra, args) for side in SIDES}
     times: dict = {(side, stage): [] for side in SIDES for stage in ("forward", "end to end")}
     outputs = {}
     try:
@@ -94,9 +102,8 @@ def compare(model: str, setting: str, extra: dict, checkpoint: Path, args: argpa
             worker.stdin.close()
             worker.wait()
     difference = abs(outputs["detrkit", "forward"] - outputs["transformers", "forward"])
-    assert difference < 1e-3 * abs(outputs["transformers", "forward"]), (
-        "the two sides do not compute the same"
-    )
+    if difference > 1e-3 * abs(outputs["transformers", "forward"]):
+        raise SystemExit(f"{model}: the two sides do not compute the same")
     return [
         {
             "model": model,
@@ -117,8 +124,9 @@ def pairs(times: dict, stage: str) -> list[tuple[float, float]]:
     return list(zip(times["transformers", stage], times["detrkit", stage]))
 
 
-def start(side: str, checkpoint: Path, extra: dict, args: argparse.Namespace) -> subprocess.Popen:
+def start(side: str, model: str, checkpoint: Path, extra: dict, args: argparse.Namespace) -> subprocess.Popen:
     command = [sys.executable, __file__, "--worker", side, "--folder", str(checkpoint)]
+    command += ["--family", MODELS[model][0]]
     command += ["--height", str(args.height), "--width", str(args.width), "--threads", str(args.threads)]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     return subprocess.Popen(
@@ -139,7 +147,7 @@ def ask(worker: subprocess.Popen, what: str) -> dict:
     return json.loads(line)
 
 
-def serve(side: str, folder: str, height: int, width: int, threads: int) -> None:
+def serve(args: argparse.Namespace) -> None:
     """The worker: one timed run for each line on stdin, its seconds as JSON on stdout."""
     import resource
 
@@ -147,7 +155,8 @@ def serve(side: str, folder: str, height: int, width: int, threads: int) -> None
     import torch
     from PIL import Image
 
-    torch.set_num_threads(threads)
+    side, folder, height, width = args.worker, args.folder, args.height, args.width
+    torch.set_num_threads(args.threads)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
     pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, height, width, dtype=torch.long)
@@ -162,8 +171,8 @@ def serve(side: str, folder: str, height: int, width: int, threads: int) -> None
     else:
         import transformers
 
-        model = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
-        processor = transformers.DetrImageProcessor.from_pretrained(folder)
+        model = getattr(transformers, f"{args.family}ForObjectDetection").from_pretrained(folder).eval()
+        processor = getattr(transformers, f"{args.family}ImageProcessor").from_pretrained(folder)
 
         def end_to_end() -> float:
             inputs = processor(images=picture, return_tensors="pt")
@@ -190,11 +199,11 @@ def serve(side: str, folder: str, height: int, width: int, threads: int) -> None
 def print_table(rows: list[dict], args: argparse.Namespace) -> None:
     print(configuration(args))
     print(
-        f"{'model':9}{'allocator':11}{'stage':12}{'detrkit':>9}{'transformers':>14}{'ratio':>7}{'spread':>14}"
+        f"{'model':25}{'allocator':11}{'stage':12}{'detrkit':>9}{'transformers':>14}{'ratio':>7}{'spread':>14}"
     )
     for row in rows:
         print(
-            f"{row['model']:9}{row['setting']:11}{row['stage']:12}{row['detrkit s']:8.3f}s"
+            f"{row['model']:25}{row['setting']:11}{row['stage']:12}{row['detrkit s']:8.3f}s"
             f"{row['transformers s']:13.3f}s{row['ratio']:7.2f}"
             f"{row['ratio min']:8.2f}-{row['ratio max']:.2f}"
         )
