@@ -7,9 +7,10 @@ import difflib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -31,7 +32,7 @@ from detrkit.processing.annotations import (
     prepare_panoptic,
     resize_target,
 )
-from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, flatten_images, to_raster
+from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, Raster, flatten_images, to_raster
 from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling, write_pixels
 from detrkit.processing.post_processing import Candidates, TargetSizes, select_detections, softmax_detections
 from detrkit.processing.resize import normalize_size, pillow_filter, size_for
@@ -54,10 +55,10 @@ _OPTIONS = (
     "pad_size",
     "exif_orientation",
 )
+# Smallest batch whose images are worth sharing among threads.
+_BATCH_FOR_THREADS = 4
 # Names that a call takes besides: old ones, and those that only mean something to other processors.
 _OTHER_OPTIONS = ("max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__)
-
-Raster: TypeAlias = PIL.Image.Image | torch.Tensor
 
 
 class DetrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -176,7 +177,7 @@ class DetrImageProcessorBase(BaseImageProcessor):
         device: torch.device | str | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """Makes the network's input, and targets where there are annotations; what calling the processor does.
+        """Makes the network's input, and targets from annotations; what calling the processor does.
 
         Args:
             images: One image or a list: paths, URLs, PIL images, arrays or tensors, gray, RGB or RGBA,
@@ -279,7 +280,7 @@ class DetrImageProcessorBase(BaseImageProcessor):
             _fill_padding(out, height, width, constant_values)
         data: dict[str, Any] = {"pixel_values": batch}
         if return_pixel_mask:
-            data["pixel_mask"] = make_pixel_mask(sizes, padded).to(first.device)
+            data["pixel_mask"] = torch.as_tensor(make_pixel_mask(sizes, padded), device=first.device)
         kind = _tensor_kind(return_tensors)
         encoded = _pack(data, kind, None, data_format)
         if annotations is not None:
@@ -399,18 +400,17 @@ class DetrImageProcessorBase(BaseImageProcessor):
         )
 
 
-def make_pixel_mask(sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> torch.Tensor:
+def make_pixel_mask(sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> np.ndarray:
     """Mask of a batch: int64 (batch, height, width), 1 for image and 0 for padding.
 
     Args:
         sizes: (height, width) of each image in pixels.
         padded: (height, width) of the batch in pixels.
     """
-    if all(size == padded for size in sizes):
-        return torch.ones(len(sizes), *padded, dtype=torch.int64)
-    mask = torch.zeros(len(sizes), *padded, dtype=torch.int64)
+    mask = np.empty((len(sizes), *padded), dtype=np.int64)
     for image_mask, (height, width) in zip(mask, sizes):
         image_mask[:height, :width] = 1
+        _fill_padding(image_mask, height, width, 0)
     return mask
 
 
@@ -419,20 +419,32 @@ def _make_pixels(
     sizes: Sequence[tuple[int, int]],
     padded: tuple[int, int] | None,
     settings: _Settings,
-) -> torch.Tensor | list[torch.Tensor]:
-    """Pixels of a batch as one tensor, or a list where sizes differ and nothing is padded."""
+) -> np.ndarray | list[np.ndarray]:
+    """Pixels of a batch as one array, or a list where sizes differ and nothing is padded."""
     is_bytes = settings.scaling is None and all(isinstance(raster, PIL.Image.Image) for raster in rasters)
-    dtype = torch.uint8 if is_bytes else torch.float32
-    batch: torch.Tensor | list[torch.Tensor]
+    dtype = np.uint8 if is_bytes else np.float32
+    batch: np.ndarray | list[np.ndarray]
     if padded is None and len(set(sizes)) > 1:
-        batch = [torch.empty(3, *size, dtype=dtype) for size in sizes]
+        batch = [np.empty((3, *size), dtype) for size in sizes]
     else:
-        # One allocation that every image writes into: nothing is copied to be stacked or padded.
-        batch = torch.empty(len(sizes), 3, *(padded or sizes[0]), dtype=dtype)
-    for out, raster, (height, width) in zip(batch, rasters, sizes):
-        inside = out[:, :height, :width]
-        write_pixels(raster, (height, width), inside, resample=settings.resample, scaling=settings.scaling)
-        _fill_padding(out, height, width, 0)
+        # One allocation that every image writes into: nothing is copied to be stacked or padded. It is
+        # NumPy's, as that asks Linux for huge pages where torch does not, and a large batch is written in
+        # half the time.
+        batch = np.empty((len(sizes), 3, *(padded or sizes[0])), dtype)
+
+    def write(out: np.ndarray, raster: Raster, size: tuple[int, int]) -> None:
+        inside = out[:, : size[0], : size[1]]
+        write_pixels(raster, size, inside, resample=settings.resample, scaling=settings.scaling)
+        _fill_padding(out, *size, 0)
+
+    threads = min(torch.get_num_threads(), len(rasters)) if len(rasters) >= _BATCH_FOR_THREADS else 1
+    if threads > 1:
+        # The threads live for one call: any that outlived it would be missing after a fork.
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(write, batch, rasters, sizes))
+    else:
+        for out, raster, size in zip(batch, rasters, sizes):
+            write(out, raster, size)
     return batch
 
 
@@ -464,10 +476,10 @@ def _make_targets(
     return targets
 
 
-def _fill_padding(image: torch.Tensor, height: int, width: int, value: float) -> None:
-    """Fills what lies below ``height`` and right of ``width`` of an image (channels, height, width)."""
-    image[:, height:] = value
-    image[:, :height, width:] = value
+def _fill_padding(image: Any, height: int, width: int, value: float) -> None:
+    """Fills what lies below ``height`` and right of ``width`` of an image (..., height, width)."""
+    image[..., height:, :] = value
+    image[..., :height, width:] = value
 
 
 def _padded_size(sizes: Sequence[tuple[int, int]], pad_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -485,37 +497,38 @@ def _padded_size(sizes: Sequence[tuple[int, int]], pad_size: tuple[int, int] | N
 def _pack(
     data: Mapping[str, Any], kind: str | None, device: torch.device | str | None, data_format: Any = None
 ) -> BatchFeature:
-    """Tensors of a batch in the form that was asked for."""
-    packed = {}
+    """Arrays and tensors of a batch in the form that was asked for."""
+    packed: dict[str, Any] = {}
     for name, value in data.items():
         if name == "pixel_values":
             value = _with_channels(value, data_format)
+        if kind is not None and isinstance(value, list):
+            raise ValueError(
+                "images of different sizes cannot be one tensor; use do_pad=True, or leave return_tensors out"
+            )
         if kind == "pt":
-            if isinstance(value, list):
-                raise ValueError(
-                    "images of different sizes cannot be one tensor; use do_pad=True or no return_tensors"
-                )
-            packed[name] = value if device is None else value.to(device)
+            packed[name] = torch.as_tensor(value, device=device)
         elif kind == "np":
-            if isinstance(value, list):
-                raise ValueError(
-                    "images of different sizes cannot be one array; use do_pad=True or no return_tensors"
-                )
-            packed[name] = value.cpu().numpy()
+            packed[name] = _to_array(value)
         else:
-            packed[name] = [single.cpu().numpy() for single in value]
+            packed[name] = [_to_array(single) for single in value]
     return BatchFeature(packed)
 
 
-def _with_channels(
-    images: torch.Tensor | list[torch.Tensor], data_format: Any
-) -> torch.Tensor | list[torch.Tensor]:
+def _to_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _with_channels(images: Any, data_format: Any) -> Any:
+    """A batch, or list of images, with its channels where ``data_format`` wants them."""
     layout = getattr(data_format, "value", data_format)
     if layout in (None, CHANNELS_FIRST):
         return images
     if layout != CHANNELS_LAST:
         raise ValueError(f"data_format must be {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, not {layout!r}")
-    return [i.movedim(0, -1) for i in images] if isinstance(images, list) else images.movedim(1, -1)
+    if isinstance(images, list):
+        return [np.moveaxis(image, 0, -1) for image in images]
+    return torch.as_tensor(images).movedim(1, -1)
 
 
 def _size_of(raster: Raster) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Reading images: whatever a caller has, as RGB bytes.
 
 Here an image with eight bits a channel is a ``PIL.Image.Image`` in mode RGB, as in the original
-(``Image.open(...).convert("RGB")``); an image of real numbers is a float32 tensor of shape (3, height, width).
+(``Image.open(...).convert("RGB")``); an image of real numbers is a float32 array (3, height, width).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -27,7 +27,10 @@ from detrkit.errors import ImageError
 logger = logging.getLogger("detrkit")
 
 # What load_image takes: a path, a URL, a PIL image, an array or a tensor.
-ImageSource = Any
+ImageSource: TypeAlias = Any
+
+# An image ready to be resized, see above.
+Raster: TypeAlias = PIL.Image.Image | np.ndarray
 
 CHANNELS_FIRST = "channels_first"
 CHANNELS_LAST = "channels_last"
@@ -100,6 +103,8 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
             return _gray(_integers_to_bytes(np.asarray(image), name))
         if image.mode == "F":
             return _gray(_reals_to_bytes(np.asarray(image), name))
+        if isinstance(image.info.get("transparency"), bytes):
+            image = image.convert("RGBA")  # the same pixels as without this step, but no warning of Pillow's
         return image.convert("RGB")
     except (OSError, SyntaxError, EOFError) as error:
         raise ImageError(
@@ -145,8 +150,8 @@ def flatten_images(images: Any) -> list[ImageSource]:
 
 def to_raster(
     source: ImageSource, *, input_data_format: str | None = None, exif_orientation: bool = False
-) -> PIL.Image.Image | torch.Tensor:
-    """Prepares one image for the processor: a PIL image in mode RGB for bytes, a tensor for real numbers.
+) -> Raster:
+    """Prepares one image for the processor: a PIL image in mode RGB for bytes, an array for real numbers.
 
     Args:
         source: Anything that :func:`load_image` takes.
@@ -155,7 +160,7 @@ def to_raster(
         exif_orientation: See :func:`load_image`.
 
     Returns:
-        An RGB image, or a float32 tensor of shape (3, height, width) on the CPU with the values as they are.
+        An RGB image, or a float32 array (3, height, width) with the values as they are.
 
     Raises:
         ImageError: The image cannot be read or used.
@@ -165,10 +170,10 @@ def to_raster(
     array = _to_numpy(source)
     planes = _channels_first(array, input_data_format)
     if np.issubdtype(array.dtype, np.floating):
-        real = torch.from_numpy(np.array(planes, dtype=np.float32))
-        if not bool(torch.isfinite(real).all()):
+        if not np.isfinite(planes).all():
             raise ImageError("the image array holds NaN or infinite values; replace them before processing")
-        return real.expand(3, -1, -1) if len(real) == 1 else real[:3]
+        real = planes.astype(np.float32, copy=False)
+        return np.broadcast_to(real, (3, *real.shape[1:])) if len(real) == 1 else real[:3]
     return _planes_to_rgb(_integers_to_bytes(planes, "the image array"))
 
 

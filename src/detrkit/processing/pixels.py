@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import torch
 
-from detrkit.processing.resize import resize_image, resize_real
+from detrkit.processing.enlarge import can_enlarge, write_enlarged
+from detrkit.processing.images import Raster
+from detrkit.processing.resize import BILINEAR, pillow_filter, resize_image, resize_real
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,17 +62,17 @@ class PixelScaling:
             (-means[0] / red, -means[1] / green, -means[2] / blue),
         )
 
-    def apply_(self, pixels: torch.Tensor) -> torch.Tensor:
+    def apply_(self, pixels: np.ndarray) -> None:
         """Scales float pixels (3, height, width) in place."""
         for plane, scale, bias in zip(pixels, self.scale, self.bias):
-            torch.add(torch.tensor(bias), plane, alpha=scale, out=plane)
-        return pixels
+            plane *= np.float32(scale)
+            plane += np.float32(bias)
 
 
 def write_pixels(
-    image: PIL.Image.Image | torch.Tensor,
+    image: Raster,
     size: tuple[int, int],
-    out: torch.Tensor,
+    out: np.ndarray,
     *,
     resample: Any = None,
     scaling: PixelScaling | None = None,
@@ -80,18 +80,25 @@ def write_pixels(
     """Resizes an image and writes its scaled pixels.
 
     Args:
-        image: An RGB image, or a float32 tensor (3, height, width).
+        image: An RGB image, or a float32 array (3, height, width).
         size: (height, width) in pixels after resizing.
-        out: Where to write: (3, height, width), uint8 without scaling and float32 with it; may be a view.
+        out: Where to write: (3, height, width), float32, or uint8 for an RGB image without scaling; may be a
+            view.
         resample: Filter of the resizing.
         scaling: What to do to the pixels.
     """
-    if isinstance(image, torch.Tensor):
-        out.copy_(resize_real(image, *size, resample))
+    if isinstance(image, np.ndarray):
+        np.copyto(out, resize_real(image, *size, resample))
+    elif (
+        scaling is not None
+        and pillow_filter(resample) == BILINEAR
+        and can_enlarge((image.height, image.width), size)
+    ):
+        write_enlarged(image, out, scaling.scale, scaling.bias)
+        return
     else:
-        bands = resize_image(image, *size, resample).split()
-        for plane, band in zip(out, bands):
-            plane.copy_(torch.from_numpy(np.array(band)))
+        for plane, band in zip(out, resize_image(image, *size, resample).split()):
+            np.copyto(plane, np.asarray(band))
     if scaling is not None:
         scaling.apply_(out)
 

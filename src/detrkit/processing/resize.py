@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
 
 BILINEAR = int(PIL.Image.Resampling.BILINEAR)
 
@@ -153,7 +152,7 @@ def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any 
     return image.resize((width, height), pillow_filter(resample))
 
 
-def resize_real(image: torch.Tensor, height: int, width: int, resample: Any = None) -> torch.Tensor:
+def resize_real(image: np.ndarray, height: int, width: int, resample: Any = None) -> np.ndarray:
     """Resizes an image of real numbers.
 
     The same filters as for bytes, computed by Pillow on each channel in mode F: without the rounding to bytes
@@ -171,5 +170,5 @@ def resize_real(image: torch.Tensor, height: int, width: int, resample: Any = No
     if image.shape[-2:] == (height, width):
         return image
     kernel = pillow_filter(resample)
-    planes = [PIL.Image.fromarray(plane.numpy()).resize((width, height), kernel) for plane in image]
-    return torch.stack([torch.from_numpy(np.array(plane)) for plane in planes])
+    planes = [PIL.Image.fromarray(np.ascontiguousarray(p)).resize((width, height), kernel) for p in image]
+    return np.stack([np.asarray(plane) for plane in planes])

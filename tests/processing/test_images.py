@@ -1,0 +1,272 @@
+import http.server
+import io
+import logging
+import threading
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from detrkit.errors import ImageError
+from detrkit.processing.images import flatten_images, load_image, to_raster, to_rgb
+from tests.golden import DATA, needs_data
+
+ODD = DATA / "odd_images"
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def equal(image, pixels):
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+@pytest.fixture
+def png(tmp_path):
+    path = tmp_path / "a photo.png"
+    PIL.Image.fromarray(PIXELS).save(path)
+    return path
+
+
+@pytest.fixture
+def server(png):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path == "/photo.png"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(png.read_bytes())
+
+        def log_message(self, *_):
+            pass
+
+    httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+
+
+def test_reads_paths_and_file_urls(png):
+    for source in (png, str(png), png.as_uri()):
+        equal(load_image(source), PIXELS)
+
+
+def test_reads_web_addresses_and_names_those_that_fail(server):
+    equal(load_image(f"{server}/photo.png"), PIXELS)
+    with pytest.raises(ImageError, match=r"/gone\.png.*404"):
+        load_image(f"{server}/gone.png")
+    with pytest.raises(ImageError, match="larger than"):
+        load_image(f"{server}/photo.png", max_pixels=3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        PIXELS,
+        PIXELS.transpose(2, 0, 1),
+        np.dstack([PIXELS, PIXELS[..., :1]]),
+        PIXELS.astype(np.int64),
+        PIXELS.astype(np.uint16) * 257,
+        PIXELS.astype(np.float32),
+        PIXELS / 255,
+        torch.from_numpy(PIXELS),
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+    ],
+    ids=["last", "first", "alpha", "int64", "uint16", "float", "fraction", "torch", "torch-first"],
+)
+def test_reads_arrays_of_every_kind(array):
+    equal(load_image(array), PIXELS)
+
+
+def test_gray_arrays_become_rgb():
+    gray = PIXELS[..., 0]
+    for array in (gray, gray[None], gray[..., None], gray > 127):
+        values = np.where(array, 255, 0).reshape(gray.shape) if array.dtype == bool else gray
+        equal(load_image(array), np.repeat(values[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV", "PA"])
+def test_eight_bit_modes_convert_as_the_original_does(mode):
+    image = PIL.Image.fromarray(PIXELS)
+    image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+    equal(to_rgb(image), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mode"), [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F"), (np.float64, "F")]
+)
+def test_brighter_than_eight_bits_is_scaled_and_not_clipped(dtype, mode):
+    values = np.array([[0, 257, 32896, 65535]])
+    values = values / 65535 if mode == "F" else values
+    image = PIL.Image.fromarray(values.astype(dtype) if mode != "F" else values.astype(np.float32))
+    assert image.mode == mode
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_thirty_two_bit_images_of_bytes_stay_as_they_are():
+    image = PIL.Image.fromarray(PIXELS[..., 0].astype(np.int32))
+    np.testing.assert_array_equal(np.asarray(to_rgb(image))[..., 0], PIXELS[..., 0])
+
+
+def with_orientation(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    PIL.Image.fromarray(PIXELS).save(file, "PNG", exif=exif)
+    return PIL.Image.open(io.BytesIO(file.getvalue()))
+
+
+def test_orientation_is_left_alone_with_a_warning_or_applied_on_request(caplog):
+    with caplog.at_level(logging.WARNING, "detrkit"):
+        equal(load_image(with_orientation(6)), PIXELS)
+    assert len(caplog.records) == 1
+    assert "exif_orientation=True" in caplog.text
+    caplog.clear()
+    equal(load_image(with_orientation(6), exif_orientation=True), np.rot90(PIXELS, -1))
+    equal(load_image(with_orientation(1)), PIXELS)
+    assert not caplog.records
+
+
+def test_a_loaded_file_is_not_turned_or_warned_of_twice(tmp_path, caplog):
+    with_orientation(3).save(tmp_path / "turned.png", exif=with_orientation(3).getexif())
+    with caplog.at_level(logging.WARNING, "detrkit"):
+        stored = load_image(tmp_path / "turned.png")
+        upright = load_image(tmp_path / "turned.png", exif_orientation=True)
+        equal(load_image(stored, exif_orientation=True), PIXELS)
+        equal(load_image(upright, exif_orientation=True), np.rot90(PIXELS, 2))
+    assert len(caplog.records) == 1
+
+
+def broken_files(folder):
+    """(path, what its error says) of files that are no images."""
+    (folder / "text.jpg").write_text("hello")
+    (folder / "empty.jpg").touch()
+    file = io.BytesIO()
+    PIL.Image.effect_noise((99, 99), 50).save(file, "JPEG")
+    (folder / "cut.jpg").write_bytes(file.getvalue()[:-700])
+    PIL.Image.new("1", (4000, 4000)).save(folder / "large.png")
+    return [
+        (folder / "text.jpg", "not an image"),
+        (folder / "empty.jpg", "empty"),
+        (folder / "cut.jpg", "damaged"),
+        (folder / "large.png", "4000x4000 exceeds"),
+        (folder / "missing.jpg", "no such file"),
+        (folder, "folder"),
+    ]
+
+
+def test_broken_files_are_named_with_a_remedy(tmp_path):
+    for path, reason in broken_files(tmp_path):
+        with pytest.raises(ImageError) as error:
+            load_image(path, max_pixels=1_000_000)
+        assert str(path) in str(error.value)
+        assert reason in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("ftp://example.org/a.jpg", "'ftp'"),
+        (np.full((4, 5, 3), np.nan), "NaN"),
+        (np.full((4, 5, 3), np.inf), "infinite"),
+        (np.zeros((9, 9, 2)), r"\(9, 9, 2\)"),
+        (np.zeros((2, 9, 9)), r"\(2, 9, 9\)"),
+        (np.zeros((2, 3, 4, 5, 6)), "5"),
+        (np.zeros(7), "1"),
+        (np.zeros((0, 5, 3)), "empty"),
+        (np.zeros((4, 5, 3), dtype=complex), "complex128"),
+        (np.full((4, 5, 3), 70_000), "70000"),
+        (np.full((4, 5, 3), -1), "-1"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_cannot_be_an_image_is_refused(source, reason):
+    with pytest.raises(ImageError, match=reason):
+        load_image(source)
+
+
+def test_channels_are_found_or_told():
+    cube = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    equal(to_raster(cube), cube.transpose(1, 2, 0))
+    equal(to_raster(cube, input_data_format="channels_last"), cube)
+    equal(to_raster(np.full((1, 1, 3), (1, 2, 3), dtype=np.uint8)), [[[1, 2, 3]]])
+
+
+def test_real_numbers_stay_real():
+    raster = to_raster(torch.rand(5, 6, 3))
+    assert isinstance(raster, np.ndarray)
+    assert raster.shape == (3, 5, 6)
+    assert to_raster(np.ones((4, 5))).shape == (3, 4, 5)
+
+
+def test_images_come_in_lists_batches_and_nested_lists():
+    image = PIL.Image.fromarray(PIXELS)
+    assert flatten_images(image) == [image]
+    assert flatten_images([[image], (image, image)]) == [image] * 3
+    assert len(flatten_images(np.zeros((5, 3, 4, 4)))) == 5
+    (only,) = flatten_images(PIXELS.tolist())
+    equal(load_image(only), PIXELS)
+    with pytest.raises(ImageError, match="no image"):
+        flatten_images([])
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hopper_gray.jpg",
+        "pil_sample_cmyk.jpg",
+        "mode_16bit.png",
+        "p_trns_single.png",
+        "1_trns.png",
+        "uncompressed_la.png",
+        "hopper_orientation_6.jpg",
+        "invalid-exif.jpg",
+        "chi.gif",
+        "app13-multiple.jpg",
+        "high_ascii_chars.png",
+        "jfif_unit_cm.jpg",
+        "hopper.webp",
+    ],
+)
+def test_odd_files_read_as_in_the_original(name):
+    with PIL.Image.open(ODD / name) as image:
+        expected = np.asarray(image.convert("RGB"))
+    equal(load_image(ODD / name), expected)
+
+
+@needs_data
+@pytest.mark.filterwarnings("error")
+def test_transparent_palettes_are_read_without_a_warning():
+    assert load_image(ODD / "pil123p.png").size == (162, 150)
+
+
+@needs_data
+def test_sixteen_bit_gray_keeps_its_shades():
+    with PIL.Image.open(ODD / "i_trns.png") as image:
+        stored = np.asarray(image)
+    np.testing.assert_allclose(np.asarray(load_image(ODD / "i_trns.png"))[..., 0], stored / 257, atol=0.51)
+
+
+@needs_data
+def test_a_rectangle_is_turned_upright_on_request():
+    assert load_image(ODD / "orientation_rectangle.jpg").size == (2, 1)
+    assert load_image(ODD / "orientation_rectangle.jpg", exif_orientation=True).size == (1, 2)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("truncated_jpeg.jpg", "damaged"),
+        ("truncated_image.png", "damaged"),
+        ("decompression_bomb.gif", "too many pixels"),
+    ],
+)
+def test_damaged_files_are_named(name, reason):
+    with pytest.raises(ImageError, match=rf"{name}.*{reason}"):
+        load_image(ODD / name)

@@ -1,0 +1,118 @@
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detrkit.processing.resize import (
+    normalize_size,
+    pillow_filter,
+    resize_image,
+    resize_real,
+    resized_size,
+    size_for,
+)
+
+edges = st.integers(1, 5000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((480, 640), (800, 1066)),
+        ((640, 480), (1066, 800)),
+        ((283, 640), (589, 1332)),  # Transformers: 589 x 1333
+        ((800, 1000), (800, 1000)),
+        ((500, 500), (800, 800)),
+        ((1, 1), (800, 800)),
+    ],
+)
+def test_the_originals_sizes(old, new):
+    assert resized_size(*old, 800, 1333) == new
+
+
+@given(edges, edges, st.integers(1, 1500), st.integers(1, 2000))
+def test_a_resized_image_has_at_least_one_pixel_each_way(height, width, shortest, longest):
+    assert min(resized_size(height, width, shortest, longest)) >= 1
+
+
+@given(edges, edges, st.integers(1, 1500))
+def test_without_a_limit_the_shorter_edge_is_met(height, width, shortest):
+    assert min(resized_size(height, width, shortest)) == shortest
+
+
+@given(edges, edges)
+def test_turning_the_image_turns_the_size(height, width):
+    assert resized_size(width, height, 800, 1333) == resized_size(height, width, 800, 1333)[::-1]
+
+
+@given(st.integers(32, 5000), st.integers(32, 5000))
+def test_the_limit_is_exceeded_by_the_rounding_of_the_shorter_edge_only(height, width):
+    short, long = sorted(resized_size(height, width, 800, 1333))
+    assert short <= 800
+    assert long <= 1333 + 0.5 * max(height, width) / min(height, width) + 1
+
+
+def test_an_image_too_long_for_the_rule_keeps_one_pixel():
+    assert resized_size(1, 10000, 800, 1333) == (1, 1333)
+    assert resized_size(10000, 1, 800, 1333) == (1333, 1)
+
+
+@pytest.mark.parametrize(
+    ("given_size", "max_size", "expected"),
+    [
+        (None, None, {"shortest_edge": 800, "longest_edge": 1333}),
+        (None, 1000, {"shortest_edge": 800, "longest_edge": 1000}),
+        (600, None, {"shortest_edge": 600, "longest_edge": 1333}),
+        (600, 900, {"shortest_edge": 600, "longest_edge": 900}),
+        ({"shortest_edge": 600}, None, {"shortest_edge": 600}),
+        ({"shortest_edge": 600}, 900, {"shortest_edge": 600, "longest_edge": 900}),
+        ((480, 640), None, {"height": 480, "width": 640}),
+        ({"height": 480, "width": 640, "longest_edge": None}, None, {"height": 480, "width": 640}),
+        ({"max_height": 480, "max_width": 640}, None, {"max_height": 480, "max_width": 640}),
+    ],
+)
+def test_every_form_of_the_size(given_size, max_size, expected):
+    assert normalize_size(given_size, max_size) == expected
+
+
+@pytest.mark.parametrize(
+    "size", ["800", {"height": 3}, {"shortest": 800}, {}, (1, 2, 3), 0, {"shortest_edge": -1}]
+)
+def test_a_size_that_is_not_understood_is_named(size):
+    with pytest.raises(ValueError, match=r"size="):
+        normalize_size(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ({"max_height": 100, "max_width": 100}, (100, 50)),
+        ({"max_height": 300, "max_width": 100}, (200, 100)),
+        ({"height": 7, "width": 9}, (7, 9)),
+        ({"longest_edge": 100}, (100, 50)),
+        ({"shortest_edge": 50}, (100, 50)),
+    ],
+)
+def test_sizes_for_an_image_of_200_by_100(size, expected):
+    assert size_for(200, 100, size) == expected
+
+
+def test_filters_by_number_and_by_torchvisions_name():
+    assert pillow_filter(3) is PIL.Image.Resampling.BICUBIC
+    assert pillow_filter("bilinear") is PIL.Image.Resampling.BILINEAR
+    assert pillow_filter("nearest-exact") is PIL.Image.Resampling.NEAREST
+    with pytest.raises(ValueError, match="resample=77"):
+        pillow_filter(77)
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("size", [(40, 50), (11, 13)])
+def test_real_numbers_are_resized_as_bytes_are_up_to_rounding(size, resample):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 180, (3, 23, 31)).astype(np.float32)
+    image = PIL.Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
+    expected = np.asarray(resize_image(image, *size, resample)).transpose(2, 0, 1)
+    difference = resize_real(pixels, *size, resample) - expected
+    assert np.abs(difference).max() < 1.5
+    assert abs(difference.mean()) < 0.1
