@@ -106,7 +106,7 @@ def test_filters_by_number_and_by_torchvisions_name():
         pillow_filter(77)
 
 
-@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize("resample", [2, 3, 1])
 @pytest.mark.parametrize("size", [(40, 50), (11, 13)])
 def test_real_numbers_are_resized_as_bytes_are_up_to_rounding(size, resample):
     rng = np.random.default_rng(0)

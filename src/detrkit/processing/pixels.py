@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,11 @@ class PixelScaling:
             (-means[0] / red, -means[1] / green, -means[2] / blue),
         )
 
-    def apply_(self, pixels: np.ndarray) -> None:
-        """Scales float pixels (3, height, width) in place."""
-        for plane, scale, bias in zip(pixels, self.scale, self.bias):
-            plane *= np.float32(scale)
-            plane += np.float32(bias)
+    def apply(self, planes: Iterable[np.ndarray], out: np.ndarray) -> None:
+        """Writes three planes (height, width) of any type, scaled, to float32 (3, height, width)."""
+        for plane, target, scale, bias in zip(planes, out, self.scale, self.bias):
+            np.multiply(plane, np.float32(scale), out=target)
+            target += np.float32(bias)
 
 
 def write_pixels(
@@ -87,8 +87,9 @@ def write_pixels(
         resample: Filter of the resizing.
         scaling: What to do to the pixels.
     """
+    planes: Iterable[np.ndarray]
     if isinstance(image, np.ndarray):
-        np.copyto(out, resize_real(image, *size, resample))
+        planes = resize_real(image, *size, resample)
     elif (
         scaling is not None
         and pillow_filter(resample) == BILINEAR
@@ -97,10 +98,12 @@ def write_pixels(
         write_enlarged(image, out, scaling.scale, scaling.bias)
         return
     else:
-        for plane, band in zip(out, resize_image(image, *size, resample).split()):
-            np.copyto(plane, np.asarray(band))
+        planes = [np.asarray(band) for band in resize_image(image, *size, resample).split()]
     if scaling is not None:
-        scaling.apply_(out)
+        scaling.apply(planes, out)
+    else:
+        for plane, target in zip(planes, out):
+            np.copyto(target, plane)
 
 
 def _per_channel(value: Any, name: str) -> tuple[float, float, float]:

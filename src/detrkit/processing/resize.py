@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
+import torch.nn.functional as F
 
-BILINEAR = int(PIL.Image.Resampling.BILINEAR)
+BILINEAR = PIL.Image.Resampling.BILINEAR
+
+_TORCH_MODES = {BILINEAR: "bilinear", PIL.Image.Resampling.BICUBIC: "bicubic"}
 
 _SIZE_KEYS = (
     {"shortest_edge"},
@@ -155,8 +159,9 @@ def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any 
 def resize_real(image: np.ndarray, height: int, width: int, resample: Any = None) -> np.ndarray:
     """Resizes an image of real numbers.
 
-    The same filters as for bytes, computed by Pillow on each channel in mode F: without the rounding to bytes
-    after each of the two passes, so a result differs from that of the bytes by less than one level.
+    The same filters as for bytes: bilinear and bicubic by torch with antialiasing, others by Pillow in mode
+    F. There is no rounding to bytes after each of the two passes, so a result differs from that of the bytes
+    by about a level.
 
     Args:
         image: float32 (channels, height, width).
@@ -170,5 +175,9 @@ def resize_real(image: np.ndarray, height: int, width: int, resample: Any = None
     if image.shape[-2:] == (height, width):
         return image
     kernel = pillow_filter(resample)
+    mode = _TORCH_MODES.get(kernel)
+    if mode is not None:
+        batch = torch.from_numpy(image if image.flags.writeable else image.copy())[None]
+        return F.interpolate(batch, size=(height, width), mode=mode, antialias=True)[0].numpy()
     planes = [PIL.Image.fromarray(np.ascontiguousarray(p)).resize((width, height), kernel) for p in image]
     return np.stack([np.asarray(plane) for plane in planes])
