@@ -14,6 +14,7 @@ from detrkit.errors import CheckpointError
 from detrkit.models.layers import backbone as backbone_module
 from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
 
+HEADS = ("class_labels_classifier", "bbox_predictor", "class_embed", "bbox_embed")
 TIMM = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}
 
 
@@ -81,24 +82,28 @@ def test_saving_and_loading_gives_the_same_outputs_and_configuration(family, tmp
     assert not loaded.training
 
 
-def test_bare_model_loads_from_a_detector_and_the_other_way_round(family, tmp_path):
-    model = family.detector()
+def test_bare_model_loads_from_a_detector_and_the_other_way_round(one_stage_family, tmp_path):
+    model = one_stage_family.detector()
     model.save_pretrained(tmp_path / "detector")
-    bare = family.base_class.from_pretrained(tmp_path / "detector")
+    bare = one_stage_family.base_class.from_pretrained(tmp_path / "detector")
     expected = model(*padded_batch()).last_hidden_state
     torch.testing.assert_close(bare(*padded_batch()).last_hidden_state, expected)
     bare.save_pretrained(tmp_path / "bare")
-    detector, info = family.detector_class.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    detector, info = one_stage_family.detector_class.from_pretrained(
+        tmp_path / "bare", output_loading_info=True
+    )
     torch.testing.assert_close(detector(*padded_batch()).last_hidden_state, expected)
-    assert all(n.startswith(("class_labels_classifier", "bbox_predictor")) for n in info["missing_keys"])
+    assert all(n.startswith(HEADS) for n in info["missing_keys"])
 
 
-def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(family, tmp_path):
-    config = family.transformers_config_class(**family.config(encoder_attention_heads=8).to_dict())
-    name = family.detector_class.__name__.replace("ObjectDetection", "Segmentation")
+def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(dense_family, tmp_path):
+    config = dense_family.transformers_config_class(
+        **dense_family.config(encoder_attention_heads=8).to_dict()
+    )
+    name = dense_family.detector_class.__name__.replace("ObjectDetection", "Segmentation")
     theirs = shake(getattr(transformers, name)(config)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
+    ours, info = dense_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(n.startswith(("mask_head", "bbox_attention")) for n in info["unexpected_keys"])
     torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)
@@ -142,14 +147,16 @@ def test_a_changed_number_of_labels_starts_a_new_class_head_with_a_message(tmp_p
     assert len(loaded.config.id2label) == 3
 
 
-def test_a_changed_number_of_queries_says_that_they_are_new(family, tmp_path, caplog):
-    family.detector().save_pretrained(tmp_path)
+def test_a_changed_number_of_queries_says_that_they_are_new(one_stage_family, tmp_path, caplog):
+    one_stage_family.detector().save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, logger="detrkit"):
-        loaded = family.detector_class.from_pretrained(tmp_path, num_queries=20, ignore_mismatched_sizes=True)
+        loaded = one_stage_family.detector_class.from_pretrained(
+            tmp_path, num_queries=20, ignore_mismatched_sizes=True
+        )
     assert "object queries were initialised anew because their number changed to 20" in caplog.text
     with torch.no_grad():
         outputs = loaded(*padded_batch())
-    assert outputs.logits.shape == (2, 20, family.outputs())
+    assert outputs.logits.shape == (2, 20, one_stage_family.outputs())
     assert torch.isfinite(outputs.logits).all()
 
 
@@ -301,14 +308,14 @@ class TestConfig:
         config = DetrConfig(hidden_size=48, num_attention_heads=6, num_hidden_layers=3)
         assert (config.d_model, config.encoder_attention_heads, config.encoder_layers) == (48, 6, 3)
 
-    @pytest.mark.parametrize("kwargs", [None, {}, {"in_chans": 3, "out_indices": [1, 2, 3, 4]}])
+    @pytest.mark.parametrize("kwargs", [None, {}, {"in_chans": 3}])
     @pytest.mark.parametrize("dilation", [None, False, True])
     def test_every_form_of_the_hub_is_read_and_written_so_that_transformers_reads_it(
         self, family, kwargs, dilation
     ):
         form = {
             "model_type": family.config_class.model_type, "backbone": "resnet50", "use_timm_backbone": True,
-            "backbone_kwargs": kwargs,
+            "backbone_kwargs": kwargs and {**kwargs, "out_indices": list(family.stages)},
             "backbone_config": None, "dilation": dilation, "use_pretrained_backbone": None, "bbox_cost": 5.0,
             "num_hidden_layers": 6, "scale_embedding": False, "classifier_dropout": 0.0,
             "max_position_embeddings": 1024, "id2label": {str(i): f"c{i}" for i in range(91)},

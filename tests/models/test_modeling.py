@@ -7,12 +7,15 @@ from transformers import ConvNextConfig, SwinConfig
 from detrkit import DetrForObjectDetection
 from tests.models.tiny import padded_batch, shake, some_labels, tiny_config, tiny_resnet
 
-ENCODED = 4 * 5  # a 128x160 image at stride 32
-
 
 @pytest.fixture
 def model(family):
     return family.detector()
+
+
+@pytest.fixture
+def dense_model(dense_family):
+    return dense_family.detector()
 
 
 def test_logits_are_of_the_classes_and_boxes_are_normalised(family, model):
@@ -20,17 +23,17 @@ def test_logits_are_of_the_classes_and_boxes_are_normalised(family, model):
     assert outputs.logits.shape == (2, 12, family.outputs())
     assert outputs.pred_boxes.shape == (2, 12, 4)
     assert outputs.last_hidden_state.shape == (2, 12, 32)
-    assert outputs.encoder_last_hidden_state.shape == (2, ENCODED, 32)
+    assert outputs.encoder_last_hidden_state.shape == (2, family.encoded, 32)
     assert (outputs.pred_boxes > 0).all()
     assert (outputs.pred_boxes < 1).all()
 
 
-def test_attentions_and_hidden_states_come_in_number_shape_and_order(model):
+def test_attentions_and_hidden_states_come_in_number_shape_and_order(family, model):
     outputs = model(*padded_batch(), output_attentions=True, output_hidden_states=True)
-    assert [a.shape for a in outputs.encoder_attentions] == [(2, 4, ENCODED, ENCODED)] * 2
+    assert [a.shape for a in outputs.encoder_attentions] == [family.image_attention(4, family.encoded)] * 2
     assert [a.shape for a in outputs.decoder_attentions] == [(2, 8, 12, 12)] * 3
-    assert [a.shape for a in outputs.cross_attentions] == [(2, 8, 12, ENCODED)] * 3
-    assert [h.shape for h in outputs.encoder_hidden_states] == [(2, ENCODED, 32)] * 3
+    assert [a.shape for a in outputs.cross_attentions] == [family.image_attention(8, 12)] * 3
+    assert [h.shape for h in outputs.encoder_hidden_states] == [(2, family.encoded, 32)] * 3
     assert [h.shape for h in outputs.decoder_hidden_states] == [(2, 12, 32)] * 4
     torch.testing.assert_close(outputs.encoder_hidden_states[-1], outputs.encoder_last_hidden_state)
     torch.testing.assert_close(outputs.decoder_hidden_states[-1], outputs.last_hidden_state)
@@ -44,28 +47,29 @@ def test_attentions_and_hidden_states_come_in_number_shape_and_order(model):
         "encoder_last_hidden_state",
         "encoder_hidden_states",
         "encoder_attentions",
+        *family.detector_fields,
     ]
 
 
-def test_attention_weights_sum_to_one_and_leave_padding_out(model):
+def test_attention_weights_sum_to_one_and_leave_padding_out(dense_family, dense_model):
     pixels, mask = padded_batch()
-    outputs = model(pixels, mask, output_attentions=True)
+    outputs = dense_model(pixels, mask, output_attentions=True)
     cross = outputs.cross_attentions[-1]
     torch.testing.assert_close(cross.sum(-1), torch.ones(2, 8, 12))
-    padded = torch.nn.functional.interpolate(mask[None].float(), size=(4, 5))[0].flatten(1) == 0
+    padded = dense_family.padding(mask)
     assert padded[1].any()
     assert cross[1, :, :, padded[1]].max() == 0
     assert outputs.encoder_attentions[0][1, :, :, padded[1]].max() == 0
 
 
-def test_tuple_output_holds_the_same_in_the_same_order(model):
+def test_tuple_output_holds_the_same_in_the_same_order(family, model):
     inputs = padded_batch()
     named, plain = (
         model(*inputs, output_attentions=True),
         model(*inputs, output_attentions=True, return_dict=False),
     )
     assert isinstance(plain, tuple)
-    assert len(plain) == len(named.to_tuple()) == 7
+    assert len(plain) == len(named.to_tuple()) == 7 + len(family.detector_fields)
     torch.testing.assert_close(plain[0], named.logits)
     torch.testing.assert_close(plain[1], named.pred_boxes)
     model.config.return_dict = False
@@ -110,6 +114,7 @@ def test_auxiliary_outputs_are_what_a_shallower_decoder_predicts(model):
     inputs = padded_batch()
     auxiliary = model(*inputs).auxiliary_outputs[0]
     model.model.decoder.layers = model.model.decoder.layers[:1]
+    model.config.decoder_layers = 1
     shallow = model(*inputs)
     torch.testing.assert_close(auxiliary["logits"], shallow.logits, atol=1e-6, rtol=0)
     torch.testing.assert_close(auxiliary["pred_boxes"], shallow.pred_boxes, atol=1e-6, rtol=0)
@@ -124,18 +129,19 @@ def test_an_image_gets_the_same_detections_alone_and_beside_another(model):
         torch.testing.assert_close(together.pred_boxes[i], alone.pred_boxes[0], atol=2e-6, rtol=0)
 
 
-def test_what_lies_in_the_padded_features_does_not_matter(model):
+def test_what_lies_in_the_padded_features_does_not_matter(family, model):
     pixels, mask = padded_batch()
     base = model(pixels, mask)
     # Beyond the reach of the last real feature's receptive field borders, only masked features change.
     memory = base.encoder_last_hidden_state.clone()
-    padded = torch.nn.functional.interpolate(mask[None].float(), size=(4, 5))[0].flatten(1) == 0
+    padded = family.padding(mask)
+    assert padded.any()
     memory[padded] += 7.0
     again = model(pixels, mask, encoder_outputs=(memory,))
     torch.testing.assert_close(again.logits, base.logits, atol=1e-5, rtol=0)
 
 
-def test_a_full_mask_is_the_same_as_none_and_builds_no_attention_mask(model, monkeypatch):
+def test_a_full_mask_is_the_same_as_none_and_builds_no_attention_mask(dense_family, dense_model, monkeypatch):
     pixels, mask = padded_batch()
     seen = []
     real = torch.nn.functional.scaled_dot_product_attention
@@ -145,13 +151,13 @@ def test_a_full_mask_is_the_same_as_none_and_builds_no_attention_mask(model, mon
         return real(*args, attn_mask=attn_mask, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    full = model(pixels, torch.ones_like(mask))
+    full = dense_model(pixels, torch.ones_like(mask))
     assert seen
     assert all(m is None for m in seen)
-    torch.testing.assert_close(full.logits, model(pixels).logits)
+    torch.testing.assert_close(full.logits, dense_model(pixels).logits)
     seen.clear()
-    model(pixels, mask)
-    assert any(m is not None and m.shape == (2, 1, 1, ENCODED) for m in seen)
+    dense_model(pixels, mask)
+    assert any(m is not None and m.shape == (2, 1, 1, dense_family.encoded) for m in seen)
 
 
 def test_encoder_outputs_skip_the_encoder(model):
@@ -164,27 +170,27 @@ def test_encoder_outputs_skip_the_encoder(model):
     assert len(again.encoder_hidden_states) == 3
 
 
-def test_inputs_embeds_replace_the_image(model):
+def test_inputs_embeds_replace_the_image(dense_model):
     embeds = torch.randn(2, 16, 32)
-    outputs = model(inputs_embeds=embeds)
+    outputs = dense_model(inputs_embeds=embeds)
     assert outputs.logits.shape[:2] == (2, 12)
-    assert (outputs.logits - model(inputs_embeds=embeds + 1.5).logits).abs().max() > 1e-3
+    assert (outputs.logits - dense_model(inputs_embeds=embeds + 1.5).logits).abs().max() > 1e-3
     with pytest.raises(ValueError, match="15 is not a square"):
-        model(inputs_embeds=embeds[:, :15])
+        dense_model(inputs_embeds=embeds[:, :15])
     with pytest.raises(ValueError, match="pixel_values"):
-        model()
+        dense_model()
 
 
-def test_decoder_inputs_embeds_and_query_mask_are_used(model):
+def test_decoder_inputs_embeds_and_query_mask_are_used(dense_model):
     pixels, _ = padded_batch()
-    base = model(pixels)
+    base = dense_model(pixels)
     zeros = torch.zeros(2, 12, 32)
-    torch.testing.assert_close(model(pixels, decoder_inputs_embeds=zeros).logits, base.logits)
-    assert (model(pixels, decoder_inputs_embeds=zeros + 1).logits - base.logits).abs().max() > 1e-3
+    torch.testing.assert_close(dense_model(pixels, decoder_inputs_embeds=zeros).logits, base.logits)
+    assert (dense_model(pixels, decoder_inputs_embeds=zeros + 1).logits - base.logits).abs().max() > 1e-3
     keep = torch.ones(2, 12, dtype=torch.long)
-    torch.testing.assert_close(model(pixels, decoder_attention_mask=keep).logits, base.logits)
+    torch.testing.assert_close(dense_model(pixels, decoder_attention_mask=keep).logits, base.logits)
     keep[:, 6:] = 0
-    hidden = model(pixels, decoder_attention_mask=keep, output_attentions=True)
+    hidden = dense_model(pixels, decoder_attention_mask=keep, output_attentions=True)
     assert hidden.decoder_attentions[0][..., 6:].max() == 0
 
 
@@ -196,16 +202,17 @@ def test_wrong_shapes_are_named(model):
         model(pixels, mask[:, :100])
 
 
-def test_bare_model_gives_states_only(family):
-    outputs = family.base()(*padded_batch())
-    points = ["reference_points"] if family.config().model_type == "conditional_detr" else []
-    assert list(outputs.keys()) == ["last_hidden_state", "encoder_last_hidden_state", *points]
+def test_bare_model_gives_states_only(one_stage_family):
+    outputs = one_stage_family.base()(*padded_batch())
+    fields = ["last_hidden_state", "encoder_last_hidden_state", *one_stage_family.model_fields]
+    assert list(outputs.keys()) == fields
 
 
-def test_loss_is_a_scalar_with_the_original_terms(model):
+def test_loss_is_a_scalar_with_the_original_terms(family, model):
     outputs = model(*padded_batch(), labels=some_labels())
     assert outputs.loss.shape == ()
-    assert {"loss_ce", "loss_bbox", "loss_giou", "class_error", "cardinality_error"} == set(outputs.loss_dict)
+    common = {"loss_ce", "loss_bbox", "loss_giou", "class_error", "cardinality_error"}
+    assert set(outputs.loss_dict) == common | set(family.loss_terms)
     model.train()
     with_auxiliary = model(*padded_batch(), labels=some_labels())
     assert {"loss_ce_0", "loss_bbox_1"} <= set(with_auxiliary.loss_dict)

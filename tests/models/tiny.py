@@ -1,6 +1,7 @@
 """Small models for tests of logic: a ResNet of unusual widths, two layers, twelve queries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import transformers
@@ -10,6 +11,9 @@ from detrkit import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
     ConditionalDetrModel,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DeformableDetrModel,
     DetrConfig,
     DetrForObjectDetection,
     DetrModel,
@@ -65,15 +69,53 @@ def shake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """The classes of a family, of detrkit and of Transformers, and tiny models of them."""
+    """The classes of a family, of detrkit and of Transformers, and tiny models of them.
+
+    Attributes:
+        options: What the configuration has beyond that of any other tiny model.
+        stages: Those of the backbone that files of the Hub name.
+        levels: (height, width) of the feature maps that the model attends to in ``padded_batch``.
+        points: Samples of a head in each level, for a model that does not attend to every pixel.
+        model_fields: What the bare model returns beyond its states.
+        detector_fields: What the detector returns beyond what all do, its attentions asked for.
+        loss_terms: Terms of the loss beyond those that all have.
+    """
 
     config_class: type
     base_class: type
     detector_class: type
-    no_object_classes: int
+    no_object_classes: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    stages: tuple[int, ...] = (1, 2, 3, 4)
+    levels: tuple[tuple[int, int], ...] = ((4, 5),)
+    points: int | None = None
+    model_fields: tuple[str, ...] = ()
+    detector_fields: tuple[str, ...] = ()
+    loss_terms: tuple[str, ...] = ()
+
+    @property
+    def encoded(self) -> int:
+        """Length of the encoder's sequence for ``padded_batch``."""
+        return sum(height * width for height, width in self.levels)
+
+    @property
+    def proposes(self) -> bool:
+        """Whether the queries are the encoder's proposals: the bare model does not run without heads."""
+        return self.options.get("two_stage", False)
+
+    def image_attention(self, heads: int, queries: int) -> tuple[int, ...]:
+        """Shape of the weights of an attention to the images of ``padded_batch``."""
+        if self.points is None:
+            return (2, heads, queries, self.encoded)
+        return (2, queries, heads, len(self.levels), self.points)
+
+    def padding(self, mask: torch.Tensor) -> torch.Tensor:
+        """Which places of the encoder's sequence are padded, for the mask of ``padded_batch``."""
+        small = [torch.nn.functional.interpolate(mask[None].float(), size=size)[0] for size in self.levels]
+        return torch.cat([level.flatten(1) for level in small], dim=1) == 0
 
     def config(self, **options):
-        return tiny_config(self.config_class, **options)
+        return tiny_config(self.config_class, **{**self.options, **options})
 
     def base(self, **options):
         return shake(self.base_class(self.config(**options))).eval()
@@ -98,10 +140,37 @@ class TinyFamily:
         return shake(self.transformers_detector_class(config)).eval()
 
 
+_LEVELS = ((16, 20), (8, 10), (4, 5), (2, 3))
+_SAMPLED = ("init_reference_points", "cross_sampling_locations", "encoder_sampling_locations")
+
 FAMILIES = {
     "detr": TinyFamily(DetrConfig, DetrModel, DetrForObjectDetection, no_object_classes=1),
     "conditional_detr": TinyFamily(
-        ConditionalDetrConfig, ConditionalDetrModel, ConditionalDetrForObjectDetection, no_object_classes=0
+        ConditionalDetrConfig,
+        ConditionalDetrModel,
+        ConditionalDetrForObjectDetection,
+        model_fields=("reference_points",),
+    ),
+    "deformable_detr": TinyFamily(
+        DeformableDetrConfig,
+        DeformableDetrModel,
+        DeformableDetrForObjectDetection,
+        stages=(2, 3, 4),
+        levels=_LEVELS,
+        points=4,
+        model_fields=("init_reference_points", "reference_logits"),
+        detector_fields=_SAMPLED,
+    ),
+    "deformable_detr_two_stage": TinyFamily(
+        DeformableDetrConfig,
+        DeformableDetrModel,
+        DeformableDetrForObjectDetection,
+        options={"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 12},
+        stages=(2, 3, 4),
+        levels=_LEVELS,
+        points=4,
+        detector_fields=(*_SAMPLED, "enc_outputs_class", "enc_outputs_coord_logits"),
+        loss_terms=("loss_ce_enc", "loss_bbox_enc", "loss_giou_enc", "cardinality_error_enc"),
     ),
 }
 
