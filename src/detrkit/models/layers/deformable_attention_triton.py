@@ -194,77 +194,72 @@ def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-class TritonDeformableAttention(torch.autograd.Function):
-    """The operator of :func:`detrkit.models.layers.deformable_attention.deformable_attention`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        sampling_locations: Tensor,
-        attention_weights: Tensor,
-    ) -> Tensor:
-        """Shapes as in the public function."""
-        value, locations, weights = (
-            x.detach().contiguous() for x in (value, sampling_locations, attention_weights)
+def forward(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """The public function, for levels that all have pixels."""
+    value, locations, weights = (x.contiguous() for x in (value, locations, weights))
+    batch, length, heads, head_dim = value.shape
+    queries = locations.shape[1]
+    output = value.new_empty(batch, queries, heads * head_dim)
+    with _on_device_of(value):
+        _forward_kernel[_grid(value, locations)](
+            value,
+            _level_table(spatial_shapes, value.device),
+            locations,
+            weights,
+            output,
+            length,
+            queries,
+            heads,
+            head_dim,
+            **_settings(value, locations),
         )
-        batch, length, heads, head_dim = value.shape
-        queries = locations.shape[1]
-        levels = _level_table(spatial_shapes, value.device)
-        output = value.new_empty(batch, queries, heads * head_dim)
-        if output.numel():
-            with _on_device_of(value):
-                _forward_kernel[_grid(value, locations)](
-                    value,
-                    levels,
-                    locations,
-                    weights,
-                    output,
-                    length,
-                    queries,
-                    heads,
-                    head_dim,
-                    **_settings(value, locations),
-                )
-        ctx.save_for_backward(value, levels, locations, weights)
-        return output
+    return output
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor]:
-        """Gradients of value, sampling locations and attention weights."""
-        value, levels, locations, weights = ctx.saved_tensors
-        _, length, heads, head_dim = value.shape
-        queries = locations.shape[1]
-        settings = _settings(value, locations)
-        sums = torch.float64 if settings["sum_dtype"] == tl.float64 else torch.float32
-        of_value = ctx.needs_input_grad[0]
-        # Half precision would lose what is added to an already large sum.
-        grad_value = torch.zeros_like(value, dtype=sums) if of_value else value
-        grad_locations = torch.zeros_like(locations, dtype=sums)
-        grad_weights = torch.zeros_like(weights, dtype=sums)
-        if grad_output.numel():
-            with _on_device_of(value):
-                _backward_kernel[_grid(value, locations)](
-                    value,
-                    levels,
-                    locations,
-                    weights,
-                    grad_output.contiguous(),
-                    grad_value,
-                    grad_locations,
-                    grad_weights,
-                    length,
-                    queries,
-                    heads,
-                    head_dim,
-                    **settings,
-                    value_wanted=of_value,
-                )
-        return (
-            grad_value.to(value.dtype) if of_value else None,
-            None,
-            grad_locations.to(locations.dtype),
-            grad_weights.to(weights.dtype),
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    of_value: bool,
+    of_samples: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of value (if wanted), sampling locations and attention weights (always).
+
+    Args:
+        grad: Of the result, (batch, queries, heads x head_dim).
+        value: The forward pass's, as the three that follow it.
+        spatial_shapes: As in the forward pass.
+        locations: As in the forward pass.
+        weights: As in the forward pass.
+        of_value: Whether the value's gradient is wanted.
+        of_samples: Whether those of locations and weights are; they cost little beside it.
+    """
+    grad, value, locations, weights = (x.contiguous() for x in (grad, value, locations, weights))
+    _, length, heads, head_dim = value.shape
+    queries = locations.shape[1]
+    # Half precision would lose what is added to an already large sum.
+    sums = torch.float64 if value.dtype == torch.float64 else torch.float32
+    grad_value = torch.zeros_like(value, dtype=sums) if of_value else None
+    grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
+    with _on_device_of(value):
+        _backward_kernel[_grid(value, locations)](
+            value,
+            _level_table(spatial_shapes, value.device),
+            locations,
+            weights,
+            grad,
+            value if grad_value is None else grad_value,
+            grad_locations,
+            grad_weights,
+            length,
+            queries,
+            heads,
+            head_dim,
+            **_settings(value, locations),
+            value_wanted=of_value,
         )
+    return None if grad_value is None else grad_value.to(value.dtype), grad_locations, grad_weights
