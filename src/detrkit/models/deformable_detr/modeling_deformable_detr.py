@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ from detrkit.models.outputs import (
 # before its inverse sigmoid is taken.
 PRIOR_PROBABILITY = 0.01
 BORDER = 1e-5
+
+# What the detector calls its heads for classes and boxes.
+_HEADS = ("class_embed", "bbox_embed")
 
 # Where a query sampled, and how much each sample weighed.
 Samples: TypeAlias = tuple[Tensor, Tensor]
@@ -566,14 +569,24 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
         width = config.d_model
         self.class_embed = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(count))
         self.bbox_embed = nn.ModuleList(PredictionMLP(width, width, 4, num_layers=3) for _ in range(count))
-        self.model.heads = (self.class_embed, self.bbox_embed)
         if not config.with_box_refine:
             rename_while_loading({r"^(class_embed|bbox_embed)\.\d+\.": r"\1.0."})
         self.post_init()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; heads that replace others are also the ones that refine and propose."""
+        super().__setattr__(name, value)
+        if name in _HEADS and all(head in self._modules for head in _HEADS):
+            self.model.heads = (self.class_embed, self.bbox_embed)
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Classes begin improbable, boxes small and at their reference; all layers begin alike."""
+        for heads in (self.class_embed, self.bbox_embed):
+            for head in heads[1:]:
+                for parameter, first in zip(head.parameters(), heads[0].parameters()):
+                    if not getattr(parameter, "_is_hf_initialized", False):
+                        parameter.copy_(first)
         for head in self.class_embed:
             nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
         for index, head in enumerate(self.bbox_embed):
