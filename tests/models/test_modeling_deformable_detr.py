@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
 from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels
@@ -518,3 +519,97 @@ class TestInitialisation:
         for name in expected:
             if not name.startswith("class_embed"):
                 torch.testing.assert_close(state[name], expected[name], atol=0, rtol=0, msg=name)
+
+
+def without(tensors, *prefixes):
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def only_copy(index):
+    """Keeps one of the copies of the heads that all layers share."""
+    return lambda tensors: without(
+        tensors, *(f"{head}.{i}." for head in ("class_embed", "bbox_embed") for i in range(3) if i != index)
+    )
+
+
+def only_of_decoder(tensors):
+    """Leaves out every head that the decoder has under its own name."""
+    doubled = {name.removeprefix("model.decoder.") for name in tensors if name.startswith("model.decoder.")}
+    return {name: tensor for name, tensor in tensors.items() if name not in doubled}
+
+
+def only_of_model(tensors):
+    return without(tensors, "model.decoder.class_embed", "model.decoder.bbox_embed")
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("options", "keep", "heads"),
+        [
+            pytest.param({}, dict, 3 + 3, id="plain-all"),
+            *(pytest.param({}, only_copy(i), 1 + 1, id=f"plain-copy-{i}") for i in range(3)),
+            pytest.param(REFINE, dict, 3 + 3 + 3, id="refine-both"),
+            pytest.param(REFINE, only_of_decoder, 3 + 3, id="refine-decoder"),
+            pytest.param(REFINE, only_of_model, 3 + 3, id="refine-model"),
+            pytest.param(TWO_STAGE, dict, 4 * 4, id="two-stage-both"),
+            pytest.param(TWO_STAGE, only_of_decoder, 4 + 4, id="two-stage-decoder"),
+            pytest.param(TWO_STAGE, only_of_model, 4 + 4, id="two-stage-model"),
+        ],
+    )
+    def test_heads_load_from_whichever_of_their_copies_a_file_has(self, options, keep, heads, tmp_path):
+        model = TINY.detector(**options)
+        model.save_pretrained(tmp_path)
+        tensors = keep(load_file(tmp_path / "model.safetensors"))
+        weights = {name.rpartition(".layers.")[0] or name for name in tensors if name.endswith(".weight")}
+        assert sum("_embed." in name for name in weights) == heads
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        loaded, info = DeformableDetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert_same(loaded(*padded_batch()), model(*padded_batch()))
+
+    def test_a_missing_head_is_reported_and_begins_as_the_first_one(self, refining, tmp_path):
+        refining.save_pretrained(tmp_path)
+        tensors = without(
+            load_file(tmp_path / "model.safetensors"), "class_embed.2.", "bbox_embed.", "model.decoder.bbox"
+        )
+        tensors |= {n: t for n, t in refining.state_dict().items() if n.startswith("bbox_embed.")}
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        loaded, info = DeformableDetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+        assert set(info["missing_keys"]) == {"class_embed.2.weight", "class_embed.2.bias"}
+        for index, wanted in enumerate((0, 1, 0)):
+            found = loaded.class_embed[index].weight
+            torch.testing.assert_close(found, refining.class_embed[wanted].weight, atol=0, rtol=0)
+
+    @pytest.mark.parametrize("options", [REFINE, TWO_STAGE], ids=["refine", "two-stage"])
+    def test_heads_that_differ_survive_a_round_trip_through_transformers(self, options, tmp_path):
+        model = TINY.detector(**options)
+        expected = model(*padded_batch())
+        model.save_pretrained(tmp_path / "ours")
+        theirs = TINY.transformers_detector_class.from_pretrained(tmp_path / "ours")
+        with torch.no_grad():
+            assert_same(theirs(*padded_batch()), expected, 1e-4, 1e-5)
+        theirs.save_pretrained(tmp_path / "theirs")
+        theirs.config.save_pretrained(tmp_path / "dump")
+        torch.save(theirs.state_dict(), tmp_path / "dump" / "pytorch_model.bin")
+        for folder in ("theirs", "dump"):
+            loaded = DeformableDetrForObjectDetection.from_pretrained(tmp_path / folder)
+            assert_same(loaded(*padded_batch()), expected, 1e-6, 1e-6)
+
+    @variants
+    def test_what_is_saved_is_loaded_by_load_state_dict(self, options, tmp_path):
+        model = TINY.detector(**options)
+        model.save_pretrained(tmp_path)
+        other = DeformableDetrForObjectDetection(TINY.config(**options)).eval()
+        result = other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+        assert not result.missing_keys
+        assert_same(other(*padded_batch()), model(*padded_batch()))
+
+    @pytest.mark.parametrize("options", [{}, {"dilation": True}], ids=["single-scale", "dc5"])
+    def test_a_single_level_gives_what_transformers_gives(self, options, tmp_path):
+        backbone = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}
+        model = TINY.detector(num_feature_levels=1, **backbone, **options)
+        model.save_pretrained(tmp_path)
+        theirs = TINY.transformers_detector_class.from_pretrained(tmp_path)
+        with torch.no_grad():
+            assert_same(model(*padded_batch()), theirs(*padded_batch()), 1e-4, 1e-5)
