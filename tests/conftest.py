@@ -26,18 +26,21 @@ def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
 
     Args:
         folder: Where to.
-        family: What the names of the classes begin with, ``Detr`` or ``ConditionalDetr``.
+        family: What the names of the classes begin with: ``Detr``, ``ConditionalDetr`` or ``DeformableDetr``,
+            the last one with box refinement and two stages.
     """
     import detrkit
 
     torch.manual_seed(0)
+    deformable = family == "DeformableDetr"
     backbone = ResNetConfig(
         embedding_size=8,
         hidden_sizes=[8, 16, 24, 32],
         depths=[1, 1, 1, 1],
         layer_type="basic",
-        out_features=["stage4"],
+        out_features=["stage2", "stage3", "stage4"] if deformable else ["stage4"],
     )
+    proposals = {"with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 12}
     config = getattr(detrkit, f"{family}Config")(
         use_timm_backbone=False,
         backbone_config=backbone,
@@ -51,12 +54,20 @@ def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
         num_queries=12,
         id2label=TINY_NAMES,
         label2id={name: label for label, name in TINY_NAMES.items()},
+        **(proposals if deformable else {}),
     )
     model = getattr(detrkit, f"{family}ForObjectDetection")(config).eval()
     with torch.no_grad():
-        model.model.query_position_embeddings.weight.normal_(std=30)
-        model.class_labels_classifier.weight.normal_(std=0.7)
-        model.class_labels_classifier.bias.zero_()
+        if deformable:
+            for head in model.class_embed:
+                head.weight.normal_(std=0.7)
+                head.bias.zero_()
+            for head in model.bbox_embed:
+                head.layers[-1].reset_parameters()
+        else:
+            model.model.query_position_embeddings.weight.normal_(std=30)
+            model.class_labels_classifier.weight.normal_(std=0.7)
+            model.class_labels_classifier.bias.zero_()
         if family == "ConditionalDetr":
             # Reference points all over the image, and boxes of different sizes around them.
             model.model.decoder.ref_point_head.layers[-1].weight /= 30
@@ -77,6 +88,12 @@ def tiny_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_conditional_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved tiny Conditional DETR, otherwise like ``tiny_detr``."""
     return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-conditional-detr", "ConditionalDetr")
+
+
+@pytest.fixture(scope="session")
+def tiny_deformable_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny two-stage Deformable DETR, otherwise like ``tiny_detr``."""
+    return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-deformable-detr", "DeformableDetr")
 
 
 def make_picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -57,6 +57,16 @@ def conditional_hub(tiny_conditional_detr: Path) -> Iterator[HubServer]:
         yield hub
 
 
+DEFORMABLE = "SenseTime/deformable-detr-with-box-refine-two-stage"
+
+
+@pytest.fixture(scope="module")
+def deformable_hub(tiny_deformable_detr: Path) -> Iterator[HubServer]:
+    """A Hub whose two-stage Deformable DETR is the tiny model."""
+    with HubServer({DEFORMABLE: {"main": folder_files(tiny_deformable_detr)}}) as hub:
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("picture") / "room.png"
@@ -163,16 +173,76 @@ def test_conditional_detrs_card_pipeline_and_auto_classes_agree_with_the_detecto
     assert conditional_hub.repositories_asked_for() == {CONDITIONAL}
 
 
-def test_the_command_line_detects_with_conditional_detr(
-    tiny_conditional_detr: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# The snippet of Deformable DETR's card; it tells only detections of a score above 0.7.
+DEFORMABLE_CARD = """
+import json, sys
+import detrkit; detrkit.register()
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from detrkit import DeformableDetrForObjectDetection
+import torch
+from PIL import Image
+
+image = Image.open(sys.argv[1])
+
+processor = AutoImageProcessor.from_pretrained("SenseTime/deformable-detr-with-box-refine-two-stage")
+model = DeformableDetrForObjectDetection.from_pretrained("SenseTime/deformable-detr-with-box-refine-two-stage")
+
+inputs = processor(images=image, return_tensors="pt")
+outputs = model(**inputs)
+
+target_sizes = torch.tensor([image.size[::-1]])
+results = processor.post_process_object_detection(outputs, target_sizes=target_sizes, threshold=0.7)[0]
+
+found = []
+for score, label, box in zip(results["scores"], results["labels"], results["boxes"]):
+    box = [round(i, 2) for i in box.tolist()]
+    found.append([model.config.id2label[label.item()], round(score.item(), 3), box])
+
+pipe = detrkit.pipeline("object-detection", model="deformable-detr-with-box-refine-two-stage")
+auto = AutoModelForObjectDetection.from_pretrained("SenseTime/deformable-detr-with-box-refine-two-stage")
+made = (processor, auto, pipe.model, pipe.image_processor)
+print(json.dumps({
+    "found": found,
+    "pipeline": pipe(sys.argv[1], threshold=0.7),
+    "modules": sorted({type(thing).__module__ for thing in made}),
+}))
+"""  # noqa: E501
+
+
+def test_deformable_detrs_card_pipeline_and_auto_classes_agree_with_the_detector(
+    deformable_hub: HubServer, tiny_deformable_detr: Path, picture: Path, tmp_path: Path
+) -> None:
+    from detrkit import Detector
+
+    answer = run_python(DEFORMABLE_CARD, deformable_hub, tmp_path, str(picture))
+    detector = Detector.from_pretrained(tiny_deformable_detr, device="cpu")
+    wanted = detector(picture, threshold=0.7)
+    assert 0 < len(wanted) < len(detector(picture, threshold=0))
+    assert [name for name, _, _ in answer["found"]] == wanted.names
+    assert [score for _, score, _ in answer["found"]] == pytest.approx(wanted.scores.tolist(), abs=1e-3)
+    for (_, _, box), expected in zip(answer["found"], wanted.boxes.tolist()):
+        assert box == pytest.approx(expected, abs=0.05)
+    assert [entry["label"] for entry in answer["pipeline"]] == wanted.names
+    package = "detrkit.models.deformable_detr"
+    assert answer["modules"] == [
+        f"{package}.image_processing_deformable_detr",
+        f"{package}.modeling_deformable_detr",
+    ]
+    assert deformable_hub.repositories_asked_for() == {DEFORMABLE}
+
+
+@pytest.mark.parametrize("fixture", ["tiny_conditional_detr", "tiny_deformable_detr"])
+def test_the_command_line_detects_with_the_other_families(
+    fixture: str, picture: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     from detrkit import Detector
     from detrkit.cli import run
 
+    tiny = request.getfixturevalue(fixture)
     out = tmp_path / "found.json"
-    arguments = ["detect", picture, "--model", tiny_conditional_detr, "--threshold", 0.2, "--json", out]
+    arguments = ["detect", picture, "--model", tiny, "--threshold", 0.2, "--json", out]
     assert run([*map(str, arguments), "--device", "cpu"]) == 0
-    wanted = Detector.from_pretrained(tiny_conditional_detr, device="cpu")(picture, threshold=0.2)
+    wanted = Detector.from_pretrained(tiny, device="cpu")(picture, threshold=0.2)
     assert len(wanted) > 0
     scores = [entry["score"] for entry in json.loads(out.read_text())["annotations"]]
     assert scores == pytest.approx(wanted.scores.tolist(), abs=1e-4)

@@ -66,6 +66,61 @@ def conditional_detr_checkpoint(num_labels=91, num_queries=300, d_model=32, deco
     return fill(shapes, device)
 
 
+def deformable_detr_checkpoint(
+    num_labels=91, num_queries=300, d_model=32, levels=4, refine=False, two_stage=False, device="cpu"
+):
+    """State dict of an original Deformable DETR with an encoder and two decoder layers and eight heads.
+
+    The original saves a head that several layers share once for each, and those that the decoder uses once
+    more under its name. On the device "meta" it has names and shapes only.
+    """
+    shapes = {f"backbone.0.body.{name}": shape for name, shape in backbone_shapes("resnet50").items()}
+    channels = [512, 1024, 2048] if levels > 1 else [2048]
+    for level in range(levels):
+        kernel, source = (1, channels[level]) if level < len(channels) else (3, channels[-1])
+        shapes |= linear(f"input_proj.{level}.0", (d_model, source, kernel, kernel))
+        shapes |= linear(f"input_proj.{level}.1", (d_model,))
+    shapes["transformer.level_embed"] = (levels, d_model)
+    encoder, decoder = "transformer.encoder.layers.0", "transformer.decoder.layers"
+    shapes |= transformer_layer(encoder, d_model, 48, ())
+    shapes |= linear(f"{encoder}.norm2", (d_model,)) | sampling(f"{encoder}.self_attn", d_model, levels)
+    for i in range(2):
+        shapes |= transformer_layer(f"{decoder}.{i}", d_model, 64, ("self_attn",))
+        shapes |= linear(f"{decoder}.{i}.norm3", (d_model,))
+        shapes |= sampling(f"{decoder}.{i}.cross_attn", d_model, levels)
+    if two_stage:
+        shapes |= linear("transformer.enc_output", (d_model, d_model))
+        shapes |= linear("transformer.enc_output_norm", (d_model,))
+        shapes |= linear("transformer.pos_trans", (2 * d_model, 2 * d_model))
+        shapes |= linear("transformer.pos_trans_norm", (2 * d_model,))
+    else:
+        shapes |= linear("transformer.reference_points", (2, d_model))
+        shapes["query_embed.weight"] = (num_queries, 2 * d_model)
+    heads = 2 + two_stage
+    for i in range(heads):
+        shapes |= linear(f"class_embed.{i}", (num_labels, d_model))
+        for k, size in enumerate((d_model, d_model, 4)):
+            shapes |= linear(f"bbox_embed.{i}.layers.{k}", (size, d_model))
+    tensors = fill(shapes, device)
+    if not refine:
+        for name in [n for n in tensors if n.startswith(("class_embed.1.", "bbox_embed.1."))]:
+            tensors[name] = tensors[name.replace("_embed.1.", "_embed.0.")]
+    doubled = ("bbox_embed.", "class_embed.")[: refine + two_stage]
+    own = [n for n in tensors if doubled and n.startswith(doubled)]
+    return tensors | {f"transformer.decoder.{n}": tensors[n] for n in own}
+
+
+def sampling(prefix, d_model, levels):
+    samples = 8 * levels * 4
+    shapes = linear(f"{prefix}.sampling_offsets", (2 * samples, d_model))
+    shapes |= linear(f"{prefix}.attention_weights", (samples, d_model))
+    return (
+        shapes
+        | linear(f"{prefix}.value_proj", (d_model, d_model))
+        | linear(f"{prefix}.output_proj", (d_model, d_model))
+    )
+
+
 def transformer_layer(prefix, d_model, ffn, attentions):
     shapes = {}
     for attention in attentions:

@@ -35,35 +35,39 @@ def assert_same_predictions(model, expected):
     ids=["resnet-config", "timm", "timm-dc5", "learned-positions"],
 )  # fmt: skip
 class TestTransformers:
-    def test_a_model_saved_by_detrkit_loads_in_transformers(self, family, options, tmp_path):
-        ours = family.detector(**options)
+    def test_a_model_saved_by_detrkit_loads_in_transformers(self, one_stage_family, options, tmp_path):
+        ours = one_stage_family.detector(**options)
         ours.save_pretrained(tmp_path)
-        theirs, info = family.transformers_detector_class.from_pretrained(tmp_path, output_loading_info=True)
+        theirs, info = one_stage_family.transformers_detector_class.from_pretrained(
+            tmp_path, output_loading_info=True
+        )
         assert not info["missing_keys"]
         assert_same_predictions(theirs, ours)
 
-    def test_a_model_saved_by_transformers_loads_in_detrkit(self, family, options, tmp_path):
-        theirs = family.transformers_detector(**options)
+    def test_a_model_saved_by_transformers_loads_in_detrkit(self, one_stage_family, options, tmp_path):
+        theirs = one_stage_family.transformers_detector(**options)
         theirs.save_pretrained(tmp_path)
-        ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
+        ours, info = one_stage_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         assert_same_predictions(ours, theirs)
 
-    def test_a_state_dict_of_transformers_5_loads_in_detrkit(self, family, options, tmp_path):
-        theirs = family.transformers_detector(**options)
+    def test_a_state_dict_of_transformers_5_loads_in_detrkit(self, one_stage_family, options, tmp_path):
+        theirs = one_stage_family.transformers_detector(**options)
         theirs.config.save_pretrained(tmp_path)
         torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-        ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
+        ours, info = one_stage_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         assert_same_predictions(ours, theirs)
 
-    def test_what_was_loaded_renamed_is_saved_with_the_names_of_the_hub(self, family, options, tmp_path):
-        theirs = family.transformers_detector(**options)
+    def test_what_was_loaded_renamed_is_saved_with_the_names_of_the_hub(
+        self, one_stage_family, options, tmp_path
+    ):
+        theirs = one_stage_family.transformers_detector(**options)
         theirs.config.save_pretrained(tmp_path / "v5")
         torch.save(theirs.state_dict(), tmp_path / "v5" / "pytorch_model.bin")
-        ours = family.detector_class.from_pretrained(tmp_path / "v5")
+        ours = one_stage_family.detector_class.from_pretrained(tmp_path / "v5")
         ours.save_pretrained(tmp_path / "ours")
         names = set(load_file(tmp_path / "ours" / "model.safetensors"))
         assert set(ours.state_dict()) <= names

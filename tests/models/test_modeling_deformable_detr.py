@@ -596,6 +596,22 @@ class TestFiles:
             loaded = DeformableDetrForObjectDetection.from_pretrained(tmp_path / folder)
             assert_same(loaded(*padded_batch()), expected, 1e-6, 1e-6)
 
+    @pytest.mark.parametrize("options", [TWO_STAGE], ids=["two-stage"])
+    def test_heads_that_transformers_shares_are_loaded_for_every_layer(self, options, tmp_path):
+        """A model made by Transformers has one head under all names, and saves it once."""
+        theirs = TINY.transformers_detector(**options)
+        theirs.save_pretrained(tmp_path / "saved")
+        theirs.config.save_pretrained(tmp_path / "dump")
+        torch.save(theirs.state_dict(), tmp_path / "dump" / "pytorch_model.bin")
+        for folder in ("saved", "dump"):
+            loaded, info = DeformableDetrForObjectDetection.from_pretrained(
+                tmp_path / folder, output_loading_info=True
+            )
+            assert not info["missing_keys"]
+            assert not info["unexpected_keys"]
+            with torch.no_grad():
+                assert_same(loaded(*padded_batch()), theirs(*padded_batch()), 1e-4, 1e-5)
+
     @variants
     def test_what_is_saved_is_loaded_by_load_state_dict(self, options, tmp_path):
         model = TINY.detector(**options)
