@@ -553,6 +553,11 @@ def _proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
     return boxes.logit().masked_fill(~usable, float("inf")), usable
 
 
+def _is_new(parameter: Tensor) -> bool:
+    """Whether a parameter is to be initialised, and was not loaded."""
+    return not getattr(parameter, "_is_hf_initialized", False)
+
+
 class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDetectionModel):
     """Deformable DETR with heads for classes (there is none for no object) and boxes.
 
@@ -581,21 +586,33 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Classes begin improbable, boxes small and at their reference; all layers begin alike."""
+        """Classes begin improbable, boxes small and at their reference; all layers begin as the first one.
+
+        That holds where the first one was loaded, too: a file may have one head for all layers.
+        """
+        nn.init.constant_(self.class_embed[0].bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        last = self.bbox_embed[0].layers[-1]
+        nn.init.zeros_(last.weight)
+        new = _is_new(last.bias)
+        if new:
+            nn.init.zeros_(last.bias)
         for heads in (self.class_embed, self.bbox_embed):
             for head in heads[1:]:
                 for parameter, first in zip(head.parameters(), heads[0].parameters()):
-                    if not getattr(parameter, "_is_hf_initialized", False):
+                    if _is_new(parameter):
                         parameter.copy_(first)
-        for head in self.class_embed:
-            nn.init.constant_(head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
-        for index, head in enumerate(self.bbox_embed):
-            last = head.layers[-1]
-            nn.init.zeros_(last.weight)
-            # A refining layer after the first, and those of a two-stage model, start from a box's own size.
-            size = 0.0 if index > 0 or self.config.two_stage else -2.0
-            if not getattr(last.bias, "_is_hf_initialized", False):
-                last.bias.copy_(torch.tensor([0.0, 0.0, size, size]))
+        # A refining layer after the first, and those of a two-stage model, start from a box's own size.
+        if new and not self.config.two_stage:
+            last.bias[2:] = -2.0
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Does not report heads as missing that a file has once for all layers."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        for name in _HEADS:
+            missing = {key for key in loading_info.missing_keys if key.startswith(f"{name}.")}
+            later = {f"{name}.{key}" for key in getattr(self, name).state_dict() if not key.startswith("0.")}
+            if missing == later:
+                loading_info.missing_keys = loading_info.missing_keys - later
 
     def second_names(self, names: Iterable[str]) -> dict[str, str]:
         """Heads are saved for each layer that shares them, and as the decoder's where it uses them."""
