@@ -1,13 +1,15 @@
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detrkit.processing.resize import (
+    independent_parts,
     normalize_size,
     pillow_filter,
     resize_image,
+    resize_part,
     resize_real,
     resized_size,
     size_for,
@@ -116,3 +118,42 @@ def test_real_numbers_are_resized_as_bytes_are_up_to_rounding(size, resample):
     difference = resize_real(pixels, *size, resample) - expected
     assert np.abs(difference).max() < 1.5
     assert abs(difference.mean()) < 0.1
+
+
+def noise(height, width, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+@settings(max_examples=150, deadline=None)
+@given(*(st.integers(1, 300) for _ in range(4)), st.integers(1, 9))
+def test_parts_resized_on_their_own_are_those_of_the_whole(height, width, new_height, new_width, count):
+    image = noise(height, width)
+    expected = np.asarray(image.resize((new_width, new_height), PIL.Image.Resampling.BILINEAR))
+    found = np.full_like(expected, 77)
+    covered = np.zeros(expected.shape[:2], dtype=int)
+    for part in independent_parts(image, new_height, new_width, count):
+        top, left, bottom, right = part
+        found[top:bottom, left:right] = np.asarray(resize_part(image, new_height, new_width, part))
+        covered[top:bottom, left:right] += 1
+    assert (covered == 1).all()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "count", "expected"),
+    [
+        ((480, 640), (800, 1066), 2, [(0, 0, 400, 1066), (400, 0, 800, 1066)]),
+        ((480, 640), (800, 1066), 1, [(0, 0, 800, 1066)]),
+        ((640, 427), (1199, 800), 3, [(0, 0, 1199, 400), (0, 400, 1199, 800)]),
+        ((30, 30), (45, 45), 2, [(0, 0, 45, 45)]),  # odd numbers have no exact middle
+        ((480, 640), (480, 640), 2, [(0, 0, 480, 640)]),
+        ((480, 640), (400, 800), 2, [(0, 0, 400, 800)]),  # Pillow may go along the columns first
+    ],
+)
+def test_where_an_image_can_be_split(old, new, count, expected):
+    assert independent_parts(noise(*old), *new, count) == expected
+
+
+def test_other_filters_are_not_split():
+    assert independent_parts(noise(20, 20), 40, 40, 2, resample=3) == [(0, 0, 40, 40)]

@@ -6,9 +6,10 @@ import copy
 import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from detrkit.processing.annotations import (
 from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, Raster, flatten_images, to_raster
 from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling, write_pixels
 from detrkit.processing.post_processing import Candidates, TargetSizes, select_detections, softmax_detections
-from detrkit.processing.resize import normalize_size, pillow_filter, size_for
+from detrkit.processing.resize import Box, independent_parts, normalize_size, pillow_filter, size_for
 
 logger = logging.getLogger("detrkit")
 
@@ -55,8 +56,6 @@ _OPTIONS = (
     "pad_size",
     "exif_orientation",
 )
-# Smallest batch whose images are worth sharing among threads.
-_BATCH_FOR_THREADS = 4
 # Names that a call takes besides: old ones, and those that only mean something to other processors.
 _OTHER_OPTIONS = ("max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__)
 
@@ -432,20 +431,50 @@ def _make_pixels(
         # half the time.
         batch = np.empty((len(sizes), 3, *(padded or sizes[0])), dtype)
 
-    def write(out: np.ndarray, raster: Raster, size: tuple[int, int]) -> None:
+    jobs = []
+    threads = torch.get_num_threads()
+    for out, raster, size in zip(batch, rasters, sizes):
         inside = out[:, : size[0], : size[1]]
-        write_pixels(raster, size, inside, resample=settings.resample, scaling=settings.scaling)
         _fill_padding(out, *size, 0)
-
-    threads = min(torch.get_num_threads(), len(rasters)) if len(rasters) >= _BATCH_FOR_THREADS else 1
-    if threads > 1:
-        # The threads live for one call: any that outlived it would be missing after a fork.
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(write, batch, rasters, sizes))
-    else:
-        for out, raster, size in zip(batch, rasters, sizes):
-            write(out, raster, size)
+        parts: list[Box | None] = [None]
+        if isinstance(raster, PIL.Image.Image):
+            # A few images are split among the threads; of many each thread takes whole ones.
+            parts = [*independent_parts(raster, *size, threads // len(rasters), settings.resample)]
+        for part in parts:
+            options = {"part": part, "resample": settings.resample, "scaling": settings.scaling}
+            jobs.append(partial(write_pixels, raster, size, inside, **options))
+    _run_all(jobs, threads)
     return batch
+
+
+_helpers: dict[int, ThreadPoolExecutor] = {}
+
+
+def _helper_threads() -> ThreadPoolExecutor:
+    """Threads of this process: one that was forked has none of its parent's, so each makes its own."""
+    process = os.getpid()
+    if process not in _helpers:
+        _helpers.clear()
+        _helpers[process] = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1))
+    return _helpers[process]
+
+
+def _run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
+    """Runs jobs in this thread and its helpers; Pillow and NumPy let go of the interpreter meanwhile."""
+    # Taking the next item of an iterator is one step for the interpreter, so no job is taken twice.
+    todo = iter(jobs)
+
+    def work() -> None:
+        for job in todo:
+            job()
+
+    helpers = min(threads, len(jobs)) - 1
+    waiting = [_helper_threads().submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        for future in waiting:
+            future.result()
 
 
 def _make_targets(

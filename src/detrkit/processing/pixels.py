@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.processing.enlarge import can_enlarge, write_enlarged
 from detrkit.processing.images import Raster
-from detrkit.processing.resize import BILINEAR, pillow_filter, resize_image, resize_real
+from detrkit.processing.resize import Box, resize_part, resize_real
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -74,31 +73,29 @@ def write_pixels(
     size: tuple[int, int],
     out: np.ndarray,
     *,
+    part: Box | None = None,
     resample: Any = None,
     scaling: PixelScaling | None = None,
 ) -> None:
-    """Resizes an image and writes its scaled pixels.
+    """Resizes an image and writes its scaled pixels, or a part of them.
 
     Args:
         image: An RGB image, or a float32 array (3, height, width).
         size: (height, width) in pixels after resizing.
         out: Where to write: (3, height, width), float32, or uint8 for an RGB image without scaling; may be a
             view.
+        part: One of :func:`independent_parts` to write; all when None. RGB images only.
         resample: Filter of the resizing.
         scaling: What to do to the pixels.
     """
     planes: Iterable[np.ndarray]
     if isinstance(image, np.ndarray):
         planes = resize_real(image, *size, resample)
-    elif (
-        scaling is not None
-        and pillow_filter(resample) == BILINEAR
-        and can_enlarge((image.height, image.width), size)
-    ):
-        write_enlarged(image, out, scaling.scale, scaling.bias)
-        return
     else:
-        planes = [np.asarray(band) for band in resize_image(image, *size, resample).split()]
+        part = part or (0, 0, *size)
+        out = out[:, part[0] : part[2], part[1] : part[3]]
+        resized = resize_part(image, *size, part, resample)
+        planes = [np.asarray(band) for band in resized.split()]
     if scaling is not None:
         scaling.apply(planes, out)
     else:

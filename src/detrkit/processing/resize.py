@@ -5,8 +5,9 @@ Source: ``datasets/transforms.py`` of facebookresearch/detr, where torchvision r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -14,6 +15,9 @@ import torch
 import torch.nn.functional as F
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
+
+# (top, left, bottom, right) in pixels.
+Box: TypeAlias = tuple[int, int, int, int]
 
 _TORCH_MODES = {BILINEAR: "bilinear", PIL.Image.Resampling.BICUBIC: "bicubic"}
 
@@ -154,6 +158,55 @@ def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any 
     if image.size == (width, height):
         return image
     return image.resize((width, height), pillow_filter(resample))
+
+
+def independent_parts(
+    image: PIL.Image.Image, height: int, width: int, count: int, resample: Any = None
+) -> list[Box]:
+    """Parts of a resized image, bands of rows or else of columns, that can be made each on its own.
+
+    A band's place in the old image must be a number that Pillow's float32 holds exactly, which it is where
+    the new image divides into a power of two. And Pillow must resize along the rows first, then along the
+    columns: it may do it the other way round, and round to other bytes, when the height shrinks.
+
+    Args:
+        image: The image before resizing.
+        height: New height in pixels.
+        width: New width in pixels.
+        count: Number of parts that are wanted; there may be fewer.
+        resample: Filter, see :func:`pillow_filter`.
+
+    Returns:
+        The parts, for :func:`resize_part`; together they are the new image.
+    """
+    if height < image.height or image.size == (width, height) or pillow_filter(resample) != BILINEAR:
+        count = 1
+    bands = 1
+    while 2 * bands <= count and (height % (2 * bands) == 0 or width % (2 * bands) == 0):
+        bands *= 2
+    if height % bands == 0:
+        return [(height * i // bands, 0, height * (i + 1) // bands, width) for i in range(bands)]
+    return [(0, width * i // bands, height, width * (i + 1) // bands) for i in range(bands)]
+
+
+def resize_part(
+    image: PIL.Image.Image, height: int, width: int, part: Box, resample: Any = None
+) -> PIL.Image.Image:
+    """One of :func:`independent_parts`, bit for bit as :func:`resize_image` gives it in the whole."""
+    top, left, bottom, right = part
+    if part == (0, 0, height, width):
+        return resize_image(image, height, width, resample)
+    kernel = pillow_filter(resample)
+    if (top, bottom) == (0, height):
+        box = (image.width * left / width, 0, image.width * right / width, image.height)
+        band = image.resize((right - left, image.height), kernel, box=box)
+        return band.resize((right - left, height), kernel)
+    # The bilinear filter reaches one old row, or one new row's worth of them, beyond the band.
+    reach = math.ceil(max(1, image.height / height)) + 1
+    first, last = image.height * top / height, image.height * bottom / height
+    low, high = max(0, int(first) - reach), min(image.height, int(last) + 1 + reach)
+    band = image.crop((0, low, image.width, high)).resize((width, high - low), kernel)
+    return band.resize((width, bottom - top), kernel, box=(0, first - low, width, last - low))
 
 
 def resize_real(image: np.ndarray, height: int, width: int, resample: Any = None) -> np.ndarray:
