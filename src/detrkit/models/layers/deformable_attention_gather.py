@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 # Samples (queries x heads x levels x points) in work at a time: enough to be worth the calls, few enough to
 # stay in the caches. Coordinates, four indices and four weights take about 80 bytes a sample forward and 200
-# backward: 10 and 26 MB in all.
+# backward: 10 and 26 MB in all. Backward, sums over all pixels of a head come to it.
 SAMPLES_FORWARD = 1 << 17
 SAMPLES_BACKWARD = 1 << 17
 
@@ -73,15 +73,18 @@ def backward(
     """
     dtype = working_dtype(value)
     batch, queries, heads, levels, points, _ = locations.shape
-    grad = grad.to(dtype).unflatten(-1, (heads, -1))
+    # The gradient of a sum comes expanded, and each block would spread it out again.
+    grad = grad.to(dtype).contiguous().unflatten(-1, (heads, -1))
     grad_value = value.new_empty(value.shape) if of_value else None
     of_both = tuple(x.new_empty(x.shape) for x in (locations, weights)) if of_samples else None
-    together = min(heads, max(1, SAMPLES_BACKWARD // max(1, queries * levels * points)))
+    # Few samples come with several heads at once, as long as the four sums over all pixels stay small too.
+    a_head = max(queries * levels * points, 4 * value.shape[1])
+    together = min(heads, max(1, SAMPLES_BACKWARD // a_head))
     for image, first in itertools.product(range(batch), range(0, heads, together)):
         some = slice(first, min(first + together, heads))
         geometry = _Levels(spatial_shapes, some.stop - some.start, points, dtype)
         table = value[image, :, some].to(dtype).flatten(0, 1)
-        total = torch.zeros_like(table)
+        total: Tensor | None = None
         for block in _blocks(locations[image, :, some], SAMPLES_BACKWARD):
             here = image, block, some
             near, offset = geometry.place(locations[here])
@@ -99,9 +102,10 @@ def backward(
                 )
             if of_value:
                 y *= weights[here].flatten(2)
-                _scatter(total, geometry, geometry.first_rows(near), _corner_weights(x, y), incoming)
+                part = _scatter(geometry, geometry.first_rows(near), _corner_weights(x, y), incoming)
+                total = part if total is None else total.add_(part)
         if grad_value is not None:
-            grad_value[image, :, some] = total.unflatten(0, (-1, geometry.heads))
+            grad_value[image, :, some] = 0 if total is None else total.unflatten(0, (-1, geometry.heads))
     return grad_value, *(of_both or (None, None))
 
 
@@ -143,6 +147,7 @@ class _Levels:
         self.rows_down = width.repeat(heads) * heads
         right = torch.where(width > 1, heads, 0)
         below = torch.where(height > 1, width * heads, 0)
+        self.value_rows = heads * sum(height * width for height, width in spatial_shapes)
         self.corners = torch.stack((right * 0, right, below, below + right)).int()  # (4, samples)
 
     def place(self, locations: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,24 +285,31 @@ def _sum_of_two(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     return torch.mul(first, weights[0]).addcmul_(second, weights[1])
 
 
-def _scatter(total: Tensor, geometry: _Levels, rows: Tensor, corner_weights: Tensor, grad: Tensor) -> None:
-    """Adds the gradient of a block of queries to the rows that their samples came from.
+def _scatter(geometry: _Levels, rows: Tensor, corner_weights: Tensor, grad: Tensor) -> Tensor:
+    """Sums the gradient of a block of queries over the rows that their samples came from.
 
     The transpose of a gather adds to scattered rows. Sorted by the row they add to, the samples are again
     bags of weighted rows, of the incoming gradient, and one sort does for all four neighbours.
 
     Args:
-        total: (pixels x heads, head_dim), added to.
         geometry: Of these heads.
         rows: Rows of the upper left neighbours, (queries, heads, samples).
         corner_weights: (queries, heads, 4, samples).
         grad: (queries x heads, head_dim).
+
+    Returns:
+        (pixels x heads, head_dim).
     """
     row, order = rows.flatten().sort()
-    counts = torch.bincount(row, minlength=len(total))
+    counts = torch.bincount(row, minlength=geometry.value_rows)
     starts = (counts.cumsum(0) - counts).int()
     sources = order.div(geometry.samples, rounding_mode="floor").int()
-    for corner, weights in enumerate(corner_weights.unbind(2)):
-        part = F.embedding_bag(sources, grad, starts, per_sample_weights=weights.flatten()[order], mode="sum")
+    parts = (
+        F.embedding_bag(sources, grad, starts, per_sample_weights=weights.flatten()[order], mode="sum")
+        for weights in corner_weights.unbind(2)
+    )
+    total = next(parts)
+    for corner, part in enumerate(parts, start=1):
         for pixels, neighbours in geometry.neighbours(corner):
             total[neighbours] += part[pixels]
+    return total
