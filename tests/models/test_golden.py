@@ -60,18 +60,20 @@ def test_files_of_the_hub_give_the_golden_outputs(name, tmp_path):
 @pytest.mark.parametrize(
     "name",
     only_fast(
-        sorted(f.name for f in (GOLDEN / "original").glob("*") if not f.name.startswith("detr-")),
+        sorted(f.name for f in (GOLDEN / "original").glob("*") if "panoptic" not in f.name),
         "conditional-detr-resnet-50",
         "deformable-detr-with-box-refine-two-stage",
     ),
 )
-def test_originals_with_focal_heads_give_their_layers_and_detections(name, tmp_path):
+def test_originals_give_their_layers_and_detections(name, tmp_path):
     from detrkit.checkpoints.conversion import convert_checkpoint
 
     case = golden_case(f"original/{name}")
     torch.save({"model": golden_weights(case)}, tmp_path / "original.pth")
-    convert_checkpoint(tmp_path / "original.pth", tmp_path / "out", name, verify=False)
-    family = "Conditional" if name.startswith("conditional") else "Deformable"
+    convert_checkpoint(
+        tmp_path / "original.pth", tmp_path / "out", name.removesuffix("-learned"), verify=False
+    )
+    family = {"conditional": "Conditional", "deformable": "Deformable"}.get(name.split("-")[0], "")
     model_class = getattr(detrkit, f"{family}DetrForObjectDetection")
     model = model_class.from_pretrained(tmp_path / "out", auxiliary_loss=True)
     with torch.inference_mode():
@@ -90,8 +92,12 @@ def test_originals_with_focal_heads_give_their_layers_and_detections(name, tmp_p
     sizes = torch.stack([target["orig_size"] for target in golden_targets()])
     processor = getattr(detrkit, f"{family}DetrImageProcessor")()
     for i, found in enumerate(processor.post_process(outputs, sizes)):
+        order = found["scores"].argsort(descending=True, stable=True)
+        found = {key: values[order] for key, values in found.items()}
         wanted = {key: torch.from_numpy(case["outputs"][f"det{i}_{key}"]) for key in found}
-        torch.testing.assert_close(found["scores"], wanted["scores"], atol=3e-6, rtol=0)
+        # A softmax moves by up to half of what its logits (here up to 100) may; a sigmoid saturates sooner.
+        tolerance = 3e-6 if family else 5e-5
+        torch.testing.assert_close(found["scores"], wanted["scores"], atol=tolerance, rtol=0)
         # Rounding may swap detections of nearly the same score, also the last one with one left out.
         distance = (found["boxes"] - wanted["boxes"][:, None]).abs().amax(-1)
         distance[found["labels"] != wanted["labels"][:, None]] = float("inf")
