@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,8 @@ _DTYPES = {
 # of their size before they are run in a smaller batch.
 _WAITING_BATCHES = 4
 _PROGRESS_AFTER_SECONDS = 3.0
+
+_Item = TypeVar("_Item")
 
 
 class Detection(NamedTuple):
@@ -458,7 +460,9 @@ def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
     return image
 
 
-def with_progress(results: Iterable[Detections], total: int | None) -> Iterator[Detections]:
+def with_progress(
+    results: Iterable[_Item], total: int | None, description: str = "Detecting"
+) -> Iterator[_Item]:
     """Passes results on, with a progress bar on stderr once they take more than a few seconds.
 
     There is no bar where stderr is not a terminal.
@@ -471,7 +475,7 @@ def with_progress(results: Iterable[Detections], total: int | None) -> Iterator[
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("Detecting", total=total)
+    task = bar.add_task(description, total=total)
     start, shown = time.monotonic(), False
     try:
         for result in results:
