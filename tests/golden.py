@@ -61,12 +61,13 @@ def golden_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def golden_targets() -> list[dict[str, torch.Tensor]]:
-    """The targets of the two images: classes, boxes (normalised cxcywh), original size (height, width)."""
+    """The targets of the two images: classes, boxes (normalised cxcywh), masks, original (height, width)."""
     data = np.load(GOLDEN / "inputs.npz")
     return [
         {
             "class_labels": torch.from_numpy(data[f"target{i}_labels"]),
             "boxes": torch.from_numpy(data[f"target{i}_boxes"]),
+            "masks": torch.from_numpy(data[f"target{i}_masks"]),
             "orig_size": torch.from_numpy(data[f"target{i}_orig_size"]),
             "image_id": torch.from_numpy(data[f"target{i}_image_id"]),
         }

@@ -15,11 +15,13 @@ _EXPORTS = {
     "DetrConfig": "detrkit.models.detr.configuration_detr",
     "DetrModel": "detrkit.models.detr.modeling_detr",
     "DetrForObjectDetection": "detrkit.models.detr.modeling_detr",
+    "DetrForSegmentation": "detrkit.models.detr.modeling_detr",
     "DetrImageProcessor": "detrkit.models.detr.image_processing_detr",
     "DetrFeatureExtractor": "detrkit.models.detr.image_processing_detr",
     "ConditionalDetrConfig": "detrkit.models.conditional_detr.configuration_conditional_detr",
     "ConditionalDetrModel": "detrkit.models.conditional_detr.modeling_conditional_detr",
     "ConditionalDetrForObjectDetection": "detrkit.models.conditional_detr.modeling_conditional_detr",
+    "ConditionalDetrForSegmentation": "detrkit.models.conditional_detr.modeling_conditional_detr",
     "ConditionalDetrImageProcessor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
     "ConditionalDetrFeatureExtractor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
     "DeformableDetrConfig": "detrkit.models.deformable_detr.configuration_deformable_detr",
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
         ConditionalDetrForObjectDetection as ConditionalDetrForObjectDetection,
     )
     from detrkit.models.conditional_detr.modeling_conditional_detr import (
+        ConditionalDetrForSegmentation as ConditionalDetrForSegmentation,
+    )
+    from detrkit.models.conditional_detr.modeling_conditional_detr import (
         ConditionalDetrModel as ConditionalDetrModel,
     )
     from detrkit.models.deformable_detr.configuration_deformable_detr import (
@@ -74,6 +79,7 @@ if TYPE_CHECKING:
     from detrkit.models.detr.image_processing_detr import DetrFeatureExtractor as DetrFeatureExtractor
     from detrkit.models.detr.image_processing_detr import DetrImageProcessor as DetrImageProcessor
     from detrkit.models.detr.modeling_detr import DetrForObjectDetection as DetrForObjectDetection
+    from detrkit.models.detr.modeling_detr import DetrForSegmentation as DetrForSegmentation
     from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
 
 

@@ -23,6 +23,7 @@ class Family:
         models: Name of a Transformers auto class -> name of the model class that it gives.
         detector: Name of the model class that finds boxes.
         processor: Name of the image processor class.
+        segmenter: Name of the model class that finds boxes and masks, where the family has one.
         processor_aliases: Other class names that ``preprocessor_config.json`` files on the Hub carry.
     """
 
@@ -31,6 +32,7 @@ class Family:
     models: dict[str, str]
     detector: str
     processor: str
+    segmenter: str | None = None
     processor_aliases: tuple[str, ...] = ()
 
     def load(self, name: str) -> Any:
@@ -53,8 +55,10 @@ FAMILIES: dict[str, Family] = {
         models={
             "AutoModel": "DetrModel",
             "AutoModelForObjectDetection": "DetrForObjectDetection",
+            "AutoModelForImageSegmentation": "DetrForSegmentation",
         },
         detector="DetrForObjectDetection",
+        segmenter="DetrForSegmentation",
         processor="DetrImageProcessor",
         processor_aliases=("DetrImageProcessorFast", "DetrImageProcessorPil", "DetrFeatureExtractor"),
     ),
@@ -64,8 +68,10 @@ FAMILIES: dict[str, Family] = {
         models={
             "AutoModel": "ConditionalDetrModel",
             "AutoModelForObjectDetection": "ConditionalDetrForObjectDetection",
+            "AutoModelForImageSegmentation": "ConditionalDetrForSegmentation",
         },
         detector="ConditionalDetrForObjectDetection",
+        segmenter="ConditionalDetrForSegmentation",
         processor="ConditionalDetrImageProcessor",
         processor_aliases=(
             "ConditionalDetrImageProcessorFast",

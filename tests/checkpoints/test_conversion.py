@@ -365,19 +365,6 @@ def test_a_checkpoint_of_another_family_or_task_is_refused_with_the_name_that_fi
         convert_checkpoint(path, tmp_path / "out", name)
 
 
-@needs_golden
-@pytest.mark.parametrize(
-    ("name", "described"),
-    [
-        ("detr-resnet-50-panoptic", r"DETR with a ResNet-50 backbone and a mask head \(panoptic\)"),
-    ],
-)
-def test_a_family_that_is_not_converted_yet_is_told(tmp_path, name, described):
-    path = save_zero_case(tmp_path / "c.pth", name)
-    with pytest.raises(CheckpointError, match=rf"this version does not convert {described} yet$"):
-        convert_checkpoint(path, tmp_path / "out", name)
-
-
 def test_a_misspelt_name_is_refused_before_the_file_is_read(tmp_path):
     with pytest.raises(CheckpointError, match="did you mean detr-resnet-50"):
         convert_checkpoint(tmp_path / "gone.pth", tmp_path / "out", "detr-resnet50")

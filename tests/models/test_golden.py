@@ -37,12 +37,17 @@ def assert_golden(outputs, expected, prefix="", any_order=False):
     for field, tolerance in (("logits", 1e-4), ("pred_boxes", 1e-5)):
         wanted = torch.from_numpy(expected[prefix + field])
         torch.testing.assert_close(outputs[field], wanted, atol=tolerance, rtol=0)
+    if not prefix and "pred_masks_every_10th" in expected:
+        wanted = torch.from_numpy(expected["pred_masks_every_10th"])
+        torch.testing.assert_close(outputs["pred_masks"][:, ::10], wanted, atol=1e-3, rtol=0)
 
 
 @needs_golden
 @pytest.mark.parametrize(
     "name",
-    only_fast(hub_cases(), "detr-resnet-50@main", "conditional-detr-resnet-50@main", "deformable-detr@main"),
+    only_fast(
+        hub_cases(), "detr-resnet-50-panoptic@main", "conditional-detr-resnet-50@main", "deformable-detr@main"
+    ),
 )
 def test_files_of_the_hub_give_the_golden_outputs(name, tmp_path):
     case = golden_case(f"hub/{name}")
@@ -60,7 +65,7 @@ def test_files_of_the_hub_give_the_golden_outputs(name, tmp_path):
 @pytest.mark.parametrize(
     "name",
     only_fast(
-        sorted(f.name for f in (GOLDEN / "original").glob("*") if "panoptic" not in f.name),
+        sorted(f.name for f in (GOLDEN / "original").glob("*")),
         "conditional-detr-resnet-50",
         "deformable-detr-with-box-refine-two-stage",
     ),
@@ -74,7 +79,8 @@ def test_originals_give_their_layers_and_detections(name, tmp_path):
         tmp_path / "original.pth", tmp_path / "out", name.removesuffix("-learned"), verify=False
     )
     family = {"conditional": "Conditional", "deformable": "Deformable"}.get(name.split("-")[0], "")
-    model_class = getattr(detrkit, f"{family}DetrForObjectDetection")
+    task = "Segmentation" if "panoptic" in name else "ObjectDetection"
+    model_class = getattr(detrkit, f"{family}DetrFor{task}")
     model = model_class.from_pretrained(tmp_path / "out", auxiliary_loss=True)
     with torch.inference_mode():
         outputs = model(*golden_batch())

@@ -34,7 +34,8 @@ from detrkit.models.deformable_detr.image_processing_deformable_detr import Defo
 from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.detr.image_processing_detr import DetrImageProcessor
-from detrkit.models.detr.modeling_detr import DetrForObjectDetection
+from detrkit.models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from detrkit.processing.annotations import COCO_PANOPTIC
 
 # What both the tensors and the registry know; here they have to agree.
 _SHARED_FACTS = ("family", "task", "backbone", "num_feature_levels", "with_box_refine", "two_stage")
@@ -99,6 +100,8 @@ def _build_detr(
     architecture: Architecture, entry: ReleasedCheckpoint
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     config = DetrConfig(**_shared_options(architecture, entry))
+    if architecture.task == "panoptic":
+        return DetrForSegmentation(config), DetrImageProcessor(format=COCO_PANOPTIC)
     return DetrForObjectDetection(config), DetrImageProcessor()
 
 
@@ -158,6 +161,7 @@ _Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[PreTrainedModel, B
 # What this version converts.
 _BUILDERS: dict[tuple[Family, Task], _Builder] = {
     ("detr", "detection"): _build_detr,
+    ("detr", "panoptic"): _build_detr,
     ("conditional_detr", "detection"): _build_conditional_detr,
     ("deformable_detr", "detection"): _build_deformable_detr,
 }
@@ -214,7 +218,9 @@ def _verify(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor])
         raise DetrkitError(f"verification failed: {changed[0]} was not read back as it was written")
     image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     expected, actual = model(image), reloaded(image)
-    for key in ("logits", "pred_boxes"):
+    for key in ("logits", "pred_boxes", "pred_masks"):
+        if expected.get(key) is None:
+            continue
         if not expected[key].isfinite().all():
             raise CheckpointError(
                 f"the checkpoint's weights give infinite or undefined {key} on a random image"

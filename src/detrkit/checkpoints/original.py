@@ -277,13 +277,13 @@ def check_fits(
     Raises:
         CheckpointError: Tensors are missing, unexpected or of the wrong shape.
     """
-    missing = [_original_name(name, architecture)[0] for name in expected if name not in converted]
-    unexpected = [_original_name(name, architecture)[0] for name in converted if name not in expected]
+    missing = [original_name(name, architecture)[0] for name in expected if name not in converted]
+    unexpected = [original_name(name, architecture)[0] for name in converted if name not in expected]
     misshaped = []
     for name in converted.keys() & expected.keys():
         found, needed = converted[name].shape, expected[name].shape
         if found != needed:
-            original, packed = _original_name(name, architecture)
+            original, packed = original_name(name, architecture)
             misshaped.append(f"{original} ({_shape(found, packed)} instead of {_shape(needed, packed)})")
     problems = [
         _listing(kind, names)
@@ -340,7 +340,7 @@ def _dotted(name: str) -> str:
     return re.sub(r"\.in_proj_(weight|bias)$", r".in_proj.\1", name)
 
 
-def _original_name(hub_name: str, architecture: Architecture) -> tuple[str, bool]:
+def original_name(hub_name: str, architecture: Architecture) -> tuple[str, bool]:
     """The original name of a Hub tensor, and whether it is a third of a packed projection."""
     for rule in _rules(architecture):
         name = _rename(hub_name, rule.hub, rule.original)

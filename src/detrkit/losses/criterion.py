@@ -6,7 +6,8 @@ each class, any other (DETR) the cross-entropy of a softmax whose last class is 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.losses.matcher import Match, Targets, match
 
 FOCAL_GAMMA = 2  # the paper's exponent (Lin et al., 2017)
+MASK_FOCAL_ALPHA = 0.25  # weight of a mask's pixels against the rest
+
+# The mask logits (matches, height, width) of the last layer's queries, given the image and the query of each
+# match, both (matches,) and sorted by image.
+MatchedMasks: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def detection_loss(
@@ -24,8 +30,11 @@ def detection_loss(
     targets: Targets,
     config: Any,
     auxiliary: list[dict[str, Tensor]] | None = None,
+    predict_masks: MatchedMasks | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Classification, L1 and generalised IoU losses of the last layer and of the auxiliary ones.
+
+    With ``predict_masks`` also the focal and dice losses of the last layer's masks.
 
     Args:
         logits: (batch, queries, classes), for DETR with the no-object class last.
@@ -34,18 +43,21 @@ def detection_loss(
         config: Gives the costs of the matching, the weights of the losses, and ``focal_alpha`` or else
             ``eos_coefficient``.
         auxiliary: ``logits`` and ``pred_boxes`` of the earlier decoder layers, first layer first.
+        predict_masks: Gives the masks of matched queries; the targets then need ``masks`` (objects, height,
+            width), padded as the images are.
 
     Returns:
         The weighted total, and every term by the original's name, unweighted: ``loss_ce``, ``loss_bbox``,
         ``loss_giou`` and the logging terms ``class_error`` (percent) and ``cardinality_error``; those of
-        auxiliary layer i end in ``_i``.
+        auxiliary layer i end in ``_i``. ``loss_mask`` and ``loss_dice`` where there are masks.
 
     Raises:
-        ValueError: The number of targets is not the batch size.
+        ValueError: The number of targets is not the batch size, or they have no masks.
         FloatingPointError: A prediction or target is not finite.
     """
     if len(targets) != logits.shape[0]:
         raise ValueError(f"{logits.shape[0]} images but {len(targets)} labels; give one dict an image")
+    masks = [] if predict_masks is None else _target_masks(targets)
     auxiliary = auxiliary or []
     # Layers on the first axis, the last layer first: it keeps index 0 whatever else there is.
     all_logits = torch.stack([logits, *(a["logits"] for a in auxiliary)]).float()
@@ -73,6 +85,11 @@ def detection_loss(
         terms["cardinality_error"] = _cardinality_error(all_logits, targets)
         class_error = _class_error(all_logits[0], index)
     loss_dict = {name: values[0] for name, values in terms.items()}
+    if predict_masks is not None:
+        mask_terms = _mask_losses(predict_masks, masks, index, count)
+        total = total + config.mask_loss_coefficient * mask_terms["loss_mask"]
+        total = total + config.dice_loss_coefficient * mask_terms["loss_dice"]
+        loss_dict.update(mask_terms)
     loss_dict["class_error"] = class_error
     for i in range(len(auxiliary)):
         loss_dict.update({f"{name}_{i}": values[i + 1] for name, values in terms.items()})
@@ -112,13 +129,14 @@ class _MatchIndex:
     """The matches of all layers and images as flat indices, so that losses need no loops.
 
     Attributes:
-        layer: (matches,) layer of each match; ``image`` and ``query`` likewise.
+        layer: (matches,) layer of each match; ``image`` and ``query`` likewise, and ``target``, which counts
+            on from image to image.
         labels: (matches,) class of the matched target.
         boxes: (matches, 4) box of the matched target, cxcywh, normalised.
     """
 
     def __init__(self, matches: list[list[Match]], targets: Targets, device: torch.device) -> None:
-        places, picked = [], []
+        places = []
         offsets = [0]
         for target in targets:
             offsets.append(offsets[-1] + len(target["class_labels"]))
@@ -126,9 +144,9 @@ class _MatchIndex:
             for image, (query, target_index) in enumerate(images):
                 fixed = torch.tensor([[layer], [image]]).expand(2, len(query))
                 places.append(torch.cat([fixed, query[None], target_index[None] + offsets[image]]))
-        self.layer, self.image, self.query, picked = torch.cat(places, dim=1).to(device)
-        self.labels = torch.cat([t["class_labels"] for t in targets])[picked]
-        self.boxes = torch.cat([t["boxes"].float() for t in targets])[picked]
+        self.layer, self.image, self.query, self.target = torch.cat(places, dim=1).to(device)
+        self.labels = torch.cat([t["class_labels"] for t in targets])[self.target]
+        self.boxes = torch.cat([t["boxes"].float() for t in targets])[self.target]
 
 
 def _softmax_loss(logits: Tensor, index: _MatchIndex, no_object_weight: float) -> Tensor:
@@ -148,10 +166,45 @@ def _focal_loss(logits: Tensor, index: _MatchIndex, count: Tensor, alpha: float)
     """
     wanted = torch.zeros_like(logits)
     wanted[index.layer, index.image, index.query, index.labels] = 1
+    return _focal(logits, wanted, alpha).sum((1, 2, 3)) / count
+
+
+def _focal(logits: Tensor, wanted: Tensor, alpha: float) -> Tensor:
+    """The focal loss of each element; ``wanted`` is 0 or 1."""
     surprise = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     missed = logits.sigmoid() - wanted
     balance = alpha * wanted + (1 - alpha) * (1 - wanted)
-    return (balance * missed.abs() ** FOCAL_GAMMA * surprise).sum((1, 2, 3)) / count
+    return balance * missed.abs() ** FOCAL_GAMMA * surprise
+
+
+def _target_masks(targets: Targets) -> list[Tensor]:
+    """The masks of all images in one size, zeros where an image has less: (objects, height, width) each."""
+    if any("masks" not in target for target in targets):
+        raise ValueError(
+            "labels of a segmentation model need masks (objects, height, width); the image processor makes them "
+            "with return_segmentation_masks=True"
+        )
+    masks = [target["masks"] for target in targets]
+    height, width = (max(m.shape[d] for m in masks) for d in (-2, -1))
+    return [F.pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks]
+
+
+def _mask_losses(
+    predict: MatchedMasks, targets: list[Tensor], index: _MatchIndex, count: Tensor
+) -> dict[str, Tensor]:
+    """Focal and dice losses of the last layer's matched masks, summed over them and divided by ``count``."""
+    last = index.layer == 0
+    logits = predict(index.image[last], index.query[last]).float()
+    wanted = torch.cat(targets).to(logits.device)[index.target[last]].float()
+    logits = F.interpolate(logits[:, None], size=wanted.shape[-2:], mode="bilinear")[:, 0].flatten(1)
+    wanted = wanted.flatten(1)
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * wanted).sum(1)
+    dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + wanted.sum(1) + 1)
+    return {
+        "loss_mask": _focal(logits, wanted, MASK_FOCAL_ALPHA).mean(1).sum() / count,
+        "loss_dice": dice.sum() / count,
+    }
 
 
 def _box_losses(boxes: Tensor, index: _MatchIndex, count: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from detrkit.models.layers.backbone import (
     freeze_early_stages,
     loading_checkpoint,
 )
+from detrkit.models.layers.mask_head import MASK_HEAD_RENAMES, AttentionMap, MaskHead
 from detrkit.models.layers.position_encoding import LearnedPositionEncoding
 from detrkit.models.layers.transformer import TransformerLayer
 
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 # Transformers 5 keeps learned positions outside the backbone.
 _POSITIONS_V4 = "backbone.position_embedding."
 _POSITIONS_V5 = "position_embedding."
+
+# Where a detector's tensors begin, whichever model owns it.
+_DETECTOR = r"^(?:\w*detr\.)?(?=model\.|class_labels_classifier\.|bbox_predictor\.)"
 
 # An optional owner of the detector, the base model, and one of its Transformer layers.
 _LAYER = r"^((?:\w*detr\.)?(?:model\.)?(?:en|de)coder\.layers\.\d+"
@@ -49,17 +53,24 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["ConvEncoder", "EncoderLayer", "DecoderLayer"]
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"num_batches_tracked$"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"num_batches_tracked$",
+        r"^(mask_head|bbox_attention)\.",  # of a segmentation model, read by a detector
+    ]
+
+    # What a detector's tensors are called inside of this model: a segmentation model has one as an attribute.
+    # Either kind loads the other's files.
+    detector_prefix: ClassVar[str] = ""
 
     # Regular expression in a file's tensor names -> replacement, tried in order.
     checkpoint_renames: ClassVar[dict[str, str]] = {
-        r"^\w*detr\.(?=model\.|class_labels_classifier\.|bbox_predictor\.)": "",
         r"backbone\.model\.": "backbone.conv_encoder.model.",
         r"conv_encoder\.model\._backbone\.": "conv_encoder.model.",
         _LAYER + r"\.(?:self|encoder)_attn)\.o_proj": r"\1.out_proj",
         _LAYER + r")\.mlp\.fc1": r"\1.fc1",
         _LAYER + r")\.mlp\.fc2": r"\1.fc2",
         r"(?<!backbone\.)position_embedding\.(?=row|column)": "backbone.position_embedding.",
+        **MASK_HEAD_RENAMES,
     }
 
     @torch.no_grad()
@@ -86,6 +97,9 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
                 ProjectedAttention,
                 TransformerLayer,
                 LearnedPositionEncoding,
+                nn.GroupNorm,
+                AttentionMap,
+                MaskHead,
             ),
         ):
             module.reset_parameters()
@@ -109,7 +123,8 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             CheckpointError: The checkpoint's tensors do not fit the configuration.
             OSError: There is no such repository, folder or file.
         """
-        renames = {**cls.checkpoint_renames, **(kwargs.pop("key_mapping", None) or {})}
+        renames = {_DETECTOR: cls.detector_prefix, **cls.checkpoint_renames}
+        renames |= kwargs.pop("key_mapping", None) or {}
         wants_info = kwargs.pop("output_loading_info", False)
         accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         with loading_checkpoint(renames):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields
 from math import isqrt
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from detrkit.losses.criterion import detection_loss, proposal_loss
+from detrkit.losses.criterion import MatchedMasks, detection_loss, proposal_loss
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import key_mask
@@ -71,13 +71,44 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
         Raises:
             ValueError: There is neither an image nor a substitute, or shapes do not fit.
         """
+        feature_map, mask = self._feature_map(pixel_values, pixel_mask, inputs_embeds)
+        output = self.transform(
+            feature_map,
+            mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def transform(
+        self,
+        feature_map: Tensor,
+        mask: Tensor | None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DetrModelOutput:
+        """Encodes a feature map and decodes the queries; the arguments that follow are those of ``forward``.
+
+        Args:
+            feature_map: (batch, d_model, height, width), projected.
+            mask: (batch, height, width), True where pixels are real; None when nothing is padded.
+            decoder_attention_mask: As in ``forward``.
+            encoder_outputs: As in ``forward``.
+            decoder_inputs_embeds: As in ``forward``.
+            output_attentions: As in ``forward``.
+            output_hidden_states: As in ``forward``.
+        """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = (
             config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-
-        feature_map, mask = self._feature_map(pixel_values, pixel_mask, inputs_embeds)
         positions = self.backbone.position_embedding(feature_map, mask).to(feature_map.dtype)
         positions = positions.flatten(2).transpose(1, 2)
         memory_mask = key_mask(None if mask is None else mask.flatten(1))
@@ -108,7 +139,7 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        output = DetrModelOutput(
+        return DetrModelOutput(
             last_hidden_state=decoded.last_hidden_state,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
@@ -119,7 +150,6 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
             intermediate_hidden_states=decoded.intermediate_hidden_states,
             reference_points=decoded.reference_points,
         )
-        return output if wants_dict(return_dict, config) else output.to_tuple()
 
     def _feature_map(
         self, pixel_values: Tensor | None, pixel_mask: Tensor | None, inputs_embeds: Tensor | None
@@ -212,6 +242,25 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
             output_hidden_states,
             return_dict=True,
         )
+        output = self.output_class(**self.read(features, labels))
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+    def read(
+        self,
+        features: DetrModelOutput,
+        labels: list[dict[str, Tensor]] | None = None,
+        predict_masks: MatchedMasks | None = None,
+    ) -> dict[str, Any]:
+        """Reads detections, and losses if there are labels, off the base model's output.
+
+        Args:
+            features: The base model's output.
+            labels: As in ``forward``.
+            predict_masks: As for :func:`detection_loss`.
+
+        Returns:
+            The fields of ``output_class``.
+        """
         states = features.intermediate_hidden_states
         if states is None:
             states = features.last_hidden_state[None]
@@ -221,7 +270,7 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
 
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier)
+            loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier, predict_masks)
             if features.get("enc_outputs_class") is not None:
                 extra, extra_terms = proposal_loss(
                     features.enc_outputs_class,
@@ -230,15 +279,14 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
                     self.config,
                 )
                 loss, loss_dict = loss + extra, {**loss_dict, **extra_terms}
-        output = self.output_class(
-            loss=loss,
-            loss_dict=loss_dict,
-            logits=logits,
-            pred_boxes=boxes,
-            auxiliary_outputs=earlier if self.config.auxiliary_loss else None,
+        return {
+            "loss": loss,
+            "loss_dict": loss_dict,
+            "logits": logits,
+            "pred_boxes": boxes,
+            "auxiliary_outputs": earlier if self.config.auxiliary_loss else None,
             **{name: value for name, value in features.items() if name in self._output_fields},
-        )
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+        }
 
 
 def wants_dict(return_dict: bool | None, config: DetrFamilyConfig) -> bool:

@@ -96,6 +96,20 @@ class ObjectDetectionOutput(ModelOutput):
 
 
 @dataclass
+class SegmentationOutput(ObjectDetectionOutput):
+    """Output of a panoptic model: also the fields of :class:`ObjectDetectionOutput`.
+
+    Attributes:
+        pred_masks: (batch, queries, height, width) mask logits at the stride of the backbone's finest feature
+            map, over the padded batch. None from a training step, which computes matched masks only.
+        query_indices: (batch, queries), of ``segment`` only: which of the model's queries each row is.
+    """
+
+    pred_masks: torch.Tensor | None = None
+    query_indices: torch.Tensor | None = None
+
+
+@dataclass
 class DeformableDetrModelOutput(DetrModelOutput):
     """Output of Deformable DETR without heads; the other fields as in :class:`DetrModelOutput`.
 

@@ -22,6 +22,7 @@ from detrkit.models.layers.attention import ProjectedAttention, split_heads
 from detrkit.models.layers.position_encoding import encode_points
 from detrkit.models.layers.transformer import DecoderStack, LayerResult, PredictionMLP, TransformerLayer
 from detrkit.models.outputs import DecoderOutput, DetrModelOutput
+from detrkit.models.segmentation import SegmentationModel
 
 # The probability that a fresh class head gives every class (section 3.3 of the RetinaNet paper).
 PRIOR_PROBABILITY = 0.01
@@ -224,3 +225,14 @@ class ConditionalDetrForObjectDetection(ConditionalDetrPreTrainedModel, ObjectDe
         shift = F.pad(points.transpose(0, 1).logit(eps=BORDER), (0, 2))
         boxes = self.bbox_predictor(states) + shift
         return self.class_labels_classifier(states), boxes.sigmoid()
+
+
+class ConditionalDetrForSegmentation(ConditionalDetrPreTrainedModel, SegmentationModel):
+    """Conditional DETR with a mask for each query; boxes come from the reference points, as in detection."""
+
+    detector_class = ConditionalDetrForObjectDetection
+    detector_prefix = "conditional_detr."
+
+    def object_scores(self, logits: Tensor) -> Tensor:
+        """Sigmoid of each query's best class."""
+        return logits.amax(-1).sigmoid()

@@ -1,8 +1,8 @@
-"""DETR for object detection.
+"""DETR for object detection and panoptic segmentation.
 
 The model reads like figure 2 of the paper: a backbone gives a feature map, an encoder mixes it, a decoder
 turns object queries into predictions, and two heads read classes and boxes off them. What the family shares
-with others is in ``models/detection.py`` and ``models/layers``.
+with others is in ``models/detection.py``, ``models/segmentation.py`` and ``models/layers``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.layers.attention import MultiHeadAttention
 from detrkit.models.layers.transformer import DecoderStack, LayerResult, PredictionMLP, TransformerLayer
 from detrkit.models.outputs import DecoderOutput, DetrModelOutput
+from detrkit.models.segmentation import SegmentationModel
 
 
 class DecoderLayer(TransformerLayer):
@@ -114,3 +115,14 @@ class DetrForObjectDetection(DetrPreTrainedModel, ObjectDetectionModel):
     def predict(self, states: Tensor, features: DetrModelOutput) -> tuple[Tensor, Tensor]:
         """Class logits, no-object last, and boxes; see :meth:`ObjectDetectionModel.predict`."""
         return self.class_labels_classifier(states), self.bbox_predictor(states).sigmoid()
+
+
+class DetrForSegmentation(DetrPreTrainedModel, SegmentationModel):
+    """DETR with a mask for each query: panoptic segmentation."""
+
+    detector_class = DetrForObjectDetection
+    detector_prefix = "detr."
+
+    def object_scores(self, logits: Tensor) -> Tensor:
+        """Softmax probability of each query's best class, no-object left aside."""
+        return logits.softmax(-1)[..., :-1].amax(-1)

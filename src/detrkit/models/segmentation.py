@@ -1,0 +1,217 @@
+"""Panoptic segmentation on top of a detector: a mask for each of its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from detrkit.models.base import DetrFamilyPreTrainedModel
+from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.detection import ObjectDetectionModel, wants_dict
+from detrkit.models.layers.attention import key_mask
+from detrkit.models.layers.backbone import downsample_mask, padding_mask
+from detrkit.models.layers.mask_head import AttentionMap, MaskHead
+from detrkit.models.outputs import DetrModelOutput, EncoderOutput, SegmentationOutput
+
+# The mask head goes up through three feature maps from the one that the encoder reads.
+_STAGES = 4
+
+
+class SegmentationModel(DetrFamilyPreTrainedModel):
+    """A detector with a mask head.
+
+    A family names its detector by ``detector_prefix`` and says what an object's score is.
+
+    Attributes:
+        detector_class: The family's detector.
+    """
+
+    detector_class: ClassVar[type[ObjectDetectionModel]]
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        _ask_for_all_stages(config)
+        super().__init__(config)
+        setattr(self, self.detector_prefix.rstrip("."), self.detector_class(config))
+        channels = self.detector.model.backbone.intermediate_channel_sizes
+        self.mask_head = MaskHead(config, channels[-2 : -_STAGES - 1 : -1])
+        self.bbox_attention = AttentionMap(config)
+        self.post_init()
+
+    @property
+    def detector(self) -> ObjectDetectionModel:
+        """The detector, under one name for all families."""
+        return getattr(self, self.detector_prefix.rstrip("."))
+
+    def freeze_detector(self) -> None:
+        """Leaves only the mask head to train: the second step of the original's recipe."""
+        self.detector.requires_grad_(False)
+
+    def object_scores(self, logits: Tensor) -> Tensor:
+        """Score of each query's best class: (batch, queries) of (batch, queries, classes)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SegmentationOutput | tuple:
+        """Detects objects and background, with a mask each.
+
+        A training step (training mode, with labels) runs the mask head for matched queries only, as the loss
+        does not see the others, and gives no ``pred_masks``.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
+            encoder_outputs: What the encoder returned before, to skip it.
+            inputs_embeds: Not supported: masks need the backbone's finer maps.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
+            labels: As for a detector, with ``masks`` (objects, height, width) padded as the images are.
+            output_attentions: Return attention weights (spells the attention out, which is slower).
+            output_hidden_states: Return the states between layers.
+            return_dict: Return a :class:`SegmentationOutput` (default) or a tuple of its set fields.
+
+        Raises:
+            ValueError: Shapes do not fit, labels lack masks, or ``inputs_embeds`` is given.
+            FloatingPointError: With labels, a prediction or target is not finite.
+        """
+        if inputs_embeds is not None:
+            raise ValueError("a segmentation model does not take inputs_embeds; pass pixel_values")
+        features, masks_of = self._features(
+            pixel_values,
+            pixel_mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
+        masks = None
+        if labels is None or not self.training:
+            masks = masks_of(features.last_hidden_state)
+
+        def predict_masks(image: Tensor, query: Tensor) -> Tensor:
+            if masks is not None:
+                return masks[image, query]
+            rows, slot = _by_image(image, query, features.last_hidden_state.shape[0])
+            return masks_of(_gather(features.last_hidden_state, rows))[image, slot]
+
+        output = SegmentationOutput(
+            **self.detector.read(features, labels, predict_masks if labels is not None else None),
+            pred_masks=masks,
+        )
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+    @torch.no_grad()
+    def segment(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, threshold: float = 0.85
+    ) -> SegmentationOutput:
+        """Detects and gives only what scores above a threshold, without computing the other masks.
+
+        Any post-processing with a threshold of at least this one gives the same as with ``forward``'s output.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            threshold: Least score (exclusive) of a query's best class, no-object left aside.
+
+        Returns:
+            ``logits``, ``pred_boxes`` and ``pred_masks`` of the surviving queries in their order, and
+            ``query_indices``, which tells their numbers. An image with fewer survivors than another of the
+            batch also has its best queries below the threshold, so that all have the same number.
+
+        Raises:
+            ValueError: Shapes do not fit.
+        """
+        features, masks_of = self._features(pixel_values, pixel_mask)
+        found = self.detector.read(features)
+        scores = self.object_scores(found["logits"].float())
+        count = int((scores > threshold).sum(1).max())
+        rows = scores.topk(count, dim=1).indices.sort(dim=1).values
+        return SegmentationOutput(
+            logits=_gather(found["logits"], rows),
+            pred_boxes=_gather(found["pred_boxes"], rows),
+            pred_masks=masks_of(_gather(features.last_hidden_state, rows)),
+            query_indices=rows,
+        )
+
+    def _features(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> tuple[DetrModelOutput, Callable[[Tensor], Tensor]]:
+        """The base model's output, and what turns states (batch, n, d_model) into their mask logits."""
+        model = self.detector.model
+        pixel_mask = padding_mask(pixel_mask, pixel_values)
+        maps = model.backbone(pixel_values)
+        feature_map = model.input_projection(maps[-1])
+        mask = downsample_mask(pixel_mask, feature_map.shape[-2:])
+        features = model.transform(
+            feature_map,
+            mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            decoder_inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+        )
+        memory_mask = key_mask(None if mask is None else mask.flatten(1))
+
+        def masks_of(states: Tensor) -> Tensor:
+            attention = self.bbox_attention(states, features.encoder_last_hidden_state, memory_mask)
+            return self.mask_head(feature_map, maps[-2 : -_STAGES - 1 : -1], attention)
+
+        return features, masks_of
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows (batch, n, ...) by their indices (batch, k): (batch, k, ...)."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def _by_image(image: Tensor, query: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Queries of all images, listed and sorted by image, as a row for each image.
+
+    Returns:
+        (batch, most in an image, at least 1) indices, filled up with query 0, and the place of each listed
+        query in its image's row.
+    """
+    counts = image.bincount(minlength=batch)
+    slot = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
+    rows = query.new_zeros(batch, max(1, int(counts.max())))
+    rows[image, slot] = query
+    return rows, slot
+
+
+def _ask_for_all_stages(config: DetrFamilyConfig) -> None:
+    """Makes the backbone give the maps that masks need, where the configuration asks for fewer.
+
+    Raises:
+        ValueError: The backbone has too few stages.
+    """
+    if config.backbone_config is None:
+        if len((config.backbone_kwargs or {}).get("out_indices", range(_STAGES))) < _STAGES:
+            config.backbone_kwargs = {**config.backbone_kwargs, "out_indices": config.default_out_indices}
+        return
+    backbone = config.backbone_config
+    if len(backbone.out_features) < _STAGES:
+        if len(backbone.stage_names) < _STAGES:
+            raise ValueError(f"masks need a backbone of at least {_STAGES} stages, not {backbone.model_type}")
+        backbone.out_features = backbone.stage_names[-_STAGES:]
