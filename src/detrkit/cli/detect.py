@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import traceback
 from collections import deque
@@ -16,6 +15,7 @@ import typer
 
 from detrkit.cli.console import Debug, complain, load_detector, print_table
 from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids, is_address
+from detrkit.cli.output import check_json_file, write_json
 from detrkit.errors import DetrkitError, ImageError
 from detrkit.files import atomic_file
 
@@ -103,7 +103,7 @@ def detect(
 
     if results:
         if json_file is not None:
-            _write_json(coco_document(inputs, results, names), json_file)
+            write_json(coco_document(inputs, results, names), json_file)
         else:
             _print_results(results)
         _summarise(results, save_dir, json_file)
@@ -221,8 +221,7 @@ def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
 
 def _check_outputs(inputs: Sequence[ImageInput], save_dir: Path | None, json_file: Path | None) -> None:
     """Refuses, before any work, outputs that cannot be written or would destroy an input."""
-    if json_file is not None and json_file.is_dir():
-        raise DetrkitError(f"--json needs a file, but {json_file} is a folder")
+    check_json_file(json_file)
     if save_dir is None:
         return
     if save_dir.exists() and not save_dir.is_dir():
@@ -238,26 +237,6 @@ def _check_outputs(inputs: Sequence[ImageInput], save_dir: Path | None, json_fil
 def _save_picture(picture: Image, path: Path) -> None:
     with atomic_file(path) as temporary:
         picture.save(temporary, quality=92)
-
-
-def _write_json(document: dict[str, Any], path: Path) -> None:
-    text = json.dumps(document)
-    if str(path) == "-":
-        print(text)
-    elif path.exists() and not path.is_file():
-        _write_to_device(text + "\n", path)
-    else:
-        with atomic_file(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _write_to_device(text: str, path: Path) -> None:
-    """Writes into a pipe or device such as /dev/null, which must not be replaced by a file."""
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
