@@ -29,8 +29,9 @@ _EXPORTS = {
     "DeformableDetrForObjectDetection": "detrkit.models.deformable_detr.modeling_deformable_detr",
     "DeformableDetrImageProcessor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
     "DeformableDetrFeatureExtractor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
-    "Detections": "detrkit.detector",
+    "Detections": "detrkit.detections",
     "Detector": "detrkit.detector",
+    "PanopticSegmentation": "detrkit.panoptic",
     "pipeline": "detrkit.integration",
     "register": "detrkit.integration",
 }
@@ -38,7 +39,7 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
-    from detrkit.detector import Detections as Detections
+    from detrkit.detections import Detections as Detections
     from detrkit.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import register as register
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from detrkit.models.detr.modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from detrkit.models.detr.modeling_detr import DetrForSegmentation as DetrForSegmentation
     from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
+    from detrkit.panoptic import PanopticSegmentation as PanopticSegmentation
 
 
 def __getattr__(name: str) -> Any:

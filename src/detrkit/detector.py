@@ -1,4 +1,4 @@
-"""The main job in one object: images in, boxes in pixels out.
+"""The main job in one object: images in, boxes and segments in pixels out.
 
 Example:
     ```python
@@ -7,6 +7,9 @@ Example:
     detector = Detector.from_pretrained("facebook/detr-resnet-50")
     detections = detector("photo.jpg")
     detections.draw("photo.jpg").save("photo_boxes.jpg")
+
+    segmenter = Detector.from_pretrained("facebook/detr-resnet-50-panoptic")
+    segmenter.segment("photo.jpg").draw().save("photo_segments.jpg")
     ```
 """
 
@@ -15,15 +18,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
+from detrkit.detections import Detections
+from detrkit.errors import CheckpointError, SettingError
 from detrkit.integration import Family, family_of
+from detrkit.panoptic import PanopticSegmentation
 
 if TYPE_CHECKING:
     import torch
@@ -47,159 +52,6 @@ _PROGRESS_AFTER_SECONDS = 3.0
 _Item = TypeVar("_Item")
 
 
-class Detection(NamedTuple):
-    """One detected object.
-
-    Attributes:
-        box: (4,) float32, x0, y0, x1, y1 in pixels of the original image.
-        score: Confidence in [0, 1].
-        label: Class id.
-        name: Class name.
-        mask: (height, width) bool, or None.
-    """
-
-    box: np.ndarray
-    score: float
-    label: int
-    name: str
-    mask: np.ndarray | None = None
-
-
-@dataclass(eq=False, repr=False)
-class Detections:
-    """The objects found in one image, the most confident first.
-
-    ``len()`` counts them, iterating gives a ``Detection`` each, and indexing takes an integer (a
-    ``Detection``) or a slice, a boolean mask or a list of positions (``Detections``):
-    ``detections[detections.scores > 0.9]``.
-
-    Attributes:
-        boxes: (N, 4) float32, x0, y0, x1, y1 in pixels of the original image. As in the original
-            implementations, a box may reach a little over the border.
-        scores: (N,) float32 in [0, 1].
-        labels: (N,) int64 class ids.
-        names: N class names.
-        image_size: Height and width of the original image in pixels.
-        masks: (N, height, width) bool, or None where the model gives none.
-        source: File name or address of the image, where it came from one.
-        exif_orientation: Whether the boxes refer to the image turned as its EXIF entry says.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: list[str]
-    image_size: tuple[int, int]
-    masks: np.ndarray | None = None
-    source: str | None = None
-    exif_orientation: bool = False
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __iter__(self) -> Iterator[Detection]:
-        return (self._row(i) for i in range(len(self)))
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
-            return self._row(int(index))
-        chosen = np.arange(len(self))[_as_index(index)]
-        return Detections(
-            boxes=self.boxes[chosen],
-            scores=self.scores[chosen],
-            labels=self.labels[chosen],
-            names=[self.names[i] for i in chosen],
-            image_size=self.image_size,
-            masks=None if self.masks is None else self.masks[chosen],
-            source=self.source,
-            exif_orientation=self.exif_orientation,
-        )
-
-    def __repr__(self) -> str:
-        height, width = self.image_size
-        where = f" in {self.source}" if self.source else ""
-        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        return f"Detections({len(self)}{where}, {width}x{height}{': ' if counts else ''}{counts})"
-
-    def _row(self, i: int) -> Detection:
-        mask = None if self.masks is None else self.masks[i]
-        return Detection(self.boxes[i], float(self.scores[i]), int(self.labels[i]), self.names[i], mask)
-
-    def to_coco(self, image_id: int = 0, first_id: int = 1) -> list[dict[str, Any]]:
-        """The detections as entries of a COCO document's ``annotations`` (or of a COCO results file).
-
-        Args:
-            image_id: Id of the image.
-            first_id: ``id`` of the first entry; the others count on from it.
-
-        Returns:
-            A dict for each detection: ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y of the top left
-            corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``.
-        """
-        entries = []
-        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        for i, (box, size) in enumerate(zip(self.boxes, sizes)):
-            entries.append(
-                {
-                    "id": first_id + i,
-                    "image_id": image_id,
-                    "category_id": int(self.labels[i]),
-                    "bbox": [_shortest(v) for v in (*box[:2], *size)],
-                    "area": _shortest(size[0] * size[1]),
-                    "score": _shortest(self.scores[i]),
-                }
-            )
-        return entries
-
-    def to_supervision(self) -> Any:
-        """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.
-
-        Raises:
-            MissingExtraError: The supervision package is not installed.
-        """
-        try:
-            import supervision
-        except ImportError as error:
-            raise MissingExtraError("Detections.to_supervision()", "supervision") from error
-        return supervision.Detections(
-            xyxy=self.boxes.copy(),
-            confidence=self.scores.copy(),
-            class_id=self.labels.copy(),
-            mask=None if self.masks is None else self.masks.astype(bool),
-            data={"class_name": np.array(self.names, dtype=str)},
-        )
-
-    def draw(self, image: Any = None) -> Image:
-        """Draws boxes, names and scores on a picture.
-
-        Args:
-            image: The picture that was given to the detector (path, address, PIL image, array or tensor).
-                When left out, the file or address that the detections came from is read again.
-
-        Returns:
-            A new RGB picture of the same size.
-
-        Raises:
-            ImageError: The picture cannot be read, or is not of the size that the boxes refer to.
-        """
-        from detrkit.processing.images import load_image
-        from detrkit.visualization import class_color, draw_boxes
-
-        if image is None:
-            if self.source is None:
-                raise ImageError("these detections did not come from a file; give draw() the image")
-            image = self.source
-        picture = load_image(image, exif_orientation=self.exif_orientation)
-        height, width = self.image_size
-        if picture.size != (width, height):
-            raise ImageError(
-                f"the boxes refer to an image of {width}x{height} pixels, but the picture to draw on has "
-                f"{picture.width}x{picture.height}"
-            )
-        captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
-        return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
-
-
 class Detector:
     """A model with its image processor: finds the objects in images of any kind.
 
@@ -207,6 +59,7 @@ class Detector:
         model: The model as it is run, ready for inference.
         processor: The image processor that belongs to it.
         names: Class id -> class name.
+        has_masks: Whether the model gives masks, so that it can segment.
     """
 
     def __init__(
@@ -224,7 +77,7 @@ class Detector:
         :mod:`detrkit.engines.allocator`).
 
         Args:
-            model: An object detection model of detrkit; it is changed, and can no longer be trained.
+            model: A detection or segmentation model of detrkit; it is changed, and can no longer be trained.
             processor: Its image processor.
             engine: What runs the model; "torch" is the only one in this version.
             device: Such as "cpu" or "cuda:1"; by default a GPU where there is one.
@@ -240,6 +93,8 @@ class Detector:
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
+        self.has_masks = hasattr(model, "segment")
+        self._is_thing_map = getattr(model.config, "is_thing_map", None)
         if self._device.type == "cpu":
             keep_memory()
         self.model = prepare(model, self._device, self._dtype)
@@ -273,9 +128,10 @@ class Detector:
         _check_engine(engine)
         device, dtype = _torch_device(device), _torch_dtype(dtype)
         name = resolve_model(os.fspath(model))
-        family = _read_family(name, revision)
+        config = _read_config(name, revision)
+        family = family_of(config.get("model_type"), name)
         return cls(
-            _load_model(family, name, revision),
+            _load_model(family, _has_masks(config, name, revision), name, revision),
             _load_processor(family, name, revision),
             engine=engine,
             device=device,
@@ -288,7 +144,13 @@ class Detector:
         )
 
     def __call__(
-        self, images: Any, threshold: float = 0.5, batch_size: int = 1, *, exif_orientation: bool = False
+        self,
+        images: Any,
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
     ) -> Any:
         """Finds the objects in one image or in many.
 
@@ -300,6 +162,7 @@ class Detector:
                 a list, a generator or a 4-dimensional array.
             threshold: Only objects with a higher score are given.
             batch_size: The most images that go through the model at once.
+            masks: Whether to give a mask for each object; by default where the model gives masks.
             exif_orientation: Turn each image as its EXIF entry says; boxes then refer to the turned image. By
                 default boxes refer to the pixels as they are stored, which is what annotation files do.
 
@@ -309,16 +172,16 @@ class Detector:
 
         Raises:
             ImageError: An image cannot be found or read.
-            SettingError: ``threshold`` or ``batch_size`` are out of range.
+            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        many = not _is_one_image(images)
-        total = len(images) if hasattr(images, "__len__") and many else None
-        results = self.stream(
-            images if many else [images], threshold, batch_size, exif_orientation=exif_orientation
+        run = partial(
+            self.stream,
+            threshold=threshold,
+            batch_size=batch_size,
+            masks=masks,
+            exif_orientation=exif_orientation,
         )
-        if not many:
-            return next(results)
-        return list(with_progress(results, total))
+        return _one_or_many(run, images, "Detecting")
 
     def stream(
         self,
@@ -326,6 +189,7 @@ class Detector:
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
+        masks: bool | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like calling the detector with many images, but gives each result as soon as it is there.
@@ -336,6 +200,7 @@ class Detector:
             images: Images of any kind that a call takes.
             threshold: Only objects with a higher score are given.
             batch_size: The most images that go through the model at once.
+            masks: Whether to give a mask for each object; by default where the model gives masks.
             exif_orientation: Turn each image as its EXIF entry says.
 
         Returns:
@@ -343,20 +208,95 @@ class Detector:
 
         Raises:
             ImageError: An image cannot be found or read.
-            SettingError: ``threshold`` or ``batch_size`` are out of range.
+            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        if not 0 <= threshold <= 1:
-            raise SettingError(f"threshold must lie between 0 and 1, not {threshold}")
-        if batch_size < 1:
-            raise SettingError(f"batch_size must be at least 1, not {batch_size}")
-        return self._stream(images, threshold, batch_size, exif_orientation)
+        _check_numbers(threshold, batch_size)
+        if masks and not self.has_masks:
+            raise self._no_masks()
+        with_masks = self.has_masks if masks is None else masks
+        detect = partial(self._detect, threshold=threshold, with_masks=with_masks)
+        return self._stream(images, detect, batch_size, exif_orientation)
+
+    def segment(
+        self,
+        images: Any,
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Any:
+        """Gives every pixel of one image, or of many, to an object or a kind of background.
+
+        Args:
+            images: As for a call.
+            threshold: Only segments with a higher score are given.
+            batch_size: The most images that go through the model at once.
+            exif_orientation: As for a call.
+
+        Returns:
+            A ``PanopticSegmentation`` in pixels of the original image for one image, a list of them in the
+            order of the images for many.
+
+        Raises:
+            ImageError: An image cannot be found or read.
+            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+        """
+        run = partial(
+            self.stream_segments,
+            threshold=threshold,
+            batch_size=batch_size,
+            exif_orientation=exif_orientation,
+        )
+        return _one_or_many(run, images, "Segmenting")
+
+    def stream_segments(
+        self,
+        images: Iterable[Any],
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Iterator[PanopticSegmentation]:
+        """Like ``segment`` with many images, but gives each result as soon as it is there.
+
+        Args:
+            images: Images of any kind that a call takes.
+            threshold: Only segments with a higher score are given.
+            batch_size: The most images that go through the model at once.
+            exif_orientation: Turn each image as its EXIF entry says.
+
+        Returns:
+            An iterator of the segmentations, in the order of the images.
+
+        Raises:
+            ImageError: An image cannot be found or read.
+            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+        """
+        _check_numbers(threshold, batch_size)
+        if not self.has_masks:
+            raise self._no_masks()
+        return self._stream(images, partial(self._segment, threshold=threshold), batch_size, exif_orientation)
+
+    def _no_masks(self) -> SettingError:
+        return SettingError(
+            f"{type(self.model).__name__} finds boxes only; masks need a panoptic model such as "
+            "detr-resnet-50-panoptic"
+        )
 
     def _stream(
-        self, images: Iterable[Any], threshold: float, batch_size: int, exif_orientation: bool
-    ) -> Iterator[Detections]:
+        self,
+        images: Iterable[Any],
+        run: Callable[[Sequence[_Prepared]], Iterator[_Item]],
+        batch_size: int,
+        exif_orientation: bool,
+    ) -> Iterator[_Item]:
+        """Groups images by their processed size, runs each batch, and gives the results in order."""
         waiting: dict[tuple[int, ...], list[_Prepared]] = {}
-        finished: dict[int, Detections] = {}
+        finished: dict[int, _Item] = {}
         following = 0  # position of the next result to give
+
+        def finish(batch: list[_Prepared]) -> None:
+            finished.update(zip((item.position for item in batch), run(batch)))
 
         for position, source in enumerate(images):
             item = self._prepare(position, source, exif_orientation)
@@ -367,12 +307,12 @@ class Detector:
                 # The first image in line holds up the results of all behind it.
                 batch = min(waiting.values(), key=lambda items: items[0].position)
             if len(batch) == batch_size or held_up:
-                finished.update(self._detect(waiting.pop(batch[0].shape), threshold))
+                finish(waiting.pop(batch[0].shape))
             while following in finished:
                 yield finished.pop(following)
                 following += 1
         for batch in waiting.values():
-            finished.update(self._detect(batch, threshold))
+            finish(batch)
         for position in sorted(finished):
             yield finished[position]
 
@@ -388,8 +328,41 @@ class Detector:
             exif_orientation=exif_orientation,
         )
 
-    def _detect(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[tuple[int, Detections]]:
-        """Runs the model on images of one processed size; gives their positions and detections."""
+    def _detect(self, batch: Sequence[_Prepared], threshold: float, with_masks: bool) -> Iterator[Detections]:
+        """The detections of images of one processed size."""
+        if not with_masks:
+            outputs = self._run(batch, self.model.detector if self.has_masks else self.model)
+        else:
+            outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
+        sizes = [item.image_size for item in batch]
+        results = self.processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=sizes
+        )
+        for result, item in zip(results, batch):
+            yield self._detections(result, item)
+
+    def _segment(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[PanopticSegmentation]:
+        """The segmentations of images of one processed size."""
+        outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
+        maps = self.processor.panoptic_maps(
+            outputs,
+            processed_sizes=[item.processed_size for item in batch],
+            target_sizes=[item.image_size for item in batch],
+            threshold=threshold,
+            is_thing_map=self._is_thing_map,
+        )
+        for (ids, segments), item in zip(maps, batch):
+            yield PanopticSegmentation(
+                ids=ids.cpu().numpy().astype(np.int32, copy=False),
+                segments=segments,
+                names=[self._name(segment["category_id"]) for segment in segments],
+                image_size=item.image_size,
+                source=item.source,
+                exif_orientation=item.exif_orientation,
+            )
+
+    def _run(self, batch: Sequence[_Prepared], model: Callable[..., Any]) -> Any:
+        """A model's outputs for images of one processed size."""
         import torch
 
         inputs = {
@@ -399,27 +372,41 @@ class Detector:
         if masks and not all(bool(mask.all()) for mask in masks):
             inputs["pixel_mask"] = torch.cat(masks).to(self._device)
         with torch.inference_mode():
-            outputs = self.model(**inputs)
+            outputs = model(**inputs)
         # Half precision would round box corners to whole pixels and more.
         outputs["logits"], outputs["pred_boxes"] = outputs["logits"].float(), outputs["pred_boxes"].float()
-        results = self.processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=[item.image_size for item in batch]
-        )
-        return ((item.position, self._detections(result, item)) for result, item in zip(results, batch))
+        return outputs
 
     def _detections(self, result: dict[str, torch.Tensor], item: _Prepared) -> Detections:
         scores = result["scores"].cpu().numpy().astype(np.float32)
         order = np.argsort(-scores, kind="stable")
         labels = result["labels"].cpu().numpy().astype(np.int64)[order]
+        masks = result.get("masks")
         return Detections(
             boxes=result["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4)[order],
             scores=scores[order],
             labels=labels,
-            names=[self.names.get(label, str(label)) for label in labels.tolist()],
+            names=[self._name(label) for label in labels.tolist()],
             image_size=item.image_size,
+            masks=None if masks is None else masks.cpu().numpy()[order],
             source=item.source,
             exif_orientation=item.exif_orientation,
         )
+
+    def categories(self) -> list[dict[str, Any]]:
+        """The model's classes as the ``categories`` of a COCO document, unused ids ("N/A") left out.
+
+        Returns:
+            For each class ``id`` and ``name``, and ``isthing`` where the model gives masks.
+        """
+        listed = [{"id": label, "name": name} for label, name in sorted(self.names.items()) if name != "N/A"]
+        if self.has_masks:
+            is_thing = self.processor.things(self.names, self._is_thing_map)
+            listed = [{**entry, "isthing": int(is_thing[entry["id"]])} for entry in listed]
+        return listed
+
+    def _name(self, label: int) -> str:
+        return self.names.get(label, str(label))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -436,6 +423,13 @@ class _Prepared:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.pixel_values.shape[-2:])
+
+    @property
+    def processed_size(self) -> tuple[int, int]:
+        """Height and width without padding, which lies below and to the right."""
+        if self.pixel_mask is None:
+            return self.shape[0], self.shape[1]
+        return int(self.pixel_mask[0, :, 0].sum()), int(self.pixel_mask[0, 0].sum())
 
 
 def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
@@ -489,18 +483,6 @@ def with_progress(
             bar.stop()
 
 
-def _as_index(index: Any) -> Any:
-    if isinstance(index, slice):
-        return index
-    index = np.asarray(index)
-    return index.astype(np.int64) if index.size == 0 and index.dtype != bool else index
-
-
-def _shortest(value: np.float32) -> float:
-    """The float with the fewest digits that is the same float32; keeps JSON files small and exact."""
-    return float(str(np.float32(value)))
-
-
 def _is_one_image(images: Any) -> bool:
     """Whether the argument of a call is one image rather than many."""
     if isinstance(images, (str, os.PathLike)):
@@ -549,7 +531,22 @@ def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     raise SettingError(f"unknown dtype {str(dtype)!r}; use 'float32', 'float16' or 'bfloat16'")
 
 
-def _read_family(name: str, revision: str | None) -> Family:
+def _check_numbers(threshold: float, batch_size: int) -> None:
+    if not 0 <= threshold <= 1:
+        raise SettingError(f"threshold must lie between 0 and 1, not {threshold}")
+    if batch_size < 1:
+        raise SettingError(f"batch_size must be at least 1, not {batch_size}")
+
+
+def _one_or_many(run: Callable[[Iterable[Any]], Iterator[Any]], images: Any, description: str) -> Any:
+    """The result for one image, or the list of those for many, with a progress bar."""
+    if _is_one_image(images):
+        return next(run([images]))
+    total = len(images) if hasattr(images, "__len__") else None
+    return list(with_progress(run(images), total, description))
+
+
+def _read_config(name: str, revision: str | None) -> dict[str, Any]:
     from transformers import PretrainedConfig
 
     try:
@@ -558,14 +555,31 @@ def _read_family(name: str, revision: str | None) -> Family:
         raise _unreadable(name, revision, "config.json", error) from error
     if not config:
         raise CheckpointError(f"{_where(name, revision)} has no config.json; {_remedy(name)}")
-    return family_of(config.get("model_type"), name)
+    return config
 
 
-def _load_model(family: Family, name: str, revision: str | None) -> Any:
-    from safetensors import SafetensorError
+def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bool:
+    """Whether a checkpoint is a segmentation model's: its config says so, or else its tensors."""
+    architectures = config.get("architectures")
+    if architectures:
+        return any("Segmentation" in architecture for architecture in architectures)
+    from safetensors import SafetensorError, safe_open
+    from transformers.utils import cached_file
 
     try:
-        model, report = family.load(family.detector).from_pretrained(
+        path = cached_file(name, "model.safetensors", revision=revision)
+        with safe_open(path, framework="pt") as file:
+            return any(key.startswith("mask_head.") for key in file.keys())  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):  # what is wrong is told when the weights are loaded
+        return False
+
+
+def _load_model(family: Family, has_masks: bool, name: str, revision: str | None) -> Any:
+    from safetensors import SafetensorError
+
+    model_class = family.segmenter if has_masks and family.segmenter else family.detector
+    try:
+        model, report = family.load(model_class).from_pretrained(
             name, revision=revision, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Boxes with captions on a picture.
+"""Boxes and segments with captions on a picture.
 
 The outlines and captions are drawn with Pillow: torchvision's drawing needs a font file on disk to draw text
 in a readable size, whereas Pillow carries a scalable font with it.
@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt, find_objects
 
 Color = tuple[int, int, int]
 
@@ -91,6 +92,129 @@ def draw_boxes(
     if captions is not None:
         _draw_captions(draw, picture.size, [(box, captions[i], colors[i]) for i, box in visible], font_size)
     return picture
+
+
+def segment_colors(labels: Sequence[int]) -> list[Color]:
+    """Colours of segments: the class's own for its first segment, another tone of it for the next ones.
+
+    Args:
+        labels: The class id of each segment.
+    """
+    seen: dict[int, int] = {}
+    colors = []
+    for label in labels:
+        number = seen[label] = seen.get(label, -1) + 1
+        # 89 steps of the hue bring it back to nearly the same place, with the next tone.
+        colors.append(class_color(label + 89 * number))
+    return colors
+
+
+def draw_segments(
+    image: Image.Image,
+    ids: np.ndarray,
+    segments: Sequence[int],
+    captions: Sequence[str] | None = None,
+    colors: Sequence[Color] | None = None,
+    *,
+    opacity: float = 0.55,
+    font_size: int | None = None,
+) -> Image.Image:
+    """Draws segments and their captions over a copy of a picture, with a light line around each.
+
+    A caption stands inside its segment, as far from its border as can be; captions that would hide another
+    of a larger segment are left out.
+
+    Args:
+        image: The picture, any mode.
+        ids: (height, width) integers, the segment that each pixel belongs to.
+        segments: N ids; pixels with any other id stay as they are.
+        captions: N texts; none are drawn when left out.
+        colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
+        opacity: How much of a segment's colour there is in the picture, in [0, 1].
+        font_size: Height of the captions' font in pixels; by default it grows with the picture.
+
+    Returns:
+        A new RGB picture of the same size.
+
+    Raises:
+        ValueError: ``captions`` or ``colors`` are not as many as the segments, or ``ids`` is not of the
+            picture's size.
+    """
+    if ids.shape != (image.height, image.width):
+        raise ValueError(f"ids of {ids.shape} do not fit a picture of {(image.height, image.width)}")
+    if colors is None:
+        colors = [class_color(place) for place in range(len(segments))]
+    for name, given in (("captions", captions), ("colors", colors)):
+        if given is not None and len(given) != len(segments):
+            raise ValueError(f"{len(given)} {name} for {len(segments)} segments")
+
+    places = _places(ids, segments)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    paint = np.array([(0, 0, 0), *colors], dtype=np.float32)
+    strength = np.array([0.0] + [opacity] * len(segments), dtype=np.float32)[places][..., None]
+    pixels = pixels * (1 - strength) + paint[places] * strength
+    length = math.sqrt(image.width * image.height)
+    pixels[_borders(places, max(1, round(length / 500)))] = 245
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    if captions is not None:
+        font_size = font_size or max(11, round(length / 40))
+        _draw_segment_captions(picture, places, captions, colors, font_size)
+    return picture
+
+
+def _places(ids: np.ndarray, segments: Sequence[int]) -> np.ndarray:
+    """(height, width): 1 + the position in ``segments`` of each pixel's id, 0 for ids that are not there."""
+    found, compact = np.unique(ids, return_inverse=True)
+    position = {number: place for place, number in enumerate(segments, start=1)}
+    table = np.array([position.get(number, 0) for number in found.tolist()], dtype=np.intp)
+    return table[compact.reshape(ids.shape)]
+
+
+def _borders(places: np.ndarray, width: int) -> np.ndarray:
+    """(height, width) bool: pixels within ``width`` of another segment to their right or below."""
+    borders = np.zeros(places.shape, dtype=bool)
+    for step in range(1, width + 1):
+        borders[:-step] |= places[:-step] != places[step:]
+        borders[:, :-step] |= places[:, :-step] != places[:, step:]
+    return borders
+
+
+def _draw_segment_captions(
+    picture: Image.Image,
+    places: np.ndarray,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    font_size: int,
+) -> None:
+    """Writes the captions of the largest segments first, each at its segment's deepest point."""
+    draw = ImageDraw.Draw(picture)
+    areas = np.bincount(places.ravel(), minlength=len(captions) + 1)[1:]
+    boxes = find_objects(places, max_label=len(captions))
+    placed: list[tuple[int, int, int, int]] = []
+    for i in np.argsort(-areas, kind="stable"):
+        font = _fitting_font(captions[i], font_size, picture.size)
+        if boxes[i] is None or font is None:
+            continue
+        x, y = _deepest_point(places, int(i) + 1, boxes[i])
+        width, height = _tag_size(captions[i], font)
+        left = min(max(0, x - width // 2), picture.width - width)
+        top = min(max(0, y - height // 2), picture.height - height)
+        place = (left, top, left + width, top + height)
+        if any(_overlap(place, other) for other in placed):
+            continue
+        placed.append(place)
+        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colors[i])
+        middle = (left + width / 2, top + height / 2)
+        draw.text(middle, captions[i], fill=_text_color(colors[i]), font=font, anchor="mm")
+
+
+def _deepest_point(places: np.ndarray, place: int, box: tuple[slice, slice]) -> tuple[int, int]:
+    """Column and row of the pixel of a segment that is farthest from its border."""
+    step = max(1, (box[0].stop - box[0].start) // 200, (box[1].stop - box[1].start) // 200)
+    inside = np.pad(places[box][::step, ::step] == place, 1)
+    depth = distance_transform_edt(inside)[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return int(box[1].start + column * step), int(box[0].start + row * step)
 
 
 def _clip(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int] | None:

@@ -20,6 +20,11 @@ def complain(message: str, *, title: str | None = None) -> None:
     print(f"{title}: {line}" if title else line, file=sys.stderr)
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_table(table: Table) -> None:
     """Prints a table on stdout, in full width where that is no terminal, so that nothing is cut."""
     from rich.console import Console

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import re
-import traceback
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, complain, load_detector, print_table
-from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids, is_address
-from detrkit.cli.output import check_json_file, write_json
-from detrkit.errors import DetrkitError, ImageError
-from detrkit.files import atomic_file
+from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
+from detrkit.cli.output import check_json_file, check_save_dir, save_picture, write_json
+from detrkit.cli.run import ImageRun
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from detrkit.detector import Detections
-
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+    from detrkit.detections import Detections
 
 
 def detect(
@@ -72,11 +64,12 @@ def detect(
 
     inputs, mistakes = find_images(images)
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
-    _check_outputs(inputs, save_dir, json_file)
+    check_json_file(json_file)
+    check_save_dir(save_dir, inputs)
     for mistake in mistakes:
         complain(mistake)
 
-    run = _Run(inputs, exif_orientation=exif_orientation, debug=debug)
+    run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug)
     readable = run.read()
     first = next(readable, None)
     if first is None:
@@ -92,11 +85,12 @@ def detect(
             model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision
         )
         names = detector.names
-        for position, image, detections in run.detect(
-            detector, itertools.chain([first], readable), threshold, batch_size
+        stream = partial(detector.stream, threshold=threshold, batch_size=batch_size, masks=False)
+        for position, image, detections in run.results(
+            stream, itertools.chain([first], readable), "Detecting"
         ):
             if save_dir is not None:
-                _save_picture(detections.draw(image), save_dir / run.picture_names[position])
+                save_picture(detections.draw(image), save_dir / run.picture_names[position])
             results.append((position, detections))
     except KeyboardInterrupt:
         interrupted = True
@@ -114,60 +108,6 @@ def detect(
     if failed:
         complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
         raise typer.Exit(1)
-
-
-@dataclass
-class _Run:
-    """The images of one call on their way through reading and detection.
-
-    Attributes:
-        inputs: The images that the user named.
-        exif_orientation: Whether to turn images as their EXIF entry says.
-        debug: Whether to show tracebacks of images that cannot be read.
-        failed: How many could not be read so far.
-    """
-
-    inputs: Sequence[ImageInput]
-    exif_orientation: bool
-    debug: bool
-    failed: int = 0
-    _read: deque[tuple[int, Image]] = field(default_factory=deque)
-
-    def __post_init__(self) -> None:
-        self.picture_names = picture_names(self.inputs)
-
-    def read(self) -> Iterator[tuple[int, Image]]:
-        """Position and picture of every image that can be read; the others are reported on stderr."""
-        from detrkit.detector import read_image
-
-        for position, item in enumerate(self.inputs):
-            try:
-                image = read_image(item.source, exif_orientation=self.exif_orientation)
-            except ImageError as error:
-                self.failed += 1
-                if self.debug:
-                    traceback.print_exc()
-                complain(str(error))
-            else:
-                yield position, image
-
-    def detect(
-        self, detector: Any, readable: Iterator[tuple[int, Image]], threshold: float, batch_size: int
-    ) -> Iterator[tuple[int, Image, Detections]]:
-        """Position, picture and detections of every readable image, in order."""
-        from detrkit.detector import with_progress
-
-        results = detector.stream(self._remember(readable), threshold, batch_size)
-        for detections in with_progress(results, len(self.inputs)):
-            position, image = self._read.popleft()
-            detections.source = self.inputs[position].source
-            yield position, image, detections
-
-    def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
-        """Hands pictures on, keeping those whose detections are still to come."""
-        for position, image in readable:
-            self._read.append((position, image))
-            yield image
 
 
 def coco_document(
@@ -199,46 +139,6 @@ def coco_document(
     return document
 
 
-def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
-    """A file name for the drawn picture of each image: the image's own, numbered where two would be the same.
-
-    JPEG and PNG keep their format, others become PNG.
-    """
-    taken: set[str] = set()
-    names = []
-    for item in inputs:
-        path = Path(item.base_name)
-        suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".png"
-        # An address may hold characters that a file name may not.
-        stem = re.sub(r"[^\w.-]", "_", path.stem) if is_address(item.source) else path.stem
-        name, number = f"{stem}{suffix}", 2
-        while name.lower() in taken:
-            name, number = f"{stem}-{number}{suffix}", number + 1
-        taken.add(name.lower())
-        names.append(name)
-    return names
-
-
-def _check_outputs(inputs: Sequence[ImageInput], save_dir: Path | None, json_file: Path | None) -> None:
-    """Refuses, before any work, outputs that cannot be written or would destroy an input."""
-    check_json_file(json_file)
-    if save_dir is None:
-        return
-    if save_dir.exists() and not save_dir.is_dir():
-        raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
-    originals = {Path(item.source).resolve() for item in inputs if not is_address(item.source)}
-    for name in picture_names(inputs):
-        if (save_dir / name).resolve() in originals:
-            raise DetrkitError(
-                f"--save-dir {save_dir} would overwrite the input {name}; choose another folder"
-            )
-
-
-def _save_picture(picture: Image, path: Path) -> None:
-    with atomic_file(path) as temporary:
-        picture.save(temporary, quality=92)
-
-
 def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
     from rich import box
     from rich.table import Table
@@ -263,13 +163,9 @@ def _summarise(
     results: Sequence[tuple[int, Detections]], save_dir: Path | None, json_file: Path | None
 ) -> None:
     objects = sum(len(detections) for _, detections in results)
-    parts = [f"{_count(objects, 'object')} in {_count(len(results), 'image')}"]
+    parts = [f"{count(objects, 'object')} in {count(len(results), 'image')}"]
     if json_file is not None and str(json_file) != "-":
         parts.append(f"results in {json_file}")
     if save_dir is not None:
         parts.append(f"pictures in {save_dir}")
     complain("; ".join(parts) + ".")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -181,8 +181,8 @@ def _target_masks(targets: Targets) -> list[Tensor]:
     """The masks of all images in one size, zeros where an image has less: (objects, height, width) each."""
     if any("masks" not in target for target in targets):
         raise ValueError(
-            "labels of a segmentation model need masks (objects, height, width); the image processor makes them "
-            "with return_segmentation_masks=True"
+            "labels of a segmentation model need masks (objects, height, width), which the image processor "
+            "makes with return_segmentation_masks=True"
         )
     masks = [target["masks"] for target in targets]
     height, width = (max(m.shape[d] for m in masks) for d in (-2, -1))

@@ -263,7 +263,7 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
         """
         states = features.intermediate_hidden_states
         if states is None:
-            states = features.last_hidden_state[None]
+            states = features["last_hidden_state"][None]
         all_logits, all_boxes = self.predict(states, features)
         logits, boxes = all_logits[-1], all_boxes[-1]
         earlier = [{"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -98,15 +98,16 @@ class SegmentationModel(DetrFamilyPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
+        states: Tensor = features.last_hidden_state
         masks = None
         if labels is None or not self.training:
-            masks = masks_of(features.last_hidden_state)
+            masks = masks_of(states)
 
         def predict_masks(image: Tensor, query: Tensor) -> Tensor:
             if masks is not None:
                 return masks[image, query]
-            rows, slot = _by_image(image, query, features.last_hidden_state.shape[0])
-            return masks_of(_gather(features.last_hidden_state, rows))[image, slot]
+            rows, slot = _by_image(image, query, states.shape[0])
+            return masks_of(_gather(states, rows))[image, slot]
 
         output = SegmentationOutput(
             **self.detector.read(features, labels, predict_masks if labels is not None else None),
@@ -206,11 +207,12 @@ def _ask_for_all_stages(config: DetrFamilyConfig) -> None:
     Raises:
         ValueError: The backbone has too few stages.
     """
-    if config.backbone_config is None:
-        if len((config.backbone_kwargs or {}).get("out_indices", range(_STAGES))) < _STAGES:
-            config.backbone_kwargs = {**config.backbone_kwargs, "out_indices": config.default_out_indices}
+    backbone: Any = config.backbone_config
+    if backbone is None:
+        options = config.backbone_kwargs or {}
+        if len(options.get("out_indices", range(_STAGES))) < _STAGES:
+            config.backbone_kwargs = {**options, "out_indices": config.default_out_indices}
         return
-    backbone = config.backbone_config
     if len(backbone.out_features) < _STAGES:
         if len(backbone.stage_names) < _STAGES:
             raise ValueError(f"masks need a backbone of at least {_STAGES} stages, not {backbone.model_type}")

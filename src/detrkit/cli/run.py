@@ -1,0 +1,82 @@
+"""The images of one call of a command on their way through a model."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from detrkit.cli.console import complain
+from detrkit.cli.inputs import ImageInput
+from detrkit.cli.output import picture_names
+from detrkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Whatever is found in an image; knows its ``source``.
+_Result = TypeVar("_Result", bound=Any)
+
+
+@dataclass
+class ImageRun:
+    """The images of one call on their way through a model.
+
+    Attributes:
+        inputs: The images that the user named.
+        exif_orientation: Whether to turn images as their EXIF entry says.
+        debug: Whether to show tracebacks of images that cannot be read.
+        failed: How many could not be read so far.
+    """
+
+    inputs: Sequence[ImageInput]
+    exif_orientation: bool
+    debug: bool
+    failed: int = 0
+    _read: deque[tuple[int, Image]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.picture_names = picture_names(self.inputs)
+
+    def read(self) -> Iterator[tuple[int, Image]]:
+        """Position and picture of every image that can be read; the others are reported on stderr."""
+        from detrkit.detector import read_image
+
+        for position, item in enumerate(self.inputs):
+            try:
+                image = read_image(item.source, exif_orientation=self.exif_orientation)
+            except ImageError as error:
+                self.failed += 1
+                if self.debug:
+                    traceback.print_exc()
+                complain(str(error))
+            else:
+                yield position, image
+
+    def results(
+        self,
+        stream: Callable[[Iterator[Image]], Iterator[_Result]],
+        readable: Iterator[tuple[int, Image]],
+        description: str,
+    ) -> Iterator[tuple[int, Image, _Result]]:
+        """Position, picture and result of every readable image, in order.
+
+        Args:
+            stream: Turns pictures into results, one each, in their order.
+            readable: What ``read`` gives.
+            description: What the progress bar says.
+        """
+        from detrkit.detector import with_progress
+
+        for result in with_progress(stream(self._remember(readable)), len(self.inputs), description):
+            position, image = self._read.popleft()
+            result.source = self.inputs[position].source
+            yield position, image, result
+
+    def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
+        """Hands pictures on, keeping those whose results are still to come."""
+        for position, image in readable:
+            self._read.append((position, image))
+            yield image

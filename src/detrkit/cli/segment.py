@@ -1,0 +1,230 @@
+"""``detrkit segment``: panoptic segmentations as COCO panoptic files, pictures or a table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
+from detrkit.cli.journal import Journal
+from detrkit.cli.output import check_save_dir, picture_names, save_picture, write_json
+from detrkit.cli.run import ImageRun
+from detrkit.errors import DetrkitError
+
+if TYPE_CHECKING:
+    from detrkit.panoptic import PanopticSegmentation
+
+DOCUMENT = "panoptic.json"
+PNG_FOLDER = "panoptic"
+PICTURE_FOLDER = "pictures"
+_JOURNAL = "unfinished.jsonl"
+
+
+def segment(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or addresses.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
+    ] = "detr-resnet-50-panoptic",
+    threshold: Annotated[
+        float, typer.Option("--threshold", "-t", min=0, max=1, help="Keep only segments with a higher score.")
+    ] = 0.85,
+    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Most images at once; only images of the same processed size share a batch."
+        ),
+    ] = 1,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    save_dir: Annotated[
+        Path | None,
+        typer.Option(help=f"Write {DOCUMENT}, {PNG_FOLDER}/*.png and {PICTURE_FOLDER}/ with drawings here."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run into --save-dir ended.")
+    ] = False,
+    exif_orientation: Annotated[
+        bool,
+        typer.Option(
+            "--exif-orientation/--no-exif-orientation",
+            help="Turn images as their EXIF entry says; segments then refer to the turned image.",
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Give every pixel of images to an object or a kind of background.
+
+    Prints a table; with `--save-dir`, writes a COCO panoptic document, a PNG file of segment ids for each
+    image and drawings instead, which `detrkit evaluate --panoptic-dir` and panopticapi read. Images that
+    cannot be read are reported and left out; the exit status is then 1, and 2 when none could be read. An
+    interrupted run (exit status 130) is finished with `--resume`.
+    """
+    from detrkit.checkpoints.registry import resolve_model
+
+    inputs, mistakes = find_images(images)
+    resolve_model(model)  # before any work: a misspelt name, with a suggestion
+    if resume and save_dir is None:
+        raise DetrkitError("--resume goes on with a run that has a --save-dir; name it")
+    check_save_dir(save_dir and save_dir / PICTURE_FOLDER, inputs)
+    check_save_dir(save_dir and save_dir / PNG_FOLDER, inputs)
+    for mistake in mistakes:
+        complain(mistake)
+
+    settings = {
+        "model": model,
+        "threshold": threshold,
+        "dtype": dtype,
+        "exif_orientation": exif_orientation,
+    }
+    output = None if save_dir is None else _Output(save_dir, inputs, settings, resume)
+    todo = [i for i in range(len(inputs)) if output is None or i not in output.done]
+    run = ImageRun([inputs[i] for i in todo], exif_orientation=exif_orientation, debug=debug)
+    readable = run.read()
+    first = next(readable, None)
+    if first is None and not (output and output.done):
+        if len(mistakes) + run.failed > 1:
+            complain("No image could be read.")
+        raise typer.Exit(2)
+
+    results: list[PanopticSegmentation] = []
+    try:
+        detector = load_detector(
+            model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision
+        )
+        stream = partial(detector.stream_segments, threshold=threshold, batch_size=batch_size)
+        found = run.results(stream, itertools.chain([first] if first else [], readable), "Segmenting")
+        for place, image, segmentation in found:
+            if output is None:
+                results.append(segmentation)
+            else:
+                output.add(todo[place], image, segmentation)
+    except KeyboardInterrupt:
+        _print_results(results)
+        finished = len(results) if output is None else len(output.done)
+        remedy = "" if output is None else "; finish with --resume"
+        complain(f"Interrupted after {finished} of {len(inputs)} images{remedy}.")
+        raise typer.Exit(130) from None
+
+    if output is None:
+        _print_results(results)
+        complain(f"{count(sum(map(len, results)), 'segment')} in {count(len(results), 'image')}.")
+    else:
+        complain(output.finish(detector.categories()))
+    failed = len(mistakes) + run.failed
+    if failed:
+        complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
+        raise typer.Exit(1)
+
+
+class _Output:
+    """The files of a run.
+
+    Attributes:
+        done: Position of an image among the inputs -> its entries of the document.
+    """
+
+    def __init__(
+        self, folder: Path, inputs: Sequence[ImageInput], settings: dict[str, Any], resume: bool
+    ) -> None:
+        self.folder = folder
+        self.inputs = inputs
+        self.ids, self.names = image_ids(inputs), file_names(inputs)
+        self.pictures = picture_names(inputs)
+        self.journal = Journal(folder / _JOURNAL, settings)
+        self.done: dict[int, dict[str, Any]] = {}
+        entries = self._read_earlier() if resume else []
+        positions = {(self.ids[i], self.names[i]): i for i in range(len(inputs))}
+        for entry in entries:
+            position = positions.get((entry["image"]["id"], entry["image"]["file_name"]))
+            if position is not None and (folder / PNG_FOLDER / entry["annotation"]["file_name"]).is_file():
+                self.done[position] = entry
+        self.journal.start(list(self.done.values()))
+
+    def _read_earlier(self) -> list[dict[str, Any]]:
+        entries = self.journal.read()
+        document = self.folder / DOCUMENT
+        if not entries and document.is_file():
+            try:
+                finished = json.loads(document.read_bytes())
+                self.journal.check(finished.get("info"), document)
+                annotations = {entry["image_id"]: entry for entry in finished["annotations"]}
+                entries = [{"image": i, "annotation": annotations[i["id"]]} for i in finished["images"]]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DetrkitError(
+                    f"cannot resume: {document} is not a document of detrkit segment; start anew without "
+                    "--resume"
+                ) from error
+        return entries
+
+    def add(self, position: int, image: Any, segmentation: PanopticSegmentation) -> None:
+        """Writes an image's files, then its entry: an entry stands for files that are whole."""
+        picture = Path(self.pictures[position])
+        png = f"{picture.stem}.png"
+        height, width = segmentation.image_size
+        save_picture(segmentation.draw(image), self.folder / PICTURE_FOLDER / picture)
+        save_picture(segmentation.to_png(), self.folder / PNG_FOLDER / png)
+        entry = {
+            "image": {
+                "id": self.ids[position],
+                "file_name": self.names[position],
+                "width": width,
+                "height": height,
+            },
+            "annotation": segmentation.to_coco(self.ids[position], png),
+        }
+        self.journal.add(entry)
+        self.done[position] = entry
+
+    def finish(self, categories: list[dict[str, Any]]) -> str:
+        """Writes the document; returns a summary."""
+        entries = [self.done[position] for position in sorted(self.done)]
+        document = {
+            "info": self.journal.settings,
+            "images": [entry["image"] for entry in entries],
+            "annotations": [entry["annotation"] for entry in entries],
+            "categories": categories,
+        }
+        write_json(document, self.folder / DOCUMENT)
+        self.journal.remove()
+        segments = sum(len(entry["annotation"]["segments_info"]) for entry in entries)
+        return (
+            f"{count(segments, 'segment')} in {count(len(entries), 'image')}; {DOCUMENT}, {PNG_FOLDER} and "
+            f"{PICTURE_FOLDER} in {self.folder}."
+        )
+
+
+def _print_results(results: Sequence[PanopticSegmentation]) -> None:
+    if not results:
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("image", overflow="fold")
+    for heading in ("segment", "kind"):
+        table.add_column(heading)
+    for heading in ("score", "pixels", "share"):
+        table.add_column(heading, justify="right")
+    for found in results:
+        source = Text(found.source or "")
+        for name, entry in zip(found.names, found.segments):
+            kind = "thing" if entry["isthing"] else "stuff"
+            share = f"{100 * entry['area'] / found.ids.size:.1f}%"
+            table.add_row(source, Text(name), kind, f"{entry['score']:.3f}", str(entry["area"]), share)
+        if not found.segments:
+            table.add_row(source, Text("(nothing)", style="dim"))
+    print_table(table)
