@@ -16,19 +16,21 @@ from typing import Annotated
 import typer
 
 from detrkit import __version__
-from detrkit.cli import convert, detect, models
+from detrkit.cli import convert, detect, evaluate, models, segment
 from detrkit.cli.console import complain, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
 app = typer.Typer(
     name="detrkit",
-    help="Object detection with DETR, Conditional DETR and Deformable DETR.",
+    help="Object detection and panoptic segmentation with DETR, Conditional DETR and Deformable DETR.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("detect")(detect.detect)
+app.command("segment")(segment.segment)
+app.command("evaluate")(evaluate.evaluate)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 

@@ -1,35 +1,40 @@
-"""Reading COCO's JSON files, with one clear message for a file that is none."""
+"""Reading COCO's JSON documents, with one clear message for what is none."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from detrkit.errors import AnnotationError
 
+DocumentSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+"""A COCO document, or the path of its file."""
 
-def read_document(path: str | os.PathLike[str], *lists: str) -> dict[str, Any]:
+
+def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
     """Reads a COCO document.
 
     Args:
-        path: A JSON file.
+        source: The document, or its JSON file.
         lists: Keys that must hold a list of objects with at least one entry.
 
     Raises:
         AnnotationError: The file cannot be read, is no JSON object, or lacks one of the lists.
     """
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise AnnotationError(f"{path} is not a COCO document: it holds a {type(document).__name__}")
+    document = source if isinstance(source, Mapping) else read_json(source)
+    name = name_of(source)
+    if not isinstance(document, Mapping):
+        raise AnnotationError(f"{name} is not a COCO document: it holds a {type(document).__name__}")
     for key in lists:
         entries = document.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise AnnotationError(f"{path} is not a COCO document: it has no list of {key}")
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise AnnotationError(f"{name} is not a COCO document: it has no list of {key}")
         if not entries:
-            raise AnnotationError(f"{path} has no {key}, so there is nothing to evaluate")
-    return document
+            raise AnnotationError(f"{name} has no {key}, so there is nothing to evaluate")
+    return dict(document)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -46,7 +51,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise AnnotationError(f"{path} is not a JSON file: {error}") from error
 
 
-def field(entry: dict[str, Any], key: str, what: str) -> Any:
+def name_of(source: Any) -> str:
+    """What to call a document in errors."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the document"
+
+
+def field(entry: Mapping[str, Any], key: str, what: str) -> Any:
     """A value that an entry of a document must have.
 
     Raises:

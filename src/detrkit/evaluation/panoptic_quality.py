@@ -336,8 +336,8 @@ class PanopticQuality:
         """Checks the entries of a ``segments_info``; ``owner`` names them in errors."""
         rows = []
         for segment in segments:
-            segment_id = field(dict(segment), "id", f"{owner} segment")
-            category = field(dict(segment), "category_id", f"{owner} segment {segment_id}")
+            segment_id = field(segment, "id", f"{owner} segment")
+            category = field(segment, "category_id", f"{owner} segment {segment_id}")
             if category not in self._row_of_category:
                 raise AnnotationError(
                     f"{owner} segment {segment_id} has category {category}, which the data set does not have"

@@ -1,0 +1,62 @@
+"""Which class of a model is which category of a data set."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from detrkit.errors import AnnotationError
+
+_NAMED_IN_ERRORS = 5
+
+
+def match_categories(
+    names: Mapping[int, str], categories: Iterable[Mapping[str, Any]], used: Iterable[int]
+) -> dict[int, int]:
+    """Matches a model's classes with a data set's categories.
+
+    By name, whatever the case, when the model knows the name of every category that has annotations; else by
+    id, with a warning, when it has all of their ids.
+
+    Args:
+        names: Class id -> class name of the model.
+        categories: The data set's, each with ``id`` and ``name``.
+        used: Ids of the categories that have annotations.
+
+    Returns:
+        Class id of the model -> category id of the data set, for the classes that the data set has.
+
+    Raises:
+        AnnotationError: Neither names nor ids match.
+    """
+    name_of = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    used = sorted(set(used))
+    category_of_name = {_folded(name): category for category, name in name_of.items()}
+    by_name = {
+        label: category_of_name[_folded(name)]
+        for label, name in names.items()
+        if _folded(name) in category_of_name
+    }
+    unnamed = [category for category in used if category not in by_name.values()]
+    if not unnamed:
+        return by_name
+    unknown = [category for category in used if category not in names]
+    if unknown:
+        listed = ", ".join(f"{c} ({name_of.get(c, '?')})" for c in unnamed[:_NAMED_IN_ERRORS])
+        more = f" and {len(unnamed) - _NAMED_IN_ERRORS} more" if len(unnamed) > _NAMED_IN_ERRORS else ""
+        raise AnnotationError(
+            f"the model has no class for the categories {listed}{more} of the data set; "
+            "use a model trained on these categories, or set its id2label to their names"
+        )
+    first = unnamed[0]
+    warnings.warn(
+        f"the model has no class named {name_of.get(first, first)!r}, so classes are matched with the data "
+        f"set's categories by id, such as {first}: {names[first]!r} = {name_of.get(first, first)!r}",
+        stacklevel=2,
+    )
+    return {label: label for label in names if label in name_of}
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()

@@ -1,0 +1,172 @@
+"""Precision-recall curves and confusion matrices, as CSV files and as pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detrkit.errors import MissingExtraError
+from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
+from detrkit.evaluation.confusion import ConfusionMatrix
+from detrkit.files import atomic_file
+from detrkit.visualization import class_color
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALL_CATEGORIES = "(all)"
+
+_MEAN_IOU = f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}"
+_CURVE_IOUS = (0.5, 0.75)
+_MOST_CURVES = 10
+_MOST_CELLS_WITH_NUMBERS = 25
+_DPI = 120
+
+
+def check_charts_available() -> None:
+    """Says before any work when pictures cannot be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("drawing precision-recall curves and confusion matrices", "coco") from error
+
+
+def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
+    """Writes the numbers of each category, the precision-recall curves and the confusion matrix.
+
+    Args:
+        result: The result, of boxes or masks, which the names of the files begin with.
+        folder: Where to; made if missing.
+
+    Returns:
+        The files: three CSV and two PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        DetrkitError: A file cannot be written.
+    """
+    check_charts_available()
+    stem = IOU_TYPES[result.iou_type]
+    written = []
+
+    def write_table(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        written.append(write_csv(folder / f"{stem}_{name}.csv", heading, rows))
+
+    def write_figure(name: str, figure: Figure) -> None:
+        path = folder / f"{stem}_{name}.png"
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
+        written.append(path)
+
+    per_class = (
+        (c.id, c.name, c.objects, *(c.stats[name] for name in STATISTICS)) for c in result.categories
+    )
+    write_table("per_class", ("id", "category", "objects", *STATISTICS), per_class)
+    write_table("precision_recall", ("category", "iou", "recall", "precision", "score"), _curve_rows(result))
+    names = result.confusion.names
+    matrix_rows = ((name, *row) for name, row in zip(names, result.confusion.counts.tolist()))
+    write_table("confusion_matrix", ("true \\ detected", *names), matrix_rows)
+    write_figure("precision_recall", draw_precision_recall(result))
+    write_figure("confusion_matrix", draw_confusion_matrix(result.confusion))
+    return written
+
+
+def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Writes a table; gives its path."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(heading)
+        writer.writerows(rows)
+    return path
+
+
+def draw_precision_recall(result: CocoResult) -> Figure:
+    """The mean precision over recall, and at IoU 0.5 that of the categories with the most objects."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6))
+    axes = figure.add_subplot()
+    frequent = sorted(
+        (i for i, category in enumerate(result.categories) if category.objects),
+        key=lambda i: -result.categories[i].objects,
+    )
+    for i in frequent[:_MOST_CURVES] if len(frequent) > 1 else ():
+        category = result.categories[i]
+        axes.plot(
+            RECALLS,
+            result.precision[0, :, i],
+            color=np.array(class_color(category.id)) / 255,
+            linewidth=1,
+            label=f"{category.name} (IoU 0.50)",
+        )
+    for (iou, curve), style in zip(_mean_curves(result), ("-", "--", ":")):
+        axes.plot(RECALLS, curve, style, color="black", linewidth=2, label=f"all, IoU {iou}")
+    axes.set(
+        title=f"Precision and recall of {IOU_TYPES[result.iou_type]}",
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
+    """The share of each true class that was detected as which; classes that never occur are left out."""
+    from matplotlib.figure import Figure
+
+    occurring = np.flatnonzero(matrix.counts.sum(axis=0) + matrix.counts.sum(axis=1))
+    occurring = np.union1d(occurring, [len(matrix.counts) - 1])
+    counts = matrix.counts[np.ix_(occurring, occurring)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [matrix.names[i] for i in occurring]
+    size = max(5.0, 0.3 * len(names) + 2)
+    figure = Figure(figsize=(size + 1, size))
+    axes = figure.add_subplot()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axes, label="share of the row", fraction=0.046)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        title=f"Confusion at score > {matrix.score_threshold}, IoU ≥ {matrix.iou_threshold}",
+        xlabel="detected",
+        ylabel="true",
+    )
+    if len(names) <= _MOST_CELLS_WITH_NUMBERS:
+        for (y, x), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if shares[y, x] > 0.5 else "black"
+                axes.text(x, y, str(count), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def _mean_curves(result: CocoResult) -> Iterator[tuple[str, np.ndarray]]:
+    """IoU threshold and (101,) precision, averaged over the categories."""
+    precision = result.mean_precision()
+    yield _MEAN_IOU, precision.mean(axis=0)
+    for iou in _CURVE_IOUS:
+        yield f"{iou:.2f}", precision[IOU_THRESHOLDS.index(iou)]
+
+
+def _curve_rows(result: CocoResult) -> Iterator[tuple[Any, ...]]:
+    for averaged, curve in _mean_curves(result):
+        for recall, precision in zip(RECALLS, curve.tolist()):
+            yield ALL_CATEGORIES, averaged, recall, precision, ""
+    for i, category in enumerate(result.categories):
+        if not category.objects:
+            continue
+        for iou in _CURVE_IOUS:
+            threshold = IOU_THRESHOLDS.index(iou)
+            curve, scores = result.precision[threshold, :, i], result.scores[threshold, :, i]
+            for recall, precision, score in zip(RECALLS, curve.tolist(), scores.tolist()):
+                yield category.name, f"{iou:.2f}", recall, precision, score

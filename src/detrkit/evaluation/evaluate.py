@@ -1,0 +1,291 @@
+"""A detector against a data set: COCO's numbers for boxes and masks, panoptic quality for segments.
+
+Example:
+    ```python
+    from detrkit import Detector
+    from detrkit.evaluation import evaluate_detector
+
+    detector = Detector.from_pretrained("facebook/detr-resnet-50")
+    evaluation = evaluate_detector(detector, "val2017", "instances_val2017.json")
+    print(evaluation.stats["AP"])
+    ```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from detrkit.detector import with_progress
+from detrkit.errors import AnnotationError, ImageError, SettingError
+from detrkit.evaluation import documents
+from detrkit.evaluation.categories import match_categories
+from detrkit.evaluation.coco import IOU_TYPES, CocoEvaluator, CocoResult
+from detrkit.evaluation.panoptic_quality import VOID, PanopticQuality, PanopticResult, read_panoptic_ids
+from detrkit.files import atomic_file
+
+if TYPE_CHECKING:
+    from detrkit.detector import Detector
+
+PANOPTIC_THRESHOLD = 0.85
+"""The score of a query above which the original keeps its segment."""
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        images: Number of images.
+        seconds_per_image: Mean time from the image's file to the detections or segments.
+        boxes: COCO's numbers for boxes; None for a panoptic evaluation.
+        masks: The same for masks, where the model gives them.
+        panoptic: Panoptic quality, for a panoptic evaluation.
+        results: The detections as COCO results, "bbox" and "segm".
+    """
+
+    images: int
+    seconds_per_image: float
+    boxes: CocoResult | None = None
+    masks: CocoResult | None = None
+    panoptic: PanopticResult | None = None
+    results: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The main numbers in [0, 1]: COCO's twelve for boxes, or PQ, SQ, RQ, PQ of things and of stuff."""
+        if self.panoptic is not None:
+            overall = self.panoptic.all
+            parts = {"PQthings": self.panoptic.things.pq, "PQstuff": self.panoptic.stuff.pq}
+            return {"PQ": overall.pq, "SQ": overall.sq, "RQ": overall.rq, **parts}
+        assert self.boxes is not None  # one or the other was evaluated
+        return self.boxes.stats
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON."""
+        parts = {"boxes": self.boxes, "masks": self.masks, "panoptic": self.panoptic}
+        return {
+            "images": self.images,
+            "seconds_per_image": self.seconds_per_image,
+            **{name: part.to_dict() for name, part in parts.items() if part is not None},
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes tables, curves and matrices as CSV and PNG, and the detections as COCO results files.
+
+        Args:
+            folder: Where to; made if missing.
+
+        Returns:
+            The files.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            DetrkitError: A file cannot be written.
+        """
+        from detrkit.evaluation.charts import save_coco_result, write_csv
+
+        folder = Path(folder)
+        written = []
+        for result in (self.boxes, self.masks):
+            if result is not None:
+                written += save_coco_result(result, folder)
+                path = folder / f"{IOU_TYPES[result.iou_type]}_results.json"
+                with atomic_file(path) as temporary:
+                    temporary.write_text(json.dumps(self.results[result.iou_type]) + "\n", encoding="utf-8")
+                written.append(path)
+        if self.panoptic is not None:
+            rows = [{"id": c.id, **c.to_dict()} for c in self.panoptic.categories]
+            path = folder / "panoptic_per_class.csv"
+            written.append(write_csv(path, list(rows[0]), [list(row.values()) for row in rows]))
+        return written
+
+
+def evaluate_detector(
+    detector: Detector,
+    images_dir: str | os.PathLike[str],
+    annotations_file: documents.DocumentSource,
+    *,
+    panoptic_dir: str | os.PathLike[str] | None = None,
+    batch_size: int = 1,
+    limit: int | None = None,
+    masks: bool | None = None,
+    threshold: float = PANOPTIC_THRESHOLD,
+) -> Evaluation:
+    """Runs a detector over a data set and compares what it finds with the annotations.
+
+    Shows a progress bar on stderr when it takes more than a few seconds.
+
+    Args:
+        detector: The detector.
+        images_dir: Folder of the images.
+        annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
+        panoptic_dir: Folder of the panoptic PNG files; panoptic quality is evaluated instead of boxes.
+        batch_size: The most images that go through the model at once.
+        limit: Only use the first so many images.
+        masks: Whether to evaluate masks too; by default where the model gives and the annotations have them.
+        threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
+            whatever their score, as COCO asks.
+
+    Raises:
+        AnnotationError: The annotations cannot be read or used, or do not fit the model or the images.
+        ImageError: Images are missing or cannot be read.
+        SettingError: ``batch_size`` or ``limit`` are out of range, or the model cannot give what is asked.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    if limit is not None and limit < 1:
+        raise SettingError(f"limit must be at least 1, not {limit}")
+    if batch_size > 1 and getattr(detector.model.config, "dilation", False):
+        warnings.warn(
+            f"DC5 models were made for one image at a time; at batch size {batch_size} the numbers may "
+            "differ from the published ones",
+            stacklevel=2,
+        )
+    if panoptic_dir is not None:
+        if not detector.has_masks:
+            raise SettingError(
+                "this model finds boxes only; panoptic quality needs a panoptic one such as "
+                "detr-resnet-50-panoptic"
+            )
+        return _evaluate_panoptic(
+            detector, Path(images_dir), annotations_file, Path(panoptic_dir), batch_size, limit, threshold
+        )
+    return _evaluate_detections(detector, Path(images_dir), annotations_file, batch_size, limit, masks)
+
+
+def _evaluate_detections(
+    detector: Detector,
+    images_dir: Path,
+    annotations_file: documents.DocumentSource,
+    batch_size: int,
+    limit: int | None,
+    masks: bool | None,
+) -> Evaluation:
+    evaluator = CocoEvaluator(annotations_file, detector.names)
+    images = evaluator.ground_truth["images"][:limit]
+    paths = _find_images(images, images_dir, documents.name_of(annotations_file))
+    if masks is None:
+        annotated = all(entry.get("segmentation") for entry in evaluator.ground_truth["annotations"])
+        masks = detector.has_masks and annotated
+    clock = _Clock()
+    found = detector.stream(paths, 0.0, batch_size, masks=masks)
+    for image, detections in zip(images, with_progress(clock.time(found), len(images), "Evaluating")):
+        evaluator.add(image["id"], detections)
+    return Evaluation(
+        images=len(images),
+        seconds_per_image=clock.seconds / len(images),
+        boxes=evaluator.result("bbox"),
+        masks=evaluator.result("segm") if masks else None,
+        results=evaluator.results,
+    )
+
+
+def _evaluate_panoptic(
+    detector: Detector,
+    images_dir: Path,
+    annotations_file: documents.DocumentSource,
+    panoptic_dir: Path,
+    batch_size: int,
+    limit: int | None,
+    threshold: float,
+) -> Evaluation:
+    name = documents.name_of(annotations_file)
+    document = documents.read_document(annotations_file, "images", "annotations", "categories")
+    annotations = document["annotations"]
+    for annotation in annotations:
+        for key in ("image_id", "file_name", "segments_info"):
+            what = (
+                f"the annotation of image {annotation.get('image_id', '?')} of {name}, as panoptic ones are,"
+            )
+            documents.field(annotation, key, what)
+    quality = PanopticQuality(document["categories"])
+    used = {segment["category_id"] for entry in annotations for segment in entry["segments_info"]}
+    categories = match_categories(detector.names, document["categories"], used)
+    annotations = annotations[:limit]
+    images = _images_of(annotations, document["images"], name)
+    paths = _find_images(images, images_dir, name)
+    missing = [a["file_name"] for a in annotations if not (panoptic_dir / a["file_name"]).is_file()]
+    if missing:
+        raise AnnotationError(
+            _missing(missing, len(annotations), f"panoptic PNG files of {name}", panoptic_dir)
+        )
+    clock = _Clock()
+    found = clock.time(detector.stream_segments(paths, threshold, batch_size))
+    for annotation, prediction in zip(annotations, with_progress(found, len(images), "Evaluating")):
+        image = f"image {annotation['image_id']}"
+        ids, segments = _in_categories(prediction.ids, prediction.segments, categories)
+        true_ids = read_panoptic_ids(panoptic_dir / annotation["file_name"], f"{image}: the true map")
+        quality.update(ids, segments, true_ids, annotation["segments_info"], image_id=annotation["image_id"])
+    return Evaluation(
+        images=len(images), seconds_per_image=clock.seconds / len(images), panoptic=quality.result()
+    )
+
+
+def _in_categories(
+    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], categories: Mapping[int, int]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Segments with the data set's category ids; those of classes that it does not have become void."""
+    foreign = [segment["id"] for segment in segments if segment["category_id"] not in categories]
+    if foreign:
+        ids = np.where(np.isin(ids, foreign), VOID, ids)
+    known = [segment for segment in segments if segment["category_id"] in categories]
+    return ids, [{**segment, "category_id": categories[segment["category_id"]]} for segment in known]
+
+
+def _images_of(
+    annotations: Sequence[Mapping[str, Any]], images: Iterable[Mapping[str, Any]], name: str
+) -> list[Mapping[str, Any]]:
+    """The image of each panoptic annotation."""
+    by_id = {documents.field(image, "id", f"an image of {name}"): image for image in images}
+    for annotation in annotations:
+        if annotation["image_id"] not in by_id:
+            raise AnnotationError(f"{name} annotates image {annotation['image_id']}, which it does not list")
+    return [by_id[annotation["image_id"]] for annotation in annotations]
+
+
+def _find_images(images: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
+    """The files of the images, all of which must be there."""
+    if not folder.is_dir():
+        raise ImageError(f"there is no folder {folder} of images")
+    names = [
+        documents.field(image, "file_name", f"image {image.get('id', '?')} of {name}") for image in images
+    ]
+    missing = [file for file in names if not (folder / file).is_file()]
+    if missing:
+        raise ImageError(_missing(missing, len(names), f"images of {name}", folder))
+    return [folder / file for file in names]
+
+
+def _missing(missing: Sequence[str], total: int, what: str, folder: Path) -> str:
+    if len(missing) == total:
+        return f"none of the {total} {what} is in {folder}, such as {missing[0]}"
+    return f"{len(missing)} of the {total} {what} are missing in {folder}, such as {missing[0]}"
+
+
+class _Clock:
+    """Adds up the time that an iterator takes, without that of its consumer."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def time(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - start
+            yield item
