@@ -296,6 +296,11 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
     """
     document = read_document(source, "images", "annotations", "categories")
     name = name_of(source)
+    if "segments_info" in document["annotations"][0]:
+        raise AnnotationError(
+            f"{name} is a COCO panoptic document; give the folder of its PNG files too (--panoptic-dir), or "
+            "instance annotations to evaluate boxes"
+        )
     known_images = {_id(image, f"an image of {name}") for image in document["images"]}
     known_categories = {_id(category, f"a category of {name}") for category in document["categories"]}
     complete = []

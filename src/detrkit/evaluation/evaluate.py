@@ -203,11 +203,13 @@ def _evaluate_panoptic(
     document = documents.read_document(annotations_file, "images", "annotations", "categories")
     annotations = document["annotations"]
     for annotation in annotations:
-        for key in ("image_id", "file_name", "segments_info"):
-            what = (
-                f"the annotation of image {annotation.get('image_id', '?')} of {name}, as panoptic ones are,"
+        if "segments_info" not in annotation:
+            raise AnnotationError(
+                f"{name} is not a COCO panoptic document: its annotations have no segments_info; "
+                "to evaluate boxes, leave out the folder of panoptic PNG files"
             )
-            documents.field(annotation, key, what)
+        for key in ("image_id", "file_name"):
+            documents.field(annotation, key, f"a panoptic annotation of {name}")
     quality = PanopticQuality(document["categories"])
     used = {segment["category_id"] for entry in annotations for segment in entry["segments_info"]}
     categories = match_categories(detector.names, document["categories"], used)
