@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from detrkit import Detector
+from detrkit.evaluation import evaluate_detector, evaluate_results
+from detrkit.evaluation.coco import STATISTICS
+from tests.cli.conftest import Run
+from tests.conftest import TINY_NAMES, read_json
+
+CATEGORIES = [{"id": 10 + label, "name": name.upper()} for label, name in TINY_NAMES.items() if label]
+
+
+@pytest.fixture
+def annotations(tiny_detr: Path, pictures: list[Path], tmp_path: Path) -> Path:
+    """Annotations of the pictures: what the tiny detector finds with some confidence, a little displaced."""
+    document: dict = {"images": [], "annotations": [], "categories": CATEGORIES}
+    found = Detector.from_pretrained(tiny_detr, device="cpu")(pictures, threshold=0.3)
+    for image_id, (path, detections) in enumerate(zip(pictures, found), start=1):
+        height, width = detections.image_size
+        document["images"].append({"id": image_id, "file_name": path.name, "height": height, "width": width})
+        for entry in detections.to_coco(image_id, first_id=len(document["annotations"]) + 1):
+            if TINY_NAMES[entry["category_id"]] != "N/A":
+                entry["category_id"] += 10
+                entry["bbox"][0] += 3
+                document["annotations"].append({**entry, "iscrowd": 0})
+    assert len(document["annotations"]) > 3
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def arguments(model: Path, pictures: list[Path], annotations: Path) -> list[object]:
+    return [
+        *("evaluate", "--model", model, "--images", pictures[0].parent),
+        *("--annotations", annotations, "--device", "cpu"),
+    ]
+
+
+def test_the_numbers_are_printed_and_written(
+    detrkit: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = detrkit(
+        *arguments(tiny_detr, pictures, annotations),
+        "--json",
+        out / "numbers.json",
+        "--save-dir",
+        out,
+        "--per-class",
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = read_json(out / "numbers.json")
+    expected = evaluate_detector(
+        Detector.from_pretrained(tiny_detr, device="cpu"), pictures[0].parent, annotations
+    )
+    assert 0.1 < expected.stats["AP"] < 1
+    assert {name: numbers["boxes"][name] for name in STATISTICS} == pytest.approx(expected.stats, abs=1e-6)
+    assert (numbers["model"], numbers["images"]) == (str(tiny_detr), 4)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["AP", f"{100 * expected.stats['AP']:.1f}"] in rows
+    assert "REMOTE" in done.stdout
+    assert "4 images, " in done.stderr
+    assert f"results and pictures in {out}" in done.stderr
+    again = evaluate_results(annotations, out / "boxes_results.json")
+    assert again.stats == pytest.approx(expected.stats, abs=1e-6)
+    assert (out / "boxes_confusion_matrix.png").is_file()
+
+
+def test_json_on_stdout_is_all_of_stdout(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path
+) -> None:
+    done = detrkit_here(
+        *arguments(tiny_detr, pictures, annotations), "--json", "-", "--limit", 2, "--batch-size", 2
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 2
+
+
+def test_the_help_names_every_option(detrkit_here: Run) -> None:
+    done = detrkit_here("evaluate", "--help")
+    for option in (
+        "--model",
+        "--images",
+        "--annotations",
+        "--panoptic-dir",
+        "--json",
+        "--save-dir",
+        "--limit",
+    ):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"].clear(), "has no annotations, so there is nothing to evaluate"),
+        (lambda d: d["images"][0].update(file_name="x.jpg"), "1 of the 4 images of"),
+        (lambda d: [i.update(file_name="x.jpg") for i in d["images"]], "none of the 4 images of"),
+        (
+            lambda d: [c.update(id=c["id"], name="bird") for c in d["categories"]],
+            "the model has no class for",
+        ),
+        (lambda d: d.pop("images"), "is not a COCO document: it has no list of images"),
+    ],
+)
+def test_annotations_that_do_not_fit_give_one_line(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, change, message: str
+) -> None:
+    document = read_json(annotations)
+    change(document)
+    annotations.write_text(json.dumps(document))
+    done = detrkit_here(*arguments(tiny_detr, pictures, annotations))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_mistakes_in_the_arguments_give_one_line(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+) -> None:
+    for extra, message in (
+        (("--json", tmp_path), "--json needs a file"),
+        (("--save-dir", annotations), "--save-dir needs a folder"),
+        (("--panoptic-dir", tmp_path), "this model finds boxes only"),
+        (("--masks",), "finds boxes only"),
+        (("--limit", 0), "--limit"),
+    ):
+        done = detrkit_here(*arguments(tiny_detr, pictures, annotations), *extra)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
+    done = detrkit_here(*arguments(tmp_path / "nothing", pictures, annotations))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
