@@ -5,6 +5,7 @@ What it shares with the other families is tested with them in ``test_modeling.py
 
 import copy
 import io
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
+from detrkit.models.deformable_detr.modeling_deformable_detr import Surroundings
 from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels
 
 TINY = FAMILIES["deformable_detr"]
@@ -115,12 +117,12 @@ class TestSampling:
             torch.nn.init.zeros_(projection.bias)
         model = TINY.base()
         levels = model._feature_levels(*padded_batch())
-        reference = torch.zeros(2, 1, 4, 2)  # the upper left pixel, and what lies outside
-        reference[1] += 0.97  # deep in the padding of the second image
+        places = torch.zeros(2, 1, 1, 1, 1, 2)  # the upper left pixel, and what lies outside
+        places[1] += 0.97  # deep in the padding of the second image
         torch.nn.init.zeros_(attention.sampling_offsets.weight)
         torch.nn.init.zeros_(attention.sampling_offsets.bias)
         ones = torch.ones_like(levels.pixels)
-        found, _ = attention(torch.zeros(2, 1, 32), reference, ones, levels)
+        found, _ = attention(torch.zeros(2, 1, 32), Surroundings(places, torch.ones(2)), ones, levels)
         torch.testing.assert_close(found[0], torch.full((1, 32), 0.25))  # a quarter of a pixel is inside
         assert (found[1] == 0).all()
 
@@ -180,17 +182,33 @@ class TestImages:
         assert (centres[0] < 1).all()
         assert (centres[1] > 1).any()  # in the padding
 
-    @pytest.mark.parametrize("size", [2, 4])
-    def test_references_are_scaled_to_each_level_with_its_padding(self, size):
+    def test_points_are_scaled_to_each_level_with_its_padding_and_measure_in_its_pixels(self):
         levels = TINY.base()._feature_levels(*padded_batch())
-        reference = torch.rand(2, 6, size)
-        found = levels.relative_to_padded(reference)
-        assert found.shape == (2, 6, 4, size)
-        for image in range(2):
-            for level in range(4):
-                x, y = levels.valid_ratios[image, level].tolist()
-                scale = torch.tensor([x, y, x, y][:size])
-                torch.testing.assert_close(found[image, :, level], reference[image] * scale)
+        reference = torch.rand(2, 6, 2)
+        centre, unit = levels.surroundings(reference, points=4)
+        assert centre.shape == (2, 6, 1, 4, 1, 2)
+        for image, (level, (height, width)) in itertools.product(range(2), enumerate(TINY.levels)):
+            ratio = levels.valid_ratios[image, level]
+            torch.testing.assert_close(centre[image, :, 0, level, 0], reference[image] * ratio)
+            torch.testing.assert_close(unit[level, 0], torch.tensor([1 / width, 1 / height]))
+
+    def test_boxes_are_scaled_to_each_level_with_its_padding_and_share_half_their_size(self):
+        levels = TINY.base()._feature_levels(*padded_batch())
+        reference = torch.rand(2, 6, 4)
+        centre, unit = levels.surroundings(reference, points=4)
+        for image, level in itertools.product(range(2), range(4)):
+            ratio = levels.valid_ratios[image, level]
+            torch.testing.assert_close(centre[image, :, 0, level, 0], reference[image, :, :2] * ratio)
+            torch.testing.assert_close(unit[image, :, 0, level, 0], reference[image, :, 2:] * ratio / 8)
+
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_surroundings_written_out_are_the_same(self, padded):
+        pixels, mask = padded_batch()
+        levels = TINY.base()._feature_levels(pixels, mask if padded else None)
+        around = levels.surroundings(levels.pixel_centres(), points=3)
+        for found, wanted in zip(around.spread(heads=2, points=3), around):
+            assert found.is_contiguous()
+            assert torch.equal(found, wanted.expand(found.shape))
 
     def test_no_image_is_refused(self, model):
         with pytest.raises(ValueError, match="does not take inputs_embeds"):
@@ -237,7 +255,7 @@ class TestHalfPrecision:
         for compute in (
             lambda levels: levels.valid_ratios,
             lambda levels: levels.pixel_centres(),
-            lambda levels: levels.relative_to_padded(levels.pixel_centres()),
+            lambda levels: levels.surroundings(levels.pixel_centres(), 4).centre,
             lambda levels: _proposal_anchors(levels)[0],
         ):
             torch.testing.assert_close(compute(half), compute(full), atol=0, rtol=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,27 @@ _HEADS = ("class_embed", "bbox_embed")
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
 
+class Surroundings(NamedTuple):
+    """What offsets of samples are added to and measured in.
+
+    Both broadcast to (batch, queries, heads, levels, points, 2), float32, relative to each padded level.
+
+    Attributes:
+        centre: The point, or the centre of the box.
+        unit: A pixel around a point; half the size of a box, divided by the number of points.
+    """
+
+    centre: Tensor
+    unit: Tensor
+
+    def spread(self, heads: int, points: int) -> Surroundings:
+        """The same, written out for all heads and points: worth it where many layers read it."""
+        layout = (-1, -1, heads, self.unit.shape[-3], points, -1)
+        return Surroundings(
+            self.centre.expand(layout).contiguous(), self.unit.expand(layout[2:]).contiguous()
+        )
+
+
 @dataclass
 class FeatureLevels:
     """Feature maps of several sizes as one sequence of pixels, finest level first.
@@ -66,20 +87,21 @@ class FeatureLevels:
     mask: Tensor | None
     valid_ratios: Tensor | None
 
-    def relative_to_padded(self, reference: Tensor) -> Tensor:
-        """Points or boxes relative to the real image as relative to each level with its padding.
+    def surroundings(self, reference: Tensor, points: int) -> Surroundings:
+        """Where around references an attention samples, in the coordinates of each level with its padding.
 
         Args:
-            reference: (batch or 1, queries, 2 or 4), float32.
-
-        Returns:
-            (batch or 1, queries, levels, 2 or 4).
+            reference: (batch or 1, queries, 2 or 4) float32, points or cxcywh boxes relative to the image.
+            points: Points that each head samples in each level.
         """
         reference = reference[:, :, None]
-        if self.valid_ratios is None:
-            return reference.expand(-1, -1, len(self.shapes), -1)
-        ratios = self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)
-        return reference * ratios[:, None]
+        if self.valid_ratios is not None:
+            reference = reference * self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
+        reference = reference[:, :, None, :, None]
+        if reference.shape[-1] == 4:
+            return Surroundings(reference[..., :2], reference[..., 2:] * (0.5 / points))
+        sizes = [(1 / width, 1 / height) for height, width in self.shapes]
+        return Surroundings(reference, reference.new_tensor(sizes)[:, None])
 
     def pixel_centres(self) -> Tensor:
         """Centre of every pixel relative to the real image: (batch or 1, pixels, 2) float32, x then y."""
@@ -133,14 +155,13 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, reference: Tensor, source: Tensor, levels: FeatureLevels
+        self, query: Tensor, around: Surroundings, source: Tensor, levels: FeatureLevels
     ) -> tuple[Tensor, Samples]:
         """Attends.
 
         Args:
             query: (batch, queries, d_model).
-            reference: (batch or 1, queries, levels, 2 or 4) float32, points or cxcywh boxes relative to the
-                padded levels; offsets are in pixels around a point, in half sizes of a box.
+            around: Where each query samples.
             source: (batch, pixels, d_model), what is sampled.
             levels: Shapes and mask of ``source``.
 
@@ -156,13 +177,7 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).float().unflatten(-1, (*layout, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, layout[1:])
-        centre = reference[:, :, None, :, None, :2]
-        if reference.shape[-1] == 2:
-            sizes = [(width, height) for height, width in levels.shapes]
-            extent = torch.tensor(sizes, dtype=torch.float32, device=query.device)[:, None]
-            locations = centre + offsets / extent
-        else:
-            locations = centre + offsets * (reference[:, :, None, :, None, 2:] * (0.5 / self.points))
+        locations = torch.addcmul(around.centre, offsets, around.unit)
         attended = deformable_attention(
             value.unflatten(-1, (self.heads, -1)), levels.shapes, locations, weights
         )
@@ -179,9 +194,9 @@ class EncoderLayer(TransformerLayer):
         )
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, reference: Tensor, levels: FeatureLevels) -> tuple[Tensor, Samples]:
+    def forward(self, x: Tensor, around: Surroundings, levels: FeatureLevels) -> tuple[Tensor, Samples]:
         """One layer; ``x`` is (batch, pixels, d_model)."""
-        update, samples = self.self_attn(x + levels.positions, reference, x, levels)
+        update, samples = self.self_attn(x + levels.positions, around, x, levels)
         x = self.self_attn_layer_norm(self.add(x, update))
         return self.feed_forward(x), samples
 
@@ -191,17 +206,20 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__()
+        self.heads, self.points = config.encoder_attention_heads, config.encoder_n_points
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
 
     def forward(
         self, levels: FeatureLevels, output_attentions: bool = False, output_hidden_states: bool = False
     ) -> EncoderOutput:
         """Encodes feature maps; attentions are the weights (batch, pixels, heads, levels, points)."""
-        reference = levels.relative_to_padded(levels.pixel_centres())
+        around = levels.surroundings(levels.pixel_centres(), self.points)
+        # Written out, as a sum that broadcasts over pairs of numbers takes several times as long.
+        around = around.spread(self.heads, self.points)
         x = levels.pixels
         states, attentions, locations = [x], [], []
         for layer in self.layers:
-            x, samples = layer(x, reference, levels)
+            x, samples = layer(x, around, levels)
             if output_hidden_states:
                 states.append(x)
             if output_attentions:
@@ -230,7 +248,7 @@ class DecoderLayer(TransformerLayer):
         self,
         x: Tensor,
         query_positions: Tensor,
-        reference: Tensor,
+        around: Surroundings,
         memory: Tensor,
         levels: FeatureLevels,
         query_mask: Tensor | None,
@@ -240,7 +258,7 @@ class DecoderLayer(TransformerLayer):
         placed = x + query_positions
         update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
         x = self.self_attn_layer_norm(self.add(x, update))
-        update, samples = self.encoder_attn(x + query_positions, reference, memory, levels)
+        update, samples = self.encoder_attn(x + query_positions, around, memory, levels)
         x = self.encoder_attn_layer_norm(self.add(x, update))
         return self.feed_forward(x), self_weights, samples
 
@@ -250,6 +268,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__()
+        self.points = config.decoder_n_points
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
 
     def forward(
@@ -288,7 +307,7 @@ class Decoder(nn.Module):
         reference = reference.expand(x.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
             anchors.append(_logits_of(reference))
-            around = levels.relative_to_padded(reference)
+            around = levels.surroundings(reference, self.points)
             x, weights, samples = layer(
                 x, query_positions, around, memory, levels, query_mask, output_attentions
             )
