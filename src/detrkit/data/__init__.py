@@ -1,0 +1,1 @@
+"""Data sets with boxes and masks: reading, checking, augmentation and batching."""

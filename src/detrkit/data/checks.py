@@ -1,0 +1,396 @@
+"""A look at a data set before the first step: what is wrong with it, and the data set without that."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from detrkit.data.coco import DetectionDataset
+from detrkit.data.image_sizes import read_image_sizes
+from detrkit.errors import AnnotationError
+
+logger = logging.getLogger("detrkit")
+
+_OUTSIDE_TOLERANCE = 1.0  # pixels; annotation tools round, and COCO's own boxes exceed images by fractions
+
+# What each kind of problem is called, and what becomes of the entries that have it.
+_KINDS = {
+    "missing_image": ("image file missing", "dropped"),
+    "unreadable_image": ("image file unreadable", "dropped"),
+    "size_mismatch": ("image of another size than the annotation file says", "dropped"),
+    "duplicate_image_id": ("image id used for several entries", "dropped"),
+    "duplicate_file_name": ("image file listed twice", "dropped"),
+    "missing_panoptic": ("image without panoptic annotation", "dropped"),
+    "broken_panoptic": ("panoptic PNG missing, unreadable or of another size", "dropped"),
+    "duplicate_category": ("category id or name used twice", "merged"),
+    "broken_entry": ("entry with a missing or malformed key", "dropped"),
+    "unknown_image": ("annotation of an image that is not listed", "dropped"),
+    "unknown_category": ("annotation of a category that is not listed", "dropped"),
+    "degenerate_box": ("box without area or not finite", "dropped"),
+    "outside_box": ("box wholly outside its image", "dropped"),
+    "clipped_box": ("box partly outside its image", "clipped"),
+    "broken_segmentation": ("segmentation missing or malformed", "dropped"),
+    "identical_annotation": ("annotation given twice", "dropped"),
+    "duplicate_annotation_id": ("annotation id used twice", "renumbered"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem.
+
+    Attributes:
+        kind: Its name, such as ``"missing_image"``.
+        count: How many images or annotations have it.
+        example: The first of them.
+    """
+
+    kind: str
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        name, action = _KINDS[self.kind]
+        return f"{name}: {self.count} {action} (first: {self.example})"
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What ``check_dataset`` found.
+
+    Attributes:
+        dataset: The data set without what is bad.
+        problems: Every kind of problem that there is, those of images first.
+        images: Number of images left.
+        objects: Number of annotated objects left, crowds included.
+        empty_images: Number of images left without objects; they are no problem.
+    """
+
+    dataset: DetectionDataset
+    problems: tuple[Problem, ...]
+    images: int
+    objects: int
+    empty_images: int
+
+    def __str__(self) -> str:
+        summary = f"{self.dataset.source}: {self.images} images, {self.objects} objects"
+        if self.empty_images:
+            summary += f", {self.empty_images} images without objects"
+        return "\n".join([summary, *map(str, self.problems)])
+
+
+def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bool = False) -> DatasetReport:
+    """Looks for what would break or spoil training and evaluation, and leaves it out.
+
+    Of image files only the headers are read. Each kind of problem is logged as one line.
+
+    Args:
+        dataset: As it was read.
+        strict: Refuse a data set with any problem. Images without objects are none.
+        decode: Decode every image, which finds files that end early; takes a few milliseconds an image.
+
+    Returns:
+        The report with the data set that is left, in which every image has a size and every annotation an
+        ``id``, ``area`` and ``iscrowd``.
+
+    Raises:
+        AnnotationError: No image or no object is left; or ``strict`` and there are problems, all named in one
+            message.
+    """
+    findings = _Findings()
+    categories, merged = _check_categories(dataset, findings)
+    images = _check_images(dataset, findings, decode)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    listed = {i["id"] for i in dataset.document["images"] if _lacking(i, {"id": int}) is None}
+    known = {category["id"] for category in categories}
+
+    rows = []
+    for row in dataset.document["annotations"]:
+        broken = _problem_with_row(row, listed)
+        if broken:
+            findings.add(*broken)
+        elif row["image_id"] in sizes:  # those of images that were dropped go with them
+            rows.append(row)
+    if dataset.panoptic_dir is not None:
+        annotations = _check_panoptic(dataset, rows, sizes, known, merged, findings, decode)
+        with_panoptic = {annotation["image_id"] for annotation in annotations}
+        images = [image for image in images if image["id"] in with_panoptic]
+        objects_of = {a["image_id"]: len(a["segments_info"]) for a in annotations}
+    else:
+        annotations = _check_objects(rows, sizes, known, merged, findings, dataset.return_masks)
+        objects_of = {}
+        for annotation in annotations:
+            objects_of[annotation["image_id"]] = objects_of.get(annotation["image_id"], 0) + 1
+
+    problems = findings.problems()
+    found = "; ".join(map(str, problems))
+    objects = sum(objects_of.values())
+    for what, left in (("image", len(images)), ("category", len(categories)), ("object", objects)):
+        if not left:
+            raise AnnotationError(f"{dataset.source}: no usable {what} is left. {found or 'It lists none'}")
+    if strict and problems:
+        raise AnnotationError(f"{dataset.source} is not clean. {found}. Correct it, or drop what is bad")
+    for problem in problems:
+        logger.warning("%s: %s", dataset.source, problem)
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    return DatasetReport(
+        dataset=replace(dataset, document=document),
+        problems=problems,
+        images=len(images),
+        objects=objects,
+        empty_images=sum(not objects_of.get(image["id"]) for image in images),
+    )
+
+
+@dataclass
+class _Findings:
+    """Number and first example of each kind of problem."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.examples.setdefault(kind, example)
+
+    def problems(self) -> tuple[Problem, ...]:
+        return tuple(
+            Problem(kind, self.counts[kind], self.examples[kind]) for kind in _KINDS if kind in self.counts
+        )
+
+
+def _check_categories(
+    dataset: DetectionDataset, findings: _Findings
+) -> tuple[list[dict[str, Any]], dict[int, int]]:
+    """Usable categories, and for ids whose name another category has that category's id."""
+    kept: dict[int, dict[str, Any]] = {}
+    ids_by_name: dict[str, int] = {}
+    merged: dict[int, int] = {}
+    for position, entry in enumerate(dataset.document["categories"]):
+        lacking = _lacking(entry, {"id": int, "name": str})
+        if lacking:
+            findings.add("broken_entry", f"category {position + 1} of the list {lacking}")
+        elif entry["id"] in kept or entry["name"] in ids_by_name:
+            findings.add("duplicate_category", f"{entry['id']} ({entry['name']})")
+            merged.setdefault(entry["id"], ids_by_name.get(entry["name"], entry["id"]))
+        else:
+            kept[entry["id"]] = entry
+            ids_by_name[entry["name"]] = entry["id"]
+    return list(kept.values()), {old: new for old, new in merged.items() if old not in kept}
+
+
+def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) -> list[dict[str, Any]]:
+    """Usable image entries, all with their height and width."""
+    listed: dict[int, list[dict[str, Any]]] = {}
+    for position, entry in enumerate(dataset.document["images"]):
+        lacking = _lacking(entry, {"id": int, "file_name": str})
+        if lacking:
+            findings.add("broken_entry", f"image {position + 1} of the list {lacking}")
+        else:
+            listed.setdefault(entry["id"], []).append(entry)
+    candidates: dict[str, dict[str, Any]] = {}
+    for image_id, entries in listed.items():
+        names = [entry["file_name"] for entry in entries]
+        if len(set(names)) > 1:
+            # Nobody can tell which annotations belong to which file.
+            for name in names:
+                findings.add("duplicate_image_id", f"{image_id} ({name})")
+            continue
+        for _ in entries[1:]:
+            findings.add("duplicate_image_id", f"{image_id} ({names[0]})")
+        if names[0] in candidates:
+            findings.add("duplicate_file_name", names[0])
+        else:
+            candidates[names[0]] = entries[0]
+
+    kept = []
+    sizes = read_image_sizes(
+        [dataset.images_dir / name for name in candidates],
+        exif_orientation=dataset.exif_orientation,
+        decode=decode,
+    )
+    for (name, entry), size in zip(candidates.items(), sizes):
+        if isinstance(size, FileNotFoundError):
+            findings.add("missing_image", str(dataset.images_dir / name))
+            continue
+        if isinstance(size, Exception):
+            findings.add("unreadable_image", str(size))
+            continue
+        height, width = size
+        stated = entry.get("height", height), entry.get("width", width)
+        if stated != size:
+            turned = "; turned upright by its EXIF orientation?" if stated == (width, height) else ""
+            findings.add("size_mismatch", f"{name} has {width}x{height}, not {stated[1]}x{stated[0]}{turned}")
+            continue
+        kept.append({**entry, "height": height, "width": width})
+    return kept
+
+
+def _problem_with_row(row: Any, listed: set[Any]) -> tuple[str, str] | None:
+    """What is wrong with an annotation of either kind, as (kind, example)."""
+    lacking = _lacking(row, {"image_id": int})
+    if lacking:
+        return "broken_entry", f"annotation {_name(row)} {lacking}"
+    if row["image_id"] not in listed:
+        return "unknown_image", f"annotation {_name(row)} of image {row['image_id']}"
+    return None
+
+
+def _check_objects(
+    rows: list[dict[str, Any]],
+    sizes: Mapping[int, tuple[int, int]],
+    known: set[int],
+    merged: Mapping[int, int],
+    findings: _Findings,
+    masks: bool,
+) -> list[dict[str, Any]]:
+    """Usable annotations of a detection file."""
+    kept = []
+    ids: set[int] = set()
+    seen: set[tuple[Any, ...]] = set()
+    new_ids = count(1 + max((row["id"] for row in rows if isinstance(row.get("id"), int)), default=0))
+    for row in rows:
+        size = sizes[row["image_id"]]
+        problem = _problem_with_object(row, size, known | merged.keys() if merged else known)
+        if problem is None and masks:
+            problem = _problem_with_segmentation(row, size)
+        if problem:
+            findings.add(*problem)
+            continue
+        category = merged.get(row["category_id"], row["category_id"])
+        crowd = int(row.get("iscrowd") or 0)
+        identity = (row["image_id"], category, crowd, *row["bbox"])
+        if identity in seen:
+            findings.add("identical_annotation", f"annotation {_name(row)}")
+            continue
+        seen.add(identity)
+        x, y, width, height = row["bbox"]
+        beyond = max(-x, -y, x + width - size[1], y + height - size[0])
+        if beyond > _OUTSIDE_TOLERANCE:
+            findings.add("clipped_box", f"annotation {_name(row)} by {beyond:g} pixels")
+        number = row.get("id")
+        if not isinstance(number, int) or number in ids:
+            if number is not None:
+                findings.add("duplicate_annotation_id", str(number))
+            number = next(new_ids)
+        ids.add(number)
+        area = row.get("area")
+        if not isinstance(area, Real) or not math.isfinite(area):
+            area = width * height
+        kept.append({**row, "id": number, "category_id": category, "iscrowd": crowd, "area": area})
+    return kept
+
+
+def _problem_with_object(
+    row: Mapping[str, Any], size: tuple[int, int], known: set[int]
+) -> tuple[str, str] | None:
+    name = f"annotation {_name(row)}"
+    lacking = _lacking(row, {"category_id": int, "bbox": list})
+    if lacking:
+        return "broken_entry", f"{name} {lacking}"
+    box = row["bbox"]
+    if len(box) != 4 or not all(isinstance(value, Real) for value in box):
+        return "broken_entry", f"{name} has bbox {box}, not four numbers"
+    if row["category_id"] not in known:
+        return "unknown_category", f"{name} of category {row['category_id']}"
+    x, y, width, height = box
+    if not all(map(math.isfinite, box)) or width <= 0 or height <= 0:
+        return "degenerate_box", f"{name} with bbox {box}"
+    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        return "outside_box", f"{name} with bbox {box} in an image of {size[1]}x{size[0]}"
+    return None
+
+
+def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str] | None:
+    """What is wrong with the form of a segmentation; nothing is decoded."""
+    segmentation = row.get("segmentation")
+    if isinstance(segmentation, list):
+        sound = bool(segmentation) and all(
+            isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+            for polygon in segmentation
+        )
+    elif isinstance(segmentation, Mapping):
+        sound = "counts" in segmentation and tuple(segmentation.get("size") or ()) == size
+    else:
+        sound = False
+    if sound:
+        return None
+    return (
+        "broken_segmentation",
+        f"annotation {_name(row)}: needs polygons of three points or more, or run lengths with counts and "
+        f"the size [{size[0]}, {size[1]}]",
+    )
+
+
+def _check_panoptic(
+    dataset: DetectionDataset,
+    rows: list[dict[str, Any]],
+    sizes: Mapping[int, tuple[int, int]],
+    known: set[int],
+    merged: Mapping[int, int],
+    findings: _Findings,
+    decode: bool,
+) -> list[dict[str, Any]]:
+    """Usable annotations of a panoptic file: one for each image that has a PNG."""
+    by_image: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        lacking = _lacking(row, {"file_name": str, "segments_info": list})
+        if lacking:
+            findings.add("broken_entry", f"annotation of image {row['image_id']} {lacking}")
+        elif row["image_id"] in by_image:
+            findings.add("identical_annotation", f"image {row['image_id']}")
+        else:
+            by_image[row["image_id"]] = row
+    with_row = {row["image_id"] for row in rows}
+    for image_id in sizes:
+        if image_id not in with_row:
+            findings.add("missing_panoptic", str(image_id))
+    folder = dataset.panoptic_dir or Path()
+    pngs = read_image_sizes([folder / row["file_name"] for row in by_image.values()], decode=decode)
+    kept = []
+    for row, size in zip(by_image.values(), pngs):
+        if size != sizes[row["image_id"]]:
+            why = f": {size[1]}x{size[0]}" if isinstance(size, tuple) else ""
+            findings.add("broken_panoptic", f"{folder / row['file_name']}{why}")
+            continue
+        segments: dict[int, dict[str, Any]] = {}
+        for segment in row["segments_info"]:
+            name = f"a segment of image {row['image_id']}"
+            lacking = _lacking(segment, {"id": int, "category_id": int, "area": Real})
+            if lacking:
+                findings.add("broken_entry", f"{name} {lacking}")
+            elif segment["category_id"] not in known and segment["category_id"] not in merged:
+                findings.add("unknown_category", f"{name} of category {segment['category_id']}")
+            elif segment["id"] in segments:
+                findings.add("identical_annotation", f"segment {segment['id']} of image {row['image_id']}")
+            else:
+                category = merged.get(segment["category_id"], segment["category_id"])
+                segments[segment["id"]] = {**segment, "category_id": category}
+        kept.append({**row, "segments_info": list(segments.values())})
+    return kept
+
+
+def _lacking(entry: Any, keys: Mapping[str, type]) -> str | None:
+    """What an entry lacks of the keys with values of these types, as the end of a sentence."""
+    if not isinstance(entry, Mapping):
+        return f"is {type(entry).__name__}, not a dictionary"
+    for key, kind in keys.items():
+        if key not in entry:
+            return f"lacks {key}"
+        if not isinstance(entry[key], kind):
+            return f"has {key} {entry[key]!r}, not of type {_TYPE_NAMES[kind]}"
+    return None
+
+
+_TYPE_NAMES: dict[type, str] = {int: "integer", str: "text", list: "list", Real: "number"}
+
+
+def _name(row: Any) -> str:
+    """What a message calls an annotation."""
+    return str(row["id"]) if isinstance(row, Mapping) and "id" in row else "without id"

@@ -1,0 +1,319 @@
+"""COCO-format data sets: boxes, instance masks, and panoptic segments.
+
+Class ids. A category id of a file is any number, often with gaps (COCO's 80 categories go up to 90); a class
+id, or label, is what a model predicts. For a new model the categories in ascending order of their ids get the
+labels 0, 1, 2, ... A model that knows the categories already, such as one of the released COCO checkpoints
+with its 91 outputs, keeps its own: :meth:`DetectionDataset.with_labels` takes them, and
+:meth:`DetectionDataset.labels_in` finds them by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from detrkit.errors import AnnotationError
+from detrkit.evaluation.documents import read_json
+from detrkit.processing.annotations import Target, prepare_detection, prepare_panoptic
+from detrkit.processing.images import load_image
+
+UNUSED_LABEL = "N/A"
+"""Name of a label that no category has, as in the released checkpoints."""
+
+_TABLES = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DetectionDataset:
+    """Images and their objects, as a COCO document describes them; images are read when they are asked for.
+
+    Indexing gives an image (PIL, RGB) and its target with boxes xyxy in pixels, see
+    :func:`detrkit.processing.annotations.prepare_detection` and ``prepare_panoptic``. Crowds are no targets
+    of a detector (they stay in ``document``, where evaluation wants them); panoptic segments that are crowds
+    are targets, as in the original.
+
+    Attributes:
+        document: ``images``, ``annotations`` and ``categories`` as lists of COCO entries.
+        images_dir: The folder that file names are relative to.
+        source: What messages call the data set: the annotation file or the folder it came from.
+        labels: Class ids by category name or category id, where they are not to be 0, 1, 2, ...
+        panoptic_dir: Folder of the PNG files of panoptic annotations; None for a detection data set.
+        return_masks: Whether targets have ``masks``.
+        exif_orientation: Whether images are turned upright as their EXIF orientation says. COCO's boxes refer
+            to the pixels as they are stored.
+    """
+
+    document: dict[str, list[Any]]
+    images_dir: Path
+    source: str
+    labels: Mapping[Any, int] | None = None
+    panoptic_dir: Path | None = None
+    return_masks: bool = False
+    exif_orientation: bool = False
+
+    @classmethod
+    def from_coco(
+        cls,
+        images_dir: str | os.PathLike[str],
+        annotation_file: str | os.PathLike[str],
+        *,
+        labels: Mapping[Any, int] | None = None,
+        panoptic_dir: str | os.PathLike[str] | None = None,
+        return_masks: bool = False,
+        exif_orientation: bool = False,
+    ) -> DetectionDataset:
+        """Reads an annotation file. What its entries say is looked at by ``check_dataset``, not here.
+
+        Args:
+            images_dir: The folder of the images.
+            annotation_file: COCO JSON: instances, or panoptic with ``segments_info``.
+            labels: Class ids by category name or category id; by default 0, 1, 2, ... in ascending order of
+                the category ids.
+            panoptic_dir: The folder of the PNG files of a panoptic file.
+            return_masks: Whether targets have ``masks``. Without, polygons and run lengths are not kept in
+                memory.
+            exif_orientation: Whether images are turned upright as their EXIF orientation says.
+
+        Raises:
+            AnnotationError: There is no such file or folder, or the file is not COCO JSON of that kind.
+        """
+        document = read_coco_document(annotation_file)
+        panoptic = any(isinstance(a, Mapping) and "segments_info" in a for a in document["annotations"])
+        if panoptic and panoptic_dir is None:
+            raise AnnotationError(
+                f"{annotation_file} holds panoptic annotations; give the folder of their PNG files too"
+            )
+        if panoptic_dir is not None and not panoptic and document["annotations"]:
+            raise AnnotationError(
+                f"{annotation_file} holds no panoptic annotations (segments_info), "
+                "but a folder of panoptic PNG files is given"
+            )
+        if not return_masks:
+            for annotation in document["annotations"]:
+                if isinstance(annotation, dict):
+                    annotation.pop("segmentation", None)
+        return cls(
+            document,
+            existing_folder(images_dir, "images"),
+            os.fspath(annotation_file),
+            labels,
+            None if panoptic_dir is None else existing_folder(panoptic_dir, "panoptic PNG files"),
+            return_masks,
+            exif_orientation,
+        )
+
+    def __repr__(self) -> str:
+        return f"DetectionDataset({self.source}: {len(self)} images, {len(self.category_names)} categories)"
+
+    def __len__(self) -> int:
+        return len(self.document["images"])
+
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, Target]:
+        """One image and its target.
+
+        Raises:
+            ImageError: The image cannot be read.
+            AnnotationError: An annotation does not make sense.
+        """
+        image = load_image(self.path(index), exif_orientation=self.exif_orientation)
+        size = (image.height, image.width)
+        image_id = self.document["images"][index]["id"]
+        labels = self.category_to_label
+        entries = self._entries.get(image_id, [])
+        if self.panoptic_dir is not None:
+            if not entries:
+                raise AnnotationError(f"{self.source}: image {image_id} has no panoptic annotation")
+            entry = entries[0]
+            segments = [{**s, "category_id": labels[s["category_id"]]} for s in entry["segments_info"]]
+            target = prepare_panoptic(
+                {**entry, "segments_info": segments}, *size, masks_path=self.panoptic_dir
+            )
+            visible = target["masks"].flatten(1).any(1)  # a segment may have no pixel in the PNG
+            target = {k: v[visible] if k in PER_OBJECT else v for k, v in target.items()}
+            if not self.return_masks:
+                del target["masks"]
+            return image, target
+        objects = [{**a, "category_id": labels[a["category_id"]]} for a in entries]
+        return image, prepare_detection(
+            {"image_id": image_id, "annotations": objects}, *size, return_masks=self.return_masks
+        )
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.images_dir / self.document["images"][index]["file_name"]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images in pixels, as the document says; a checked one has them all."""
+        return [(image["height"], image["width"]) for image in self.document["images"]]
+
+    @cached_property
+    def category_names(self) -> dict[int, str]:
+        """Names by category id, in ascending order of the ids.
+
+        Raises:
+            AnnotationError: A category lacks its id or name, or an id or name is there twice.
+        """
+        names: dict[int, str] = {}
+        try:
+            for category in sorted(self.document["categories"], key=lambda entry: entry["id"]):
+                if category["id"] in names or category["name"] in names.values():
+                    raise AnnotationError(
+                        f"{self.source}: category {category['id']} ({category['name']}) has an id or name "
+                        "that another one has; rename it, or let check_dataset merge them"
+                    )
+                names[category["id"]] = category["name"]
+        except (KeyError, TypeError) as error:
+            raise AnnotationError(
+                f"{self.source}: every category needs an id (a number) and a name ({error})"
+            ) from error
+        return names
+
+    @cached_property
+    def category_to_label(self) -> dict[int, int]:
+        """Class id of every category id.
+
+        Raises:
+            AnnotationError: ``labels`` are given and lack a category.
+        """
+        if self.labels is None:
+            return {category: label for label, category in enumerate(self.category_names)}
+        found, missing = {}, []
+        for category, name in self.category_names.items():
+            label = self.labels.get(category, self.labels.get(name))
+            if label is None:
+                missing.append(name)
+            else:
+                found[category] = int(label)
+        if missing:
+            known = [key for key in self.labels if isinstance(key, str)]
+            near = difflib.get_close_matches(missing[0], known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AnnotationError(
+                f"{self.source}: {_listed(missing)} among its {len(self.category_names)} categories are not "
+                f"classes of the model ({_listed(known)}){hint} Rename them, or train new classes"
+            )
+        return found
+
+    @property
+    def label_to_category(self) -> dict[int, int]:
+        """Category id of every class id that the file has."""
+        return {label: category for category, label in self.category_to_label.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """Number of class ids: the highest and one more."""
+        return max(self.category_to_label.values(), default=-1) + 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names of all class ids below ``num_labels``; "N/A" for those between that no category has."""
+        names = {self.category_to_label[category]: name for category, name in self.category_names.items()}
+        return {label: names.get(label, UNUSED_LABEL) for label in range(self.num_labels)}
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class ids by category name; what ``labels`` of another split or another file may be."""
+        return {name: self.category_to_label[category] for category, name in self.category_names.items()}
+
+    @property
+    def is_thing(self) -> dict[int, bool]:
+        """Whether a class id is a thing rather than stuff; True where the file does not say."""
+        categories = self.document["categories"]
+        return {self.category_to_label[c["id"]]: bool(c.get("isthing", True)) for c in categories}
+
+    def labels_in(self, id2label: Mapping[int, str]) -> dict[str, int] | None:
+        """Class ids that a model has for the categories of this data set, by name, whatever the case.
+
+        Args:
+            id2label: The model's names (``model.config.id2label``).
+
+        Returns:
+            Class ids by category name, or None where the model does not know every category, so that it needs
+            new classes.
+        """
+        ids: dict[str, int] = {}
+        for label, name in id2label.items():
+            ids.setdefault(_folded(name), int(label))
+        names = self.category_names.values()
+        if any(_folded(name) not in ids for name in names):
+            return None
+        return {name: ids[_folded(name)] for name in names}
+
+    def with_labels(self, labels: Mapping[Any, int] | None) -> DetectionDataset:
+        """The same data set with other class ids.
+
+        A validation split takes those of the training split (``val.with_labels(train.label2id)``), since its
+        file may have other categories.
+
+        Args:
+            labels: Class ids by category name or category id; None for 0, 1, 2, ...
+        """
+        return replace(self, labels=labels)
+
+    @cached_property
+    def _entries(self) -> dict[int, list[dict[str, Any]]]:
+        """Annotations by image id."""
+        grouped: dict[int, list[dict[str, Any]]] = {}
+        for annotation in self.document["annotations"]:
+            grouped.setdefault(annotation["image_id"], []).append(annotation)
+        return grouped
+
+
+PER_OBJECT = frozenset({"class_labels", "boxes", "area", "iscrowd", "masks"})
+"""Entries of a target that have one row for each object."""
+
+
+def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, list[Any]]:
+    """The lists of a COCO file.
+
+    Raises:
+        AnnotationError: The file is missing, is not JSON, or has not the lists of a COCO file.
+    """
+    path = Path(annotation_file)
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise AnnotationError(
+            f"{path}: not a COCO file: it holds {type(document).__name__}, not a dictionary with "
+            f"{', '.join(_TABLES)}"
+        )
+    lacking = [name for name in _TABLES if not isinstance(document.get(name), list)]
+    if lacking:
+        raise AnnotationError(
+            f"{path}: not a COCO file of ground truth: it lacks the list {' and '.join(lacking)} "
+            f"(it has {_listed(list(document))})"
+        )
+    return {name: document[name] for name in _TABLES}
+
+
+def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
+    """A folder as a path.
+
+    Args:
+        folder: The folder.
+        what: What it is said to hold, for the message.
+
+    Raises:
+        AnnotationError: It is not there.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise AnnotationError(f"{path}: no such folder of {what}; check the path")
+    return path
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _listed(names: Sequence[Any], most: int = 5) -> str:
+    """The first few names."""
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown}, ..." if len(names) > most else shown or "nothing"

@@ -1,0 +1,193 @@
+"""YOLO and Pascal VOC folders, read through supervision's loaders and turned into COCO-format data sets."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped,unused-ignore]
+
+from detrkit.data.coco import DetectionDataset, existing_folder
+from detrkit.data.image_sizes import read_image_sizes
+from detrkit.errors import AnnotationError, MissingExtraError
+
+_IMAGES, _LABELS = "images", "labels"
+
+
+def read_yolo(
+    data_yaml: str | os.PathLike[str], split: str = "train", *, return_masks: bool = False
+) -> DetectionDataset:
+    """Reads one split of a YOLO data set.
+
+    Its file ``data.yaml`` gives ``names`` and, for each split, the folder of the images; the labels lie in a
+    folder ``labels`` in place of ``images``, or beside them. Labels refer to images turned upright as their
+    EXIF orientation says, and so do the images of the data set.
+
+    Args:
+        data_yaml: The file, or the folder that it lies in.
+        split: "train", "val" (or "valid") or "test".
+        return_masks: Whether targets have masks, of the polygons that the labels hold.
+
+    Returns:
+        A data set whose category ids are the class numbers.
+
+    Raises:
+        AnnotationError: The file, a folder or a label file is missing or not of the format.
+        MissingExtraError: The supervision package is not installed.
+    """
+    path = Path(data_yaml)
+    path = path / "data.yaml" if path.is_dir() else path
+    images_dir = _yolo_images(path, split)
+    labels_dir = _yolo_labels(images_dir)
+    loaded = _load(
+        "YOLO",
+        images_dir,
+        lambda library: library.from_yolo(
+            str(images_dir), str(labels_dir), str(path), force_masks=return_masks
+        ),
+    )
+    return _convert(loaded, images_dir, loaded.classes, return_masks)
+
+
+def read_voc(
+    images_dir: str | os.PathLike[str],
+    annotations_dir: str | os.PathLike[str] | None = None,
+    *,
+    return_masks: bool = False,
+) -> DetectionDataset:
+    """Reads a Pascal VOC data set: a folder of images, and one of XML files.
+
+    Images are turned upright as their EXIF orientation says.
+
+    Args:
+        images_dir: The folder of the images (``JPEGImages``).
+        annotations_dir: The folder of the XML files (``Annotations``); that of the images when None.
+        return_masks: Whether targets have masks, of the polygons that the files hold.
+
+    Returns:
+        A data set whose category ids are 0, 1, 2, ... in the order of the names.
+
+    Raises:
+        AnnotationError: A folder is missing, or a file is not of the format.
+        MissingExtraError: The supervision package is not installed.
+    """
+    images = existing_folder(images_dir, "images")
+    annotations = existing_folder(annotations_dir or images_dir, "Pascal VOC annotations")
+    if not any(annotations.glob("*.xml")):
+        raise AnnotationError(f"{annotations}: no XML files in this folder of Pascal VOC annotations")
+    loaded = _load(
+        "Pascal VOC",
+        images,
+        lambda library: library.from_pascal_voc(str(images), str(annotations), force_masks=return_masks),
+    )
+    return _convert(loaded, images, sorted(loaded.classes), return_masks)
+
+
+def _load(format_name: str, images_dir: Path, load: Callable[[Any], Any]) -> Any:
+    """Calls a loader of supervision; its complaints become one of ours."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as that OpenCV is missing
+            from supervision import DetectionDataset as Library
+    except ImportError as error:
+        raise MissingExtraError(f"reading {format_name} folders", "supervision") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load(Library)
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, yaml.YAMLError) as error:
+        # SyntaxError is what XML parsers raise.
+        raise AnnotationError(
+            f"{images_dir}: cannot read these {format_name} annotations: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _convert(loaded: Any, images_dir: Path, names: Sequence[str], return_masks: bool) -> DetectionDataset:
+    """Makes a data set of supervision's."""
+    paths = sorted(map(Path, loaded.image_paths))
+    if not paths:
+        raise AnnotationError(f"{images_dir}: no images in this folder")
+    ids = {name: category for category, name in enumerate(names)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    sizes = read_image_sizes(paths, exif_orientation=True)
+    for image_id, (path, size) in enumerate(zip(paths, sizes), start=1):
+        image: dict[str, Any] = {"id": image_id, "file_name": os.path.relpath(path, images_dir)}
+        if isinstance(size, tuple):  # else check_dataset says why there is none
+            image["height"], image["width"] = size
+        images.append(image)
+        detections = loaded.annotations[str(path)]
+        for i, (x0, y0, x1, y1) in enumerate(detections.xyxy.tolist()):
+            entry: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": ids[loaded.classes[int(detections.class_id[i])]],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+            }
+            if return_masks and detections.mask is not None:
+                entry["segmentation"] = _run_lengths(np.asarray(detections.mask[i]))
+                entry["area"] = float(detections.mask[i].sum())
+            annotations.append(entry)
+    categories = [{"id": category, "name": name} for name, category in ids.items()]
+    document: dict[str, list[Any]] = {"images": images, "annotations": annotations, "categories": categories}
+    return DetectionDataset(
+        document, images_dir, str(images_dir), return_masks=return_masks, exif_orientation=True
+    )
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's uncompressed run lengths of a bool mask (height, width)."""
+    column_wise = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(column_wise)) + 1
+    runs = np.diff([0, *changes, column_wise.size]).tolist()
+    starts_with_object = [0] if column_wise.size and column_wise[0] else []
+    return {"size": list(mask.shape), "counts": starts_with_object + runs}
+
+
+def _yolo_images(data_yaml: Path, split: str) -> Path:
+    """The folder of the images of a split."""
+    try:
+        settings = yaml.safe_load(data_yaml.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AnnotationError(f"cannot read {data_yaml}: {error.strerror or error}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise AnnotationError(f"{data_yaml} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, Mapping) or "names" not in settings:
+        raise AnnotationError(f"{data_yaml}: not a YOLO data file: it lacks names")
+    aliases = {"val": ("val", "valid"), "valid": ("valid", "val")}.get(split, (split,))
+    value = next((settings[name] for name in aliases if settings.get(name)), None)
+    if not isinstance(value, str):
+        splits = ", ".join(name for name in ("train", "val", "valid", "test") if settings.get(name)) or "none"
+        raise AnnotationError(
+            f"{data_yaml}: no folder of images for the split {split!r} (it has {splits}); give one folder"
+        )
+    # Data files that came by download name paths of the machine that wrote them, or (as Roboflow does) of a
+    # folder further up.
+    base = data_yaml.parent
+    root = base / str(settings.get("path") or "")
+    inside = Path(*(part for part in Path(value).parts if part not in ("..", ".")))
+    candidates = [root / value, base / value, base / inside]
+    for candidate in candidates:
+        if candidate.is_dir():
+            nested = candidate / _IMAGES
+            return nested if nested.is_dir() else candidate
+    raise AnnotationError(f"{data_yaml}: the folder {candidates[0]} of the split {split!r} does not exist")
+
+
+def _yolo_labels(images_dir: Path) -> Path:
+    """The folder of the labels that belong to a folder of images."""
+    parts = list(images_dir.parts)
+    for position in range(len(parts) - 1, -1, -1):
+        if parts[position] == _IMAGES:
+            candidate = Path(*parts[:position], _LABELS, *parts[position + 1 :])
+            if candidate.is_dir():
+                return candidate
+    if any(images_dir.glob("*.txt")):
+        return images_dir
+    return existing_folder(images_dir.parent / _LABELS, "YOLO labels")

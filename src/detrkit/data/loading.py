@@ -1,0 +1,240 @@
+"""From a data set to what a model takes: prepared examples, batches of like shapes, and their order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2 import functional as F
+
+from detrkit.data.augmentation import (
+    Example,
+    Transform,
+    augmentation,
+    random_state,
+    stitch,
+    unwrap_target,
+    wrap_target,
+)
+from detrkit.data.coco import DetectionDataset
+from detrkit.processing.annotations import normalize_boxes
+
+_BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % of padding within one
+
+
+ExampleKey: TypeAlias = tuple[int, int]
+"""Epoch and index of an example. The epoch travels with the index, so that worker processes which outlive an
+epoch need not be told of it."""
+
+
+class PreparedDataset(Dataset):
+    """Augmented examples in the form that a model takes; give it to a ``DataLoader``.
+
+    What happens to an image depends on nothing but ``seed``, the epoch and its index: not on the number of
+    workers or processes, nor on what was loaded before. So a resumed run sees what the first would have seen.
+
+    Args:
+        dataset: Images and targets.
+        processor: The model's image processor: its ``size`` is the evaluation size, and its means and
+            deviations scale the pixels.
+        augmentation: The name of a preset (:func:`detrkit.data.augmentation.augmentation`), or a transform of
+            an image and its wrapped target.
+        seed: Any non-negative number.
+        mosaic: Probability that an image is put together with three others before it is augmented.
+
+    Raises:
+        SettingError: There is no such preset.
+        ValueError: ``mosaic`` is no probability.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        processor: Any,
+        augmentation: str | Transform = "none",
+        *,
+        seed: int = 0,
+        mosaic: float = 0.0,
+    ) -> None:
+        if not 0 <= mosaic <= 1:
+            raise ValueError(f"mosaic is a probability from 0 to 1, not {mosaic}")
+        self.dataset, self.processor = dataset, processor
+        self.transform = _transform(augmentation, processor)
+        self.seed, self.mosaic = seed, mosaic
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: ExampleKey | int) -> dict[str, Any]:
+        """One example.
+
+        Args:
+            key: Epoch and index, as :class:`AspectRatioBatchSampler` gives them, or an index of epoch 0.
+
+        Returns:
+            ``pixel_values`` float32 (3, height, width), and ``labels``: the target with ``boxes`` as cxcywh
+            normalised to the image, ``size`` its height and width in pixels.
+
+        Raises:
+            ImageError: The image cannot be read.
+            AnnotationError: An annotation does not make sense.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        with random_state(self.seed, epoch, index):
+            image, target = self.transform(*self._read(index))
+        target["size"] = torch.tensor(F.get_size(image))
+        pixels = self.processor(images=[image], do_resize=False, do_pad=False, return_tensors="pt")
+        return {
+            "pixel_values": pixels["pixel_values"][0],
+            "labels": normalize_boxes(unwrap_target(target)),
+        }
+
+    def _read(self, index: int) -> Example:
+        indices = [index]
+        if self.mosaic and torch.rand(()) < self.mosaic:
+            indices += torch.randint(len(self.dataset), (3,)).tolist()
+        examples = []
+        for i in indices:
+            image, target = self.dataset[i]
+            target.pop("keypoints", None)  # no transform here moves them
+            examples.append((image, wrap_target(target)))
+        return examples[0] if len(examples) == 1 else stitch(examples)
+
+
+class DetectionCollator:
+    """Puts examples into a batch, padded at the bottom and right to the largest.
+
+    Args:
+        processor: The model's image processor.
+        pad_size: Size to pad to, ``{"height": ..., "width": ...}``; by default the processor's own, or else
+            that of the largest image of the batch.
+    """
+
+    def __init__(self, processor: Any, pad_size: Mapping[str, int] | None = None) -> None:
+        self.processor, self.pad_size = processor, pad_size
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Makes a batch.
+
+        Args:
+            examples: Examples of a :class:`PreparedDataset`.
+
+        Returns:
+            ``pixel_values`` (batch, 3, height, width), ``labels`` (a target each, masks padded too), and
+            ``pixel_mask`` int64 (batch, height, width) only where something is padded: a model is faster
+            without.
+        """
+        batch = self.processor.pad(
+            [example["pixel_values"] for example in examples],
+            annotations=[example["labels"] for example in examples],
+            pad_size=self.pad_size,
+            return_tensors="pt",
+        )
+        shape = batch["pixel_values"].shape[-2:]
+        if all(example["pixel_values"].shape[-2:] == shape for example in examples):
+            del batch["pixel_mask"]
+        return {**batch, "labels": [dict(target) for target in batch["labels"]]}
+
+
+class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
+    """Batches of images of like aspect ratio, so that little of a batch is padding.
+
+    Every image comes once an epoch. The order depends on nothing but ``seed`` and the epoch. With several
+    processes each takes every ``world_size``-th batch, and all get the same number: some batches come twice
+    where they cannot be shared out evenly.
+
+    Args:
+        sizes: (height, width) of the images in pixels (``DetectionDataset.sizes``).
+        batch_size: Images in a batch of one process.
+        shuffle: Whether images and batches come in another order in each epoch.
+        seed: Any non-negative number.
+        drop_last: Whether to leave out the one batch that may be smaller than the others.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Attributes:
+        epoch: The epoch of the next iteration.
+        first_batch: How many batches the next iteration leaves out.
+
+    Raises:
+        ValueError: There is no batch, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                "batch_size must be at least 1 and rank a number below world_size, "
+                f"not {batch_size}, {rank} and {world_size}"
+            )
+        if len(sizes) < (batch_size if drop_last else 1):
+            raise ValueError(
+                f"{len(sizes)} images make no batch of {batch_size}; take smaller batches or drop_last=False"
+            )
+        heights, widths = np.asarray(sizes, dtype=np.float64).T
+        self._bins = np.round(np.log2(widths / heights) / _BIN).astype(int)
+        self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Chooses the epoch of the iterations to come, and the batch to begin with when a run is resumed."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        """Number of batches of one process in a whole epoch, however many are left out at its beginning."""
+        images = len(self._bins)
+        batches = images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
+        return math.ceil(batches / self.world_size)
+
+    def __iter__(self) -> Iterator[list[ExampleKey]]:
+        batches = self._batches()
+        mine = [
+            batches[i % len(batches)] for i in range(self.rank, len(self) * self.world_size, self.world_size)
+        ]
+        for batch in mine[self.first_batch :]:
+            yield [(self.epoch, index) for index in batch]
+
+    def _batches(self) -> list[list[int]]:
+        """The batches of all processes in this epoch."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        count, size = len(self._bins), self.batch_size
+        order = generator.permutation(count) if self.shuffle else np.arange(count)
+        order = order[np.argsort(self._bins[order], kind="stable")]
+        full: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        for members in np.split(order, np.flatnonzero(np.diff(self._bins[order])) + 1):
+            whole = len(members) // size * size
+            full += _chunks(members[:whole], size)
+            rest.append(members[whole:])
+        # What is left of the bins, in the order of their aspect ratios. One batch of these may be smaller;
+        # it lies anywhere among them, or else it were always the widest images that drop_last leaves out.
+        left = np.concatenate(rest)
+        short = len(left) % size
+        where = int(generator.integers(len(left) // size + 1)) * size if self.shuffle else len(left) - short
+        full += _chunks(left[:where], size) + _chunks(left[where + short :], size)
+        if short and not self.drop_last:
+            full.append(left[where : where + short])
+        places = generator.permutation(len(full)) if self.shuffle else np.arange(len(full))
+        return [full[place].tolist() for place in places]
+
+
+def _chunks(values: np.ndarray, size: int) -> list[np.ndarray]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _transform(choice: str | Transform, processor: Any) -> Transform:
+    return augmentation(choice, processor.size) if isinstance(choice, str) else choice
