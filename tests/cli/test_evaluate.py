@@ -69,6 +69,12 @@ def test_the_numbers_are_printed_and_written(
     assert again.stats == pytest.approx(expected.stats, abs=1e-6)
     assert (out / "boxes_confusion_matrix.png").is_file()
 
+    from_file = tmp_path / "from-file.json"
+    results = out / "boxes_results.json"
+    done = detrkit("evaluate", "--annotations", annotations, "--predictions", results, "--json", from_file)
+    assert done.returncode == 0, done.stderr
+    assert read_json(from_file)["boxes"] == numbers["boxes"]
+
 
 def test_json_on_stdout_is_all_of_stdout(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path
@@ -130,9 +136,13 @@ def test_mistakes_in_the_arguments_give_one_line(
         (("--panoptic-dir", tmp_path), "this model finds boxes only"),
         (("--masks",), "finds boxes only"),
         (("--limit", 0), "--limit"),
+        (("--predictions", annotations), "leave out --model and --images"),
     ):
         done = detrkit_here(*arguments(tiny_detr, pictures, annotations), *extra)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
         assert message in done.stderr
     done = detrkit_here(*arguments(tmp_path / "nothing", pictures, annotations))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    done = detrkit_here("evaluate", "--annotations", annotations)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--model and --images" in done.stderr

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrkit import Detections
 from detrkit.errors import AnnotationError, ImageError, SettingError
-from detrkit.evaluation import evaluate_detector
+from detrkit.evaluation import evaluate_detector, evaluate_predictions
 from detrkit.evaluation.evaluate import Evaluation
 from detrkit.panoptic import PanopticSegmentation
 
@@ -197,6 +197,25 @@ def test_dc5_models_want_one_image_at_a_time(data_set: SimpleNamespace) -> None:
         warnings.simplefilter("error")
         evaluate(data_set, PerfectDetector(dilation=True))
         evaluate(data_set, PerfectDetector(), batch_size=4)
+
+
+def test_predictions_in_files_give_the_same_numbers(data_set: SimpleNamespace, tmp_path: Path) -> None:
+    evaluation = evaluate(data_set, PerfectDetector(has_masks=True))
+    evaluation.save(tmp_path / "out")
+    boxes = evaluate_predictions(data_set.instances, tmp_path / "out" / "boxes_results.json")
+    assert (boxes.boxes.stats, boxes.masks) == (evaluation.boxes.stats, None)
+    assert boxes.seconds_per_image is None
+    masks = evaluate_predictions(data_set.instances, tmp_path / "out" / "masks_results.json")
+    assert (masks.masks.stats, masks.boxes) == (evaluation.masks.stats, None)
+    panoptic = evaluate_predictions(
+        data_set.panoptic, data_set.panoptic, panoptic_dir=data_set.panoptic_dir
+    )  # itself, with the PNG files in the folder of its name
+    assert panoptic.panoptic == evaluate_panoptic(data_set).panoptic
+    document = {"images": [], "annotations": evaluation.results["bbox"], "categories": []}
+    (tmp_path / "document.json").write_text(json.dumps(document))
+    assert evaluate_predictions(data_set.instances, tmp_path / "document.json").stats == evaluation.stats
+    (tmp_path / "nothing.json").write_text("[]")
+    assert evaluate_predictions(data_set.instances, tmp_path / "nothing.json").stats["AP"] == 0
 
 
 # Mistakes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, load_detector, print_table
-from detrkit.cli.output import check_json_file, write_json
+from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.output import check_json_file, check_save_dir, write_json
 from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
-    ],
-    images: Annotated[Path, typer.Option(help="Folder of the images.")],
     annotations: Annotated[
         Path, typer.Option(help="COCO instances JSON, or with --panoptic-dir a COCO panoptic JSON.")
     ],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of running a model on images, read its COCO results, or the panoptic.json of: "
+            "detrkit segment --save-dir."
+        ),
+    ] = None,
     panoptic_dir: Annotated[
         Path | None,
         typer.Option(help="Folder of the panoptic PNG files: evaluate panoptic quality instead of boxes."),
@@ -79,32 +86,40 @@ def evaluate(
     """
     from detrkit.checkpoints.registry import resolve_model
 
-    resolve_model(model)  # before any work: a misspelt name, with a suggestion
     check_json_file(json_file)
-    if save_dir is not None:
-        if save_dir.exists() and not save_dir.is_dir():
-            raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
-        if panoptic_dir is None:
-            from detrkit.evaluation.charts import check_charts_available
+    check_save_dir(save_dir, [])
+    if save_dir is not None and panoptic_dir is None:
+        from detrkit.evaluation.charts import check_charts_available
 
-            check_charts_available()
-    from detrkit.evaluation import evaluate_detector
+        check_charts_available()
 
-    detector = load_detector(model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision)
-    evaluation = evaluate_detector(
-        detector,
-        images,
-        annotations,
-        panoptic_dir=panoptic_dir,
-        batch_size=batch_size,
-        limit=limit,
-        masks=masks,
-        threshold=threshold,
-    )
+    if predictions is not None:
+        if model is not None or images is not None:
+            raise DetrkitError("--predictions stands for a model's results; leave out --model and --images")
+        from detrkit.evaluation import evaluate_predictions
+
+        evaluation = evaluate_predictions(annotations, predictions, panoptic_dir=panoptic_dir)
+    elif model is None or images is None:
+        raise DetrkitError("give --model and --images to run a model, or --predictions to read its results")
+    else:
+        resolve_model(model)  # before any work: a misspelt name, with a suggestion
+        from detrkit.evaluation import evaluate_detector
+
+        evaluation = evaluate_detector(
+            load_detector(model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision),
+            images,
+            annotations,
+            panoptic_dir=panoptic_dir,
+            batch_size=batch_size,
+            limit=limit,
+            masks=masks,
+            threshold=threshold,
+        )
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        write_json({"model": model, "annotations": str(annotations), **evaluation.to_dict()}, json_file)
+        sources = {"model": model, "annotations": str(annotations)}
+        write_json({**sources, **evaluation.to_dict()}, json_file)
     if json_file is None or str(json_file) != "-":
         _print_numbers(evaluation, per_class)
     _summarise(evaluation, save_dir, json_file)
@@ -125,8 +140,8 @@ def _print_numbers(evaluation: Evaluation, per_class: bool) -> None:
 
 
 def _summarise(evaluation: Evaluation, save_dir: Path | None, json_file: Path | None) -> None:
-    images = "1 image" if evaluation.images == 1 else f"{evaluation.images} images"
-    parts = [f"{images}, {evaluation.seconds_per_image:.3f} s each"]
+    seconds = evaluation.seconds_per_image
+    parts = [count(evaluation.images, "image") + ("" if seconds is None else f", {seconds:.3f} s each")]
     if json_file is not None and str(json_file) != "-":
         parts.append(f"numbers in {json_file}")
     if save_dir is not None:

@@ -4,5 +4,6 @@ from detrkit.evaluation.coco import CocoEvaluator as CocoEvaluator
 from detrkit.evaluation.coco import evaluate_results as evaluate_results
 from detrkit.evaluation.evaluate import Evaluation as Evaluation
 from detrkit.evaluation.evaluate import evaluate_detector as evaluate_detector
+from detrkit.evaluation.evaluate import evaluate_predictions as evaluate_predictions
 from detrkit.evaluation.panoptic_quality import PanopticQuality as PanopticQuality
 from detrkit.evaluation.panoptic_quality import panoptic_quality_of_files as panoptic_quality_of_files

@@ -48,6 +48,9 @@ STATISTICS = tuple(_STATISTICS)
 """Names of COCO's twelve numbers, in COCO's order."""
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks"}
+RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation"}
+"""Where an entry of a COCO results file holds its shape."""
+
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 
@@ -241,7 +244,8 @@ def evaluate_results(
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
     coco_class, evaluator_class, _ = _library()
     document = read_ground_truth(ground_truth)
-    found = _read_results(results, iou_type, {image["id"] for image in document["images"]})
+    found = [dict(entry) for entry in read_results(results)]
+    _check_results(found, name_of(results), iou_type, {image["id"] for image in document["images"]})
     if image_ids is not None:
         chosen = set(image_ids)
         document = _only_images(document, chosen)
@@ -317,6 +321,25 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
     return {**document, "annotations": complete}
 
 
+def read_results(
+    source: Sequence[Mapping[str, Any]] | str | os.PathLike[str],
+) -> Sequence[Mapping[str, Any]]:
+    """Reads COCO results.
+
+    Args:
+        source: A list of detections, or the file of one, or of a COCO document whose annotations they are.
+
+    Raises:
+        AnnotationError: It cannot be read, or is neither.
+    """
+    entries = read_json(source) if isinstance(source, (str, os.PathLike)) else source
+    if isinstance(entries, Mapping):
+        entries = entries.get("annotations")
+    if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise AnnotationError(f"{name_of(source)} must hold a list of detections, as COCO's results files do")
+    return entries
+
+
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """COCO's compressed run lengths of a (height, width) mask, ready for JSON."""
     _, _, mask_module = _library()
@@ -389,23 +412,16 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
     return ConfusionMatrix(counts, (*names, BACKGROUND), _CONFUSION_SCORE, _CONFUSION_IOU)
 
 
-def _read_results(
-    source: Sequence[Mapping[str, Any]] | str | os.PathLike[str], iou_type: str, known_images: set[int]
-) -> list[dict[str, Any]]:
-    """Checks a COCO results file; gives copies of its entries."""
-    entries = read_json(source) if isinstance(source, (str, os.PathLike)) else source
-    name = name_of(source)
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise AnnotationError(f"{name} must be a list of detections, as COCO's results files are")
-    keys = ("image_id", "category_id", "score", "segmentation" if iou_type == "segm" else "bbox")
+def _check_results(
+    entries: Sequence[Mapping[str, Any]], name: str, iou_type: str, known_images: set[int]
+) -> None:
     for place, entry in enumerate(entries):
-        for key in keys:
+        for key in ("image_id", "category_id", "score", RESULT_KEYS[iou_type]):
             field(entry, key, f"detection {place} of {name}")
         if entry["image_id"] not in known_images:
             raise AnnotationError(
                 f"detection {place} of {name} is of image {entry['image_id']}, which the ground truth has not"
             )
-    return [dict(entry) for entry in entries]
 
 
 def _only_images(document: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:

@@ -28,8 +28,22 @@ from detrkit.detector import with_progress
 from detrkit.errors import AnnotationError, ImageError, SettingError
 from detrkit.evaluation import documents
 from detrkit.evaluation.categories import match_categories
-from detrkit.evaluation.coco import IOU_TYPES, CocoEvaluator, CocoResult
-from detrkit.evaluation.panoptic_quality import VOID, PanopticQuality, PanopticResult, read_panoptic_ids
+from detrkit.evaluation.coco import (
+    IOU_TYPES,
+    RESULT_KEYS,
+    CocoEvaluator,
+    CocoResult,
+    evaluate_results,
+    read_ground_truth,
+    read_results,
+)
+from detrkit.evaluation.panoptic_quality import (
+    VOID,
+    PanopticQuality,
+    PanopticResult,
+    panoptic_quality_of_files,
+    read_panoptic_ids,
+)
 from detrkit.files import atomic_file
 
 if TYPE_CHECKING:
@@ -47,7 +61,8 @@ class Evaluation:
 
     Attributes:
         images: Number of images.
-        seconds_per_image: Mean time from the image's file to the detections or segments.
+        seconds_per_image: Mean time from the image's file to the detections or segments; None when they were
+            read from a file.
         boxes: COCO's numbers for boxes; None for a panoptic evaluation.
         masks: The same for masks, where the model gives them.
         panoptic: Panoptic quality, for a panoptic evaluation.
@@ -55,21 +70,24 @@ class Evaluation:
     """
 
     images: int
-    seconds_per_image: float
+    seconds_per_image: float | None
     boxes: CocoResult | None = None
     masks: CocoResult | None = None
     panoptic: PanopticResult | None = None
-    results: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    results: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def stats(self) -> dict[str, float]:
-        """The main numbers in [0, 1]: COCO's twelve for boxes, or PQ, SQ, RQ, PQ of things and of stuff."""
+        """The main numbers in [0, 1]: COCO's twelve for boxes (for masks where there are no boxes), or
+        PQ, SQ and RQ, and PQ of things and of stuff.
+        """
         if self.panoptic is not None:
             overall = self.panoptic.all
             parts = {"PQthings": self.panoptic.things.pq, "PQstuff": self.panoptic.stuff.pq}
             return {"PQ": overall.pq, "SQ": overall.sq, "RQ": overall.rq, **parts}
-        assert self.boxes is not None  # one or the other was evaluated
-        return self.boxes.stats
+        detected = self.boxes or self.masks
+        assert detected is not None  # something was evaluated
+        return detected.stats
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -161,6 +179,40 @@ def evaluate_detector(
             detector, Path(images_dir), annotations_file, Path(panoptic_dir), batch_size, limit, threshold
         )
     return _evaluate_detections(detector, Path(images_dir), annotations_file, batch_size, limit, masks)
+
+
+def evaluate_predictions(
+    annotations_file: str | os.PathLike[str],
+    predictions_file: str | os.PathLike[str],
+    *,
+    panoptic_dir: str | os.PathLike[str] | None = None,
+) -> Evaluation:
+    """Compares predictions that lie in files with the annotations.
+
+    Args:
+        annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
+        predictions_file: COCO results JSON (boxes, masks, or both in one entry), a document of
+            ``detrkit detect``, or with ``panoptic_dir`` a COCO panoptic JSON such as ``detrkit segment``
+            writes, whose PNG files lie in the folder of its name. Category ids are those of the annotations.
+        panoptic_dir: Folder of the ground truth's panoptic PNG files.
+
+    Raises:
+        AnnotationError: A file cannot be read or used, or they do not fit each other.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    if panoptic_dir is not None:
+        quality = panoptic_quality_of_files(annotations_file, predictions_file, panoptic_dir)
+        return Evaluation(images=quality.images, seconds_per_image=None, panoptic=quality)
+    truth = read_ground_truth(annotations_file)
+    results = read_results(predictions_file)
+    has = {iou_type: any(key in entry for entry in results) for iou_type, key in RESULT_KEYS.items()}
+    return Evaluation(
+        images=len(truth["images"]),
+        seconds_per_image=None,
+        boxes=evaluate_results(truth, results, "bbox") if has["bbox"] or not has["segm"] else None,
+        masks=evaluate_results(truth, results, "segm") if has["segm"] else None,
+        results={iou_type: results for iou_type in has if has[iou_type]},
+    )
 
 
 def _evaluate_detections(
