@@ -78,8 +78,10 @@ class Evaluation:
 
     @property
     def stats(self) -> dict[str, float]:
-        """The main numbers in [0, 1]: COCO's twelve for boxes (for masks where there are no boxes), or
-        PQ, SQ and RQ, and PQ of things and of stuff.
+        """The main numbers, in [0, 1].
+
+        COCO's twelve for boxes (for masks where there are no boxes), or PQ, SQ and RQ over all categories and
+        the PQ of things and of stuff.
         """
         if self.panoptic is not None:
             overall = self.panoptic.all
