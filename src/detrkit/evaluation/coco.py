@@ -244,7 +244,9 @@ def evaluate_results(
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
     coco_class, evaluator_class, _ = _library()
     document = read_ground_truth(ground_truth)
-    found = [dict(entry) for entry in read_results(results)]
+    # Without this key the library would make a polygon of every box, which nothing reads.
+    extra: dict[str, Any] = {} if iou_type == "segm" else {"segmentation": None}
+    found = [{**entry, **extra} for entry in read_results(results)]
     _check_results(found, name_of(results), iou_type, {image["id"] for image in document["images"]})
     if image_ids is not None:
         chosen = set(image_ids)
