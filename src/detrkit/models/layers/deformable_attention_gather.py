@@ -22,6 +22,8 @@ from torch.nn import functional as F
 # backward: 10 and 26 MB in all. Backward, sums over all pixels of a head come to it.
 SAMPLES_FORWARD = 1 << 17
 SAMPLES_BACKWARD = 1 << 17
+# Corners of samples for each pixel and head, below which they are sorted one by one; see _scatter.
+_FEW_BESIDE_PIXELS = 2
 
 
 def forward(
@@ -102,7 +104,7 @@ def backward(
                 )
             if of_value:
                 y *= weights[here].flatten(2)
-                part = _scatter(geometry, geometry.first_rows(near), _corner_weights(x, y), incoming)
+                part = _scatter(geometry, near, _corner_weights(x, y), incoming)
                 total = part if total is None else total.add_(part)
         if grad_value is not None:
             grad_value[image, :, some] = 0 if total is None else total.unflatten(0, (-1, geometry.heads))
@@ -285,31 +287,53 @@ def _sum_of_two(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     return torch.mul(first, weights[0]).addcmul_(second, weights[1])
 
 
-def _scatter(geometry: _Levels, rows: Tensor, corner_weights: Tensor, grad: Tensor) -> Tensor:
+def _scatter(geometry: _Levels, near: Tensor, corner_weights: Tensor, grad: Tensor) -> Tensor:
     """Sums the gradient of a block of queries over the rows that their samples came from.
 
     The transpose of a gather adds to scattered rows. Sorted by the row they add to, the samples are again
-    bags of weighted rows, of the incoming gradient, and one sort does for all four neighbours.
+    bags of weighted rows, of the incoming gradient. One sort can do for all four neighbours, whose sums are
+    then shifted into place; where samples are few beside pixels, sorting four times as many is cheaper than
+    four passes over all pixels.
 
     Args:
         geometry: Of these heads.
-        rows: Rows of the upper left neighbours, (queries, heads, samples).
+        near: Near neighbours of the samples, as ``place`` gives them.
         corner_weights: (queries, heads, 4, samples).
         grad: (queries x heads, head_dim).
 
     Returns:
         (pixels x heads, head_dim).
     """
-    row, order = rows.flatten().sort()
-    counts = torch.bincount(row, minlength=geometry.value_rows)
-    starts = (counts.cumsum(0) - counts).int()
-    sources = order.div(geometry.samples, rounding_mode="floor").int()
-    parts = (
-        F.embedding_bag(sources, grad, starts, per_sample_weights=weights.flatten()[order], mode="sum")
-        for weights in corner_weights.unbind(2)
-    )
-    total = next(parts)
-    for corner, part in enumerate(parts, start=1):
+    if corner_weights.numel() < _FEW_BESIDE_PIXELS * geometry.value_rows:
+        rows = geometry.rows(near)
+        return _sum_rows(rows.flatten(), 4 * geometry.samples, [corner_weights], grad, geometry.value_rows)[0]
+    first = geometry.first_rows(near).flatten()
+    parts = _sum_rows(first, geometry.samples, corner_weights.unbind(2), grad, geometry.value_rows)
+    total = parts[0]
+    for corner, part in enumerate(parts[1:], start=1):
         for pixels, neighbours in geometry.neighbours(corner):
             total[neighbours] += part[pixels]
     return total
+
+
+def _sum_rows(row: Tensor, together: int, weights: Sequence[Tensor], grad: Tensor, rows: int) -> list[Tensor]:
+    """Weighted sums of gradients over the row that each entry adds to, for several sets of weights.
+
+    Args:
+        row: (entries,).
+        together: Consecutive entries that share a row of ``grad``.
+        weights: Each with as many elements as there are entries.
+        grad: (entries / together, head_dim).
+        rows: Number of rows to add to.
+
+    Returns:
+        (rows, head_dim) for each set of weights.
+    """
+    row, order = row.sort()
+    counts = torch.bincount(row, minlength=rows)
+    starts = (counts.cumsum(0) - counts).int()
+    sources = order.div(together, rounding_mode="floor").int()
+    return [
+        F.embedding_bag(sources, grad, starts, per_sample_weights=some.flatten()[order], mode="sum")
+        for some in weights
+    ]
