@@ -1,13 +1,14 @@
 import json
 import math
 import re
+import sys
 
 import PIL.Image
 import pytest
 
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
-from detrkit.errors import AnnotationError, DetrkitError
+from detrkit.errors import AnnotationError, DetrkitError, MissingExtraError
 from tests.data.synthetic import make_document, make_panoptic, write_dataset
 from tests.golden import DATA, needs_data
 
@@ -221,6 +222,7 @@ def test_boxes_may_exceed_their_image_by_a_rounding(tmp_path):
         [],
         [[1, 2, 3, 4]],
         [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, 3, 4, 5, "6"]],
         {"size": [60, 40], "counts": []},
         {"size": [40, 60]},
     ],
@@ -232,6 +234,14 @@ def test_broken_segmentations_matter_only_where_masks_are_wanted(tmp_path, segme
     assert [(p.kind, p.count) for p in report.problems] == [("broken_segmentation", 1)]
     assert len(report.dataset[0][1]["masks"]) == 1
     assert not check_dataset(write_dataset(tmp_path, document)).problems
+
+
+def test_a_package_that_draws_polygons_is_missed_at_once(tmp_path, monkeypatch):
+    for name in ("pycocotools", "faster_coco_eval", "faster_coco_eval.core"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"detrkit\[coco\]"):
+        check_dataset(write_dataset(tmp_path, return_masks=True))
+    assert check_dataset(write_dataset(tmp_path)).images == 3
 
 
 def test_files_that_end_early_are_found_by_decoding(tmp_path):

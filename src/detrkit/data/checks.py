@@ -14,6 +14,7 @@ from typing import Any
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.image_sizes import read_image_sizes
 from detrkit.errors import AnnotationError
+from detrkit.processing.annotations import decode_segmentations
 
 logger = logging.getLogger("detrkit")
 
@@ -102,6 +103,7 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
     Raises:
         AnnotationError: No image or no object is left; or ``strict`` and there are problems, all named in one
             message.
+        MissingExtraError: Masks of polygons are wanted, and no package can draw them.
     """
     findings = _Findings()
     categories, merged = _check_categories(dataset, findings)
@@ -127,6 +129,9 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
         objects_of = {}
         for annotation in annotations:
             objects_of[annotation["image_id"]] = objects_of.get(annotation["image_id"], 0) + 1
+
+    if dataset.return_masks:
+        _try_drawing(annotations, sizes)
 
     problems = findings.problems()
     found = "; ".join(map(str, problems))
@@ -311,10 +316,7 @@ def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) ->
     """What is wrong with the form of a segmentation; nothing is decoded."""
     segmentation = row.get("segmentation")
     if isinstance(segmentation, list):
-        sound = bool(segmentation) and all(
-            isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-            for polygon in segmentation
-        )
+        sound = bool(segmentation) and all(map(_is_polygon, segmentation))
     elif isinstance(segmentation, Mapping):
         sound = "counts" in segmentation and tuple(segmentation.get("size") or ()) == size
     else:
@@ -325,6 +327,22 @@ def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) ->
         "broken_segmentation",
         f"annotation {_name(row)}: needs polygons of three points or more, or run lengths with counts and "
         f"the size [{size[0]}, {size[1]}]",
+    )
+
+
+def _try_drawing(annotations: list[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
+    """Draws one polygon where there are some: that a package is missing should not show in the first step."""
+    first = next((a for a in annotations if isinstance(a.get("segmentation"), list)), None)
+    if first:
+        decode_segmentations([first["segmentation"]], *sizes[first["image_id"]], first["image_id"])
+
+
+def _is_polygon(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) >= 6
+        and len(value) % 2 == 0
+        and all(isinstance(coordinate, (int, float)) for coordinate in value)
     )
 
 

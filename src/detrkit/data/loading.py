@@ -145,7 +145,8 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
 
     Every image comes once an epoch. The order depends on nothing but ``seed`` and the epoch. With several
     processes each takes every ``world_size``-th batch, and all get the same number: some batches come twice
-    where they cannot be shared out evenly.
+    where they cannot be shared out evenly. (A ``DataLoader`` that accelerate prepares shares out in the same
+    way; it takes a sampler without ``rank`` and ``world_size``.)
 
     Args:
         sizes: (height, width) of the images in pixels (``DetectionDataset.sizes``).
