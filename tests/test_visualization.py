@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detrkit.visualization import class_color, draw_boxes
+from detrkit.visualization import class_color, draw_boxes, draw_segments, segment_colors
 
 
 def changed(before: Image.Image, after: Image.Image) -> np.ndarray:
@@ -160,3 +160,70 @@ def test_every_class_keeps_its_colour_and_neighbours_differ() -> None:
     assert len(set(colors)) == 91
     for a, b in itertools.pairwise(np.array(colors)):
         assert np.abs(a - b).sum() > 90
+
+
+# Segments
+
+
+def two_halves(width: int = 120, height: int = 80) -> np.ndarray:
+    ids = np.full((height, width), 5)
+    ids[:, : width // 2] = 9
+    return ids
+
+
+def test_segments_are_painted_in_their_colours_with_a_line_between_them() -> None:
+    picture = Image.new("RGB", (120, 80), (100, 100, 100))
+    drawn = np.asarray(
+        draw_segments(picture, two_halves(), [9, 5], colors=[(200, 0, 0), (0, 200, 0)], opacity=0.5)
+    )
+    assert (drawn[10, 10] == (150, 50, 50)).all()
+    assert (drawn[10, 110] == (50, 150, 50)).all()
+    assert (drawn[:, 59] == 245).all()
+    assert (np.asarray(picture) == 100).all()
+
+
+def test_ids_that_are_not_named_keep_the_picture() -> None:
+    picture = Image.new("RGB", (120, 80), (100, 100, 100))
+    drawn = np.asarray(draw_segments(picture, two_halves(), [9]))
+    assert (drawn[:, 65:] == 100).all()
+    assert (drawn[:, :55] != 100).any()
+
+
+def test_captions_of_segments_stand_inside_them() -> None:
+    picture = Image.new("RGB", (400, 200))
+    plain = draw_segments(picture, two_halves(400, 200), [9, 5])
+    named = draw_segments(picture, two_halves(400, 200), [9, 5], ["cat", "dog"])
+    rows, columns = changed(plain, named).nonzero()
+    assert 60 < rows.min() <= rows.max() < 140
+    assert set(columns < 198) == {True, False}
+    assert not set(range(185, 215)) & set(columns.tolist())
+
+
+def test_a_caption_that_would_hide_a_larger_segments_is_left_out() -> None:
+    ids = np.zeros((100, 200), int)
+    ids[40:60, 80:120] = 1
+    ids[60:63, 95:105] = 2
+    picture = Image.new("RGB", (200, 100))
+    one, two = (draw_segments(picture, ids, [1, 2], ["everything", name]) for name in ("dot", "speck"))
+    assert not changed(one, two).any()
+    assert changed(one, draw_segments(picture, ids, [1, 2])).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 500)])
+def test_pictures_too_small_for_captions_are_painted_only(size: tuple[int, int]) -> None:
+    drawn = draw_segments(Image.new("RGB", size), np.ones((size[1], size[0]), int), [1], ["a long name"])
+    assert drawn.size == size
+
+
+def test_segments_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        draw_segments(Image.new("RGB", (10, 10)), np.zeros((10, 11)), [])
+    with pytest.raises(ValueError, match="1 captions for 2 segments"):
+        draw_segments(Image.new("RGB", (10, 10)), np.zeros((10, 10)), [1, 2], ["a"])
+
+
+def test_segments_of_one_class_have_different_tones_of_its_colour() -> None:
+    first, second, other, third = segment_colors([17, 17, 3, 17])
+    assert first == class_color(17)
+    assert other == class_color(3)
+    assert len({first, second, third}) == 3
