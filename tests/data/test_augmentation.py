@@ -180,6 +180,21 @@ def test_strong_lays_a_picture_down_in_all_eight_ways():
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_a_window_lies_anywhere(factor):
+    image, target = example(60, 60, [(28, 28, 32, 32)])
+    window = aug.RandomWindow({"height": 60, "width": 60}, (factor, factor))
+    middles = []
+    for seed in range(200):
+        with aug.random_state(seed):
+            boxes = window(image, target)[1]["boxes"]
+        middles.append((boxes[0, :2] + boxes[0, 2:]) / 2)
+    reach = 60 * abs(1 - 1 / factor) / 2  # how far an object can get from the middle, on each side
+    lowest, highest = torch.stack(middles).amin(0), torch.stack(middles).amax(0)
+    assert lowest.tolist() == pytest.approx([30 - reach] * 2, abs=2)
+    assert highest.tolist() == pytest.approx([30 + reach] * 2, abs=2)
+
+
 def test_objects_of_which_little_shows_are_left_out():
     image, target = example(40, 100, [(0, 0, 100, 40), (0, 0, 52, 40), (0, 0, 30, 40)])
     _, kept = aug.crop(image, target, 0, 50, 40, 50, min_visible=0.1)
