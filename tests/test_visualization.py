@@ -204,7 +204,9 @@ def test_a_caption_that_would_hide_a_larger_segments_is_left_out() -> None:
     ids[40:60, 80:120] = 1
     ids[60:63, 95:105] = 2
     picture = Image.new("RGB", (200, 100))
-    one, two = (draw_segments(picture, ids, [1, 2], ["everything", name]) for name in ("dot", "speck"))
+    one, two = (
+        draw_segments(picture, ids, [1, 2], ["everything", name], font_size=20) for name in ("dot", "speck")
+    )
     assert not changed(one, two).any()
     assert changed(one, draw_segments(picture, ids, [1, 2])).any()
 
