@@ -7,8 +7,10 @@ allocator and Transformers has the default, and *tuned*, where the environment s
     python benchmarks/compare.py                         # DETR R50, R101 and R50-DC5
     python benchmarks/compare.py --models all
     python benchmarks/compare.py --models r50 --repeats 9 --csv benchmarks/results/compare.csv
+    python benchmarks/compare.py --models r50-panoptic --repeats 3    # 16 GB of memory, for Transformers
 
-Nothing else should run on the machine meanwhile. Weights are random but the same on both sides.
+Nothing else should run on the machine meanwhile. Weights are random but the same on both sides. End to end is
+from a 640x480 picture to boxes in pixels, for panoptic models to a map of segments of the ten best queries.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ MODELS = {
     "deformable-single-scale": ("DeformableDetr", {"num_feature_levels": 1}),
     "deformable": ("DeformableDetr", {}),
     "two-stage": ("DeformableDetr", {"with_box_refine": True, "two_stage": True}),
+    "r50-panoptic": ("Detr", {"backbone": "resnet50", "num_labels": 250}),
 }
+SURVIVORS = 10
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 SIDES = ("detrkit", "transformers")
 
@@ -48,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in MODELS if args.models == ["all"] else args.models:
             checkpoint = Path(folder) / model
-            save_random_checkpoint(checkpoint, *MODELS[model])
+            save_random_checkpoint(checkpoint, model)
             for setting, extra in (("as is", {}), ("tuned", TUNED)):
                 rows += compare(model, setting, extra, checkpoint, args)
     print_table(rows, args)
@@ -67,19 +71,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--csv", type=Path, help="append the results to this file")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--family", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def save_random_checkpoint(folder: Path, family: str, options: dict) -> None:
+def class_name(model: str) -> str:
+    task = "Segmentation" if model.endswith("panoptic") else "ObjectDetection"
+    return f"{MODELS[model][0]}For{task}"
+
+
+def save_random_checkpoint(folder: Path, model: str) -> None:
     import torch
 
     import detrkit
 
     torch.manual_seed(0)
-    config = getattr(detrkit, f"{family}Config")(num_labels=91, **options)
-    getattr(detrkit, f"{family}ForObjectDetection")(config).save_pretrained(folder)
+    family, options = MODELS[model]
+    config = getattr(detrkit, f"{family}Config")(**{"num_labels": 91, **options})
+    getattr(detrkit, class_name(model))(config).save_pretrained(folder)
     getattr(detrkit, f"{family}ImageProcessor")().save_pretrained(folder)
 
 
@@ -126,7 +135,7 @@ def pairs(times: dict, stage: str) -> list[tuple[float, float]]:
 
 def start(side: str, model: str, checkpoint: Path, extra: dict, args: argparse.Namespace) -> subprocess.Popen:
     command = [sys.executable, __file__, "--worker", side, "--folder", str(checkpoint)]
-    command += ["--family", MODELS[model][0]]
+    command += ["--models", model]
     command += ["--height", str(args.height), "--width", str(args.width), "--threads", str(args.threads)]
     plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     return subprocess.Popen(
@@ -156,6 +165,8 @@ def serve(args: argparse.Namespace) -> None:
     from PIL import Image
 
     side, folder, height, width = args.worker, args.folder, args.height, args.width
+    (name,) = args.models
+    panoptic = name.endswith("panoptic")
     torch.set_num_threads(args.threads)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
     pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -166,24 +177,42 @@ def serve(args: argparse.Namespace) -> None:
         detector = Detector.from_pretrained(folder)
         model = detector.model
 
-        def end_to_end() -> float:
-            return float(detector(picture, threshold=0.0).scores.sum())
+        def end_to_end(threshold: float) -> float:
+            if panoptic:
+                return float(len(detector.segment(picture, threshold)))
+            return float(detector(picture, threshold).scores.sum())
     else:
         import transformers
 
-        model = getattr(transformers, f"{args.family}ForObjectDetection").from_pretrained(folder).eval()
-        processor = getattr(transformers, f"{args.family}ImageProcessor").from_pretrained(folder)
+        model = getattr(transformers, class_name(name)).from_pretrained(folder).eval()
+        processor = getattr(transformers, f"{MODELS[name][0]}ImageProcessor").from_pretrained(folder)
 
-        def end_to_end() -> float:
+        def end_to_end(threshold: float) -> float:
             inputs = processor(images=picture, return_tensors="pt")
             with torch.inference_mode():
                 outputs = model(**inputs)
             sizes = [picture.size[::-1]]
-            return float(processor.post_process_object_detection(outputs, 0.0, sizes)[0]["scores"].sum())
+            if panoptic:
+                found = processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=sizes)
+                return float(len(found[0]["segments_info"]))
+            return float(
+                processor.post_process_object_detection(outputs, threshold, sizes)[0]["scores"].sum()
+            )
 
     def forward() -> float:
         with torch.inference_mode():
             return float(model(pixel_values=pixels, pixel_mask=mask).logits.abs().sum())
+
+    threshold = 0.0
+    if panoptic:
+        # Both sides find the same one: between the scores of the last survivor and the next query.
+        import detrkit
+
+        inputs = detrkit.DetrImageProcessor()(images=picture, return_tensors="pt")
+        detector_alone = model.detector if side == "detrkit" else model.detr
+        with torch.inference_mode():
+            scores = detector_alone(**inputs).logits.softmax(-1)[0, :, :-1].amax(-1).sort().values
+        threshold = float(scores[-SURVIVORS - 1 : -SURVIVORS + 1].mean())
 
     for line in sys.stdin:
         what = line.strip()
@@ -191,7 +220,7 @@ def serve(args: argparse.Namespace) -> None:
             answer = {"megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
         else:
             begin = time.perf_counter()
-            checksum = forward() if what == "forward" else end_to_end()
+            checksum = forward() if what == "forward" else end_to_end(threshold)
             answer = {"seconds": time.perf_counter() - begin, "checksum": checksum}
         print(json.dumps(answer), flush=True)
 
@@ -200,12 +229,14 @@ def print_table(rows: list[dict], args: argparse.Namespace) -> None:
     print(configuration(args))
     print(
         f"{'model':25}{'allocator':11}{'stage':12}{'detrkit':>9}{'transformers':>14}{'ratio':>7}{'spread':>14}"
+        f"{'peak MB':>14}"
     )
     for row in rows:
         print(
             f"{row['model']:25}{row['setting']:11}{row['stage']:12}{row['detrkit s']:8.3f}s"
             f"{row['transformers s']:13.3f}s{row['ratio']:7.2f}"
             f"{row['ratio min']:8.2f}-{row['ratio max']:.2f}"
+            f"{row['detrkit peak MB']:8}/{row['transformers peak MB']}"
         )
 
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detrkit.kernels import deformable_attention_gather as gather
 from detrkit.models.layers import deformable_attention as module
-from detrkit.models.layers import deformable_attention_gather as gather
 from detrkit.models.layers.deformable_attention import deformable_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -398,7 +398,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(dtype):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from detrkit.models.layers import deformable_attention_triton as kernels
+    from detrkit.kernels import deformable_attention_triton as kernels
 
     constants = {"level_count": 4, "point_count": 4, "block_queries": 16, "block_channels": 32}
     constants |= {"sum_dtype": tl.float32, "value_wanted": True}

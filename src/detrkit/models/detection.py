@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from math import isqrt
 from typing import Any, ClassVar
@@ -17,23 +18,15 @@ from detrkit.models.layers.transformer import Encoder
 from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetectionOutput
 
 
-class SingleScaleModel(DetrFamilyPreTrainedModel):
-    """Backbone, encoder over its last feature map, and decoder, without heads.
+class EncoderDecoderModel(DetrFamilyPreTrainedModel):
+    """A model without heads: from images to the decoder's states.
 
     Attributes:
-        decoder_class: The family's decoder, called as DETR's is.
+        run: The family's own: what ``forward`` returns, of its arguments by name.
     """
 
-    decoder_class: ClassVar[type[nn.Module]]
-
-    def __init__(self, config: DetrFamilyConfig) -> None:
-        super().__init__(config)
-        self.backbone = Backbone(config)
-        self.input_projection = nn.Conv2d(self.backbone.intermediate_channel_sizes[-1], config.d_model, 1)
-        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
-        self.encoder = Encoder(config)
-        self.decoder = self.decoder_class(config)
-        self.post_init()
+    backbone: Backbone
+    run: Callable[..., DetrModelOutput]
 
     def freeze_backbone(self) -> None:
         """Excludes the whole backbone from training."""
@@ -62,26 +55,56 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
             pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
             decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
             encoder_outputs: What the encoder returned before, to skip it.
-            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image.
-            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
-            output_attentions: Return attention weights (spells the attention out, which is slower).
+            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image; not
+                for Deformable DETR, whose maps of several sizes do not fit one sequence.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros or the queries' own content.
+            output_attentions: Return attention weights, for Deformable DETR sampling locations too (spells
+                other attention out, which is slower).
             output_hidden_states: Return the states between layers.
-            return_dict: Return a :class:`DetrModelOutput` (default) or a tuple of its fields that are set.
+            return_dict: Return the family's output class (default) or a tuple of its fields that are set.
 
         Raises:
             ValueError: There is neither an image nor a substitute, or shapes do not fit.
         """
-        feature_map, mask = self._feature_map(pixel_values, pixel_mask, inputs_embeds)
-        output = self.transform(
-            feature_map,
-            mask,
-            decoder_attention_mask,
-            encoder_outputs,
-            decoder_inputs_embeds,
-            output_attentions,
-            output_hidden_states,
+        output = self.run(
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            **wanted_outputs(self.config, output_attentions, output_hidden_states),
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+
+class SingleScaleModel(EncoderDecoderModel):
+    """Backbone, encoder over its last feature map, and decoder, without heads.
+
+    Attributes:
+        decoder_class: The family's decoder, called as DETR's is.
+    """
+
+    decoder_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__(config)
+        self.backbone = Backbone(config)
+        self.input_projection = nn.Conv2d(self.backbone.intermediate_channel_sizes[-1], config.d_model, 1)
+        self.query_position_embeddings = nn.Embedding(config.num_queries, config.d_model)
+        self.encoder = Encoder(config)
+        self.decoder = self.decoder_class(config)
+        self.post_init()
+
+    def run(
+        self,
+        pixel_values: Tensor | None,
+        pixel_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        **options: Any,
+    ) -> DetrModelOutput:
+        """See :meth:`EncoderDecoderModel.forward`."""
+        return self.transform(*self._feature_map(pixel_values, pixel_mask, inputs_embeds), **options)
 
     def transform(
         self,
@@ -90,8 +113,8 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
         decoder_inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> DetrModelOutput:
         """Encodes a feature map and decodes the queries; the arguments that follow are those of ``forward``.
 
@@ -105,10 +128,6 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
             output_hidden_states: As in ``forward``.
         """
         config = self.config
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
         positions = self.backbone.position_embedding(feature_map, mask).to(feature_map.dtype)
         positions = positions.flatten(2).transpose(1, 2)
         memory_mask = key_mask(None if mask is None else mask.flatten(1))
@@ -172,7 +191,67 @@ class SingleScaleModel(DetrFamilyPreTrainedModel):
         return feature_map, downsample_mask(pixel_mask, feature_map.shape[-2:])
 
 
-class ObjectDetectionModel(DetrFamilyPreTrainedModel):
+class ModelWithHeads(DetrFamilyPreTrainedModel):
+    """A base model and what reads detections off it, with a loss where there are labels.
+
+    Attributes:
+        run: What ``forward`` returns, of its arguments by name.
+    """
+
+    run: Callable[..., ObjectDetectionOutput]
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ObjectDetectionOutput | tuple:
+        """Detects objects, and segments them where the model has masks.
+
+        A training step of a segmentation model (training mode, with labels) runs the mask head for matched
+        queries only, as the loss does not see the others, and gives no ``pred_masks``.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
+            encoder_outputs: What the encoder returned before, to skip it.
+            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image; not
+                for Deformable DETR and models with masks, which need several maps.
+            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros or the queries' own content.
+            labels: One dict an image with ``class_labels`` (objects,) and ``boxes`` (objects, 4) as
+                normalised cxcywh of the unpadded image, for models with masks also ``masks`` (objects,
+                height, width) padded as the images are; gives ``loss`` and ``loss_dict``.
+            output_attentions: Return attention weights, for Deformable DETR sampling locations too (spells
+                other attention out, which is slower).
+            output_hidden_states: Return the states between layers.
+            return_dict: Return the model's output class (default) or a tuple of its fields that are set.
+
+        Raises:
+            ValueError: There is neither an image nor a substitute, shapes do not fit, or labels lack masks.
+            FloatingPointError: With labels, a prediction or target is not finite.
+        """
+        output = self.run(
+            labels=labels,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            **wanted_outputs(self.config, output_attentions, output_hidden_states),
+        )
+        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+
+
+class ObjectDetectionModel(ModelWithHeads):
     """A base model ``self.model`` with heads for classes and boxes, which a family reads in ``predict``.
 
     Attributes:
@@ -199,51 +278,9 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
         """
         raise NotImplementedError
 
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ObjectDetectionOutput | tuple:
-        """Detects objects.
-
-        Args:
-            pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
-            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
-            encoder_outputs: What the encoder returned before, to skip it.
-            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image.
-            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
-            labels: One dict an image with ``class_labels`` (objects,) and ``boxes`` (objects, 4) as
-                normalised cxcywh of the unpadded image; gives ``loss`` and ``loss_dict``.
-            output_attentions: Return attention weights (spells the attention out, which is slower).
-            output_hidden_states: Return the states between layers.
-            return_dict: Return an :class:`ObjectDetectionOutput` (default) or a tuple of its set fields.
-
-        Raises:
-            ValueError: There is neither an image nor a substitute, or shapes do not fit.
-            FloatingPointError: With labels, a prediction or target is not finite.
-        """
-        features = self.model(
-            pixel_values,
-            pixel_mask,
-            decoder_attention_mask,
-            encoder_outputs,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
-        )
-        output = self.output_class(**self.read(features, labels))
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+    def run(self, labels: list[dict[str, Tensor]] | None, **inputs: Any) -> ObjectDetectionOutput:
+        """See :meth:`ModelWithHeads.forward`."""
+        return self.output_class(**self.read(self.model(**inputs, return_dict=True), labels))
 
     def read(
         self,
@@ -287,6 +324,14 @@ class ObjectDetectionModel(DetrFamilyPreTrainedModel):
             "auxiliary_outputs": earlier if self.config.auxiliary_loss else None,
             **{name: value for name, value in features.items() if name in self._output_fields},
         }
+
+
+def wanted_outputs(config: DetrFamilyConfig, attentions: bool | None, states: bool | None) -> dict[str, bool]:
+    """Which extras to return: those of a call, or else of the configuration."""
+    return {
+        "output_attentions": config.output_attentions if attentions is None else attentions,
+        "output_hidden_states": config.output_hidden_states if states is None else states,
+    }
 
 
 def wants_dict(return_dict: bool | None, config: DetrFamilyConfig) -> bool:

@@ -8,19 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
-from detrkit.models.detection import ObjectDetectionModel, wants_dict
+from detrkit.models.detection import ModelWithHeads, ObjectDetectionModel
 from detrkit.models.layers.attention import key_mask
 from detrkit.models.layers.backbone import downsample_mask, padding_mask
 from detrkit.models.layers.mask_head import AttentionMap, MaskHead
-from detrkit.models.outputs import DetrModelOutput, EncoderOutput, SegmentationOutput
+from detrkit.models.outputs import DetrModelOutput, SegmentationOutput
 
 # The mask head goes up through three feature maps from the one that the encoder reads.
 _STAGES = 4
 
 
-class SegmentationModel(DetrFamilyPreTrainedModel):
+class SegmentationModel(ModelWithHeads):
     """A detector with a mask head.
 
     A family names its detector by ``detector_prefix`` and says what an object's score is.
@@ -53,51 +52,9 @@ class SegmentationModel(DetrFamilyPreTrainedModel):
         """Score of each query's best class: (batch, queries) of (batch, queries, classes)."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SegmentationOutput | tuple:
-        """Detects objects and background, with a mask each.
-
-        A training step (training mode, with labels) runs the mask head for matched queries only, as the loss
-        does not see the others, and gives no ``pred_masks``.
-
-        Args:
-            pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
-            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
-            encoder_outputs: What the encoder returned before, to skip it.
-            inputs_embeds: Not supported: masks need the backbone's finer maps.
-            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros.
-            labels: As for a detector, with ``masks`` (objects, height, width) padded as the images are.
-            output_attentions: Return attention weights (spells the attention out, which is slower).
-            output_hidden_states: Return the states between layers.
-            return_dict: Return a :class:`SegmentationOutput` (default) or a tuple of its set fields.
-
-        Raises:
-            ValueError: Shapes do not fit, labels lack masks, or ``inputs_embeds`` is given.
-            FloatingPointError: With labels, a prediction or target is not finite.
-        """
-        if inputs_embeds is not None:
-            raise ValueError("a segmentation model does not take inputs_embeds; pass pixel_values")
-        features, masks_of = self._features(
-            pixel_values,
-            pixel_mask,
-            decoder_attention_mask,
-            encoder_outputs,
-            decoder_inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-        )
+    def run(self, labels: list[dict[str, Tensor]] | None, **inputs: Any) -> SegmentationOutput:
+        """See :meth:`~detrkit.models.detection.ModelWithHeads.forward`."""
+        features, masks_of = self._features(**inputs)
         states: Tensor = features.last_hidden_state
         masks = None
         if labels is None or not self.training:
@@ -109,11 +66,8 @@ class SegmentationModel(DetrFamilyPreTrainedModel):
             rows, slot = _by_image(image, query, states.shape[0])
             return masks_of(_gather(states, rows))[image, slot]
 
-        output = SegmentationOutput(
-            **self.detector.read(features, labels, predict_masks if labels is not None else None),
-            pred_masks=masks,
-        )
-        return output if wants_dict(return_dict, self.config) else output.to_tuple()
+        found = self.detector.read(features, labels, predict_masks if labels is not None else None)
+        return SegmentationOutput(**found, pred_masks=masks)
 
     @torch.no_grad()
     def segment(
@@ -152,27 +106,18 @@ class SegmentationModel(DetrFamilyPreTrainedModel):
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        **options: Any,
     ) -> tuple[DetrModelOutput, Callable[[Tensor], Tensor]]:
         """The base model's output, and what turns states (batch, n, d_model) into their mask logits."""
+        if inputs_embeds is not None:
+            raise ValueError("a segmentation model does not take inputs_embeds; pass pixel_values")
         model = self.detector.model
         pixel_mask = padding_mask(pixel_mask, pixel_values)
         maps = model.backbone(pixel_values)
         feature_map = model.input_projection(maps[-1])
         mask = downsample_mask(pixel_mask, feature_map.shape[-2:])
-        features = model.transform(
-            feature_map,
-            mask,
-            decoder_attention_mask,
-            encoder_outputs,
-            decoder_inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-        )
+        features = model.transform(feature_map, mask, **options)
         memory_mask = key_mask(None if mask is None else mask.flatten(1))
 
         def masks_of(states: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
-from detrkit.models.detection import ObjectDetectionModel, wants_dict
+from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
 from detrkit.models.layers.attention import MultiHeadAttention, key_mask
 from detrkit.models.layers.backbone import (
     Backbone,
@@ -352,7 +352,7 @@ class DeformableDetrPreTrainedModel(DetrFamilyPreTrainedModel):
             module.reset_parameters()
 
 
-class DeformableDetrModel(DeformableDetrPreTrainedModel):
+class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
     """Deformable DETR's backbone, encoder and decoder without heads.
 
     Without the heads of :class:`DeformableDetrForObjectDetection` nothing is proposed or refined, so a
@@ -392,45 +392,19 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel):
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
 
-    def freeze_backbone(self) -> None:
-        """Excludes the whole backbone from training."""
-        self.backbone.conv_encoder.requires_grad_(False)
-
-    def unfreeze_backbone(self) -> None:
-        """Trains the whole backbone, the stem and the first stage included."""
-        self.backbone.conv_encoder.requires_grad_(True)
-
-    def forward(
+    def run(
         self,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> DeformableDetrModelOutput | tuple:
-        """Runs the model.
-
-        Args:
-            pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
-            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
-            encoder_outputs: What the encoder returned before, to skip it.
-            inputs_embeds: Not supported: feature maps of several sizes do not fit one sequence.
-            decoder_inputs_embeds: (batch, queries, d_model) instead of the queries' own content.
-            output_attentions: Return attention weights and sampling locations.
-            output_hidden_states: Return the states between layers.
-            return_dict: Return a :class:`DeformableDetrModelOutput` (default) or a tuple of its set fields.
-
-        Raises:
-            ValueError: There is no image, shapes do not fit, or a two-stage model has no heads.
-        """
+        pixel_values: Tensor | None,
+        pixel_mask: Tensor | None,
+        decoder_attention_mask: Tensor | None,
+        encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None,
+        inputs_embeds: Tensor | None,
+        decoder_inputs_embeds: Tensor | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> DeformableDetrModelOutput:
+        """See :meth:`~detrkit.models.detection.EncoderDecoderModel.forward`."""
         config = self.config
-        attentions = config.output_attentions if output_attentions is None else output_attentions
-        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if inputs_embeds is not None:
             raise ValueError("Deformable DETR does not take inputs_embeds; pass pixel_values")
         if pixel_values is None:
@@ -440,7 +414,7 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel):
         if isinstance(encoder_outputs, tuple):
             encoded = EncoderOutput(*encoder_outputs)
         else:
-            encoded = encoder_outputs or self.encoder(levels, attentions, states)
+            encoded = encoder_outputs or self.encoder(levels, output_attentions, output_hidden_states)
         memory: Tensor = encoded.last_hidden_state
 
         class_proposals, box_proposals = None, None
@@ -461,10 +435,10 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel):
             box_heads=self.heads[1] if self.heads is not None and config.with_box_refine else None,
             query_mask=key_mask(decoder_attention_mask),
             intermediate=config.auxiliary_loss or self.training,
-            output_attentions=attentions,
-            output_hidden_states=states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
-        output = DeformableDetrModelOutput(
+        return DeformableDetrModelOutput(
             init_reference_points=reference.expand(memory.shape[0], -1, -1),
             last_hidden_state=decoded.last_hidden_state,
             intermediate_hidden_states=decoded.intermediate_hidden_states,
@@ -480,7 +454,6 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel):
             enc_outputs_class=class_proposals,
             enc_outputs_coord_logits=box_proposals,
         )
-        return output if wants_dict(return_dict, config) else output.to_tuple()
 
     def _feature_levels(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
         """The projected feature maps of an image batch."""

@@ -3,8 +3,8 @@
 Deformable DETR (https://arxiv.org/abs/2010.04159, equation 3; ``ms_deform_attn`` in the original). Each query
 looks at a few points of each level in place of all pixels. Three implementations give the same numbers:
 
-- ``gather`` on a CPU: :mod:`detrkit.models.layers.deformable_attention_gather`.
-- ``triton`` on CUDA: :mod:`detrkit.models.layers.deformable_attention_triton`.
+- ``gather`` on a CPU: :mod:`detrkit.kernels.deformable_attention_gather`.
+- ``triton`` on CUDA: :mod:`detrkit.kernels.deformable_attention_triton`.
 - ``grid_sample``: spelt out in plain PyTorch for other devices and for graphs that leave PyTorch.
 
 The first two are one operator to PyTorch, which ``torch.compile`` takes into its graphs as it is.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.models.layers import deformable_attention_gather as gather
+from detrkit.kernels import deformable_attention_gather as gather
 
 Implementation = Literal["gather", "triton", "grid_sample"]
 SpatialShapes = Sequence[tuple[int, int]]
@@ -175,7 +175,7 @@ def _module(implementation: str) -> ModuleType:
     """Where an implementation's ``forward`` and ``backward`` are."""
     if implementation == "gather":
         return gather
-    from detrkit.models.layers import deformable_attention_triton
+    from detrkit.kernels import deformable_attention_triton
 
     return deformable_attention_triton
 

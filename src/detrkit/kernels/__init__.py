@@ -1,0 +1,1 @@
+"""Numerical kernels behind the layers, for one kind of device each."""
