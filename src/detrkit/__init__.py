@@ -32,8 +32,10 @@ _EXPORTS = {
     "Detections": "detrkit.detections",
     "Detector": "detrkit.detector",
     "PanopticSegmentation": "detrkit.panoptic",
+    "id_to_rgb": "detrkit.processing.panoptic_png",
     "pipeline": "detrkit.integration",
     "register": "detrkit.integration",
+    "rgb_to_id": "detrkit.processing.panoptic_png",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from detrkit.models.detr.modeling_detr import DetrForSegmentation as DetrForSegmentation
     from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
     from detrkit.panoptic import PanopticSegmentation as PanopticSegmentation
+    from detrkit.processing.panoptic_png import id_to_rgb as id_to_rgb
+    from detrkit.processing.panoptic_png import rgb_to_id as rgb_to_id
 
 
 def __getattr__(name: str) -> Any:

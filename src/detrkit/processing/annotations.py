@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from detrkit.errors import AnnotationError, ImageError, MissingExtraError
 from detrkit.processing.images import load_image
+from detrkit.processing.panoptic_png import rgb_to_id
 from detrkit.processing.post_processing import xyxy_to_cxcywh
 
 COCO_DETECTION = "coco_detection"
@@ -142,7 +143,7 @@ def prepare_panoptic(
         raise AnnotationError(f"masks_path must be a path, not {type(masks_path).__name__}")
     path = Path(masks_path) / annotation["file_name"]
     try:
-        colours = np.asarray(load_image(path), dtype=np.int32)
+        colours = np.asarray(load_image(path))
     except ImageError as error:
         raise AnnotationError(f"image {image_id}: panoptic PNG {error}") from error
     if colours.shape[:2] != (height, width):
@@ -150,7 +151,7 @@ def prepare_panoptic(
             f"image {image_id}: {path} has {colours.shape[1]}x{colours.shape[0]} pixels, "
             f"its image {width}x{height}"
         )
-    segment_ids = torch.from_numpy(colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2])
+    segment_ids = torch.from_numpy(rgb_to_id(colours))
     segments = annotation["segments_info"]
     ids = _tensor([_value(s, "id", image_id) for s in segments], torch.int64, "id", image_id)
     masks = segment_ids == ids[:, None, None]

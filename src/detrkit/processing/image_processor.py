@@ -37,6 +37,8 @@ from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, Raster, fla
 from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling, write_pixels
 from detrkit.processing.post_processing import Candidates, TargetSizes, select_detections, softmax_detections
 from detrkit.processing.resize import Box, independent_parts, normalize_size, pillow_filter, size_for
+from detrkit.processing.segmentation import IsThingMap, normalize_is_thing_map
+from detrkit.processing.segmentation_processor import SegmentationPostProcessing
 
 logger = logging.getLogger("detrkit")
 
@@ -55,6 +57,7 @@ _OPTIONS = (
     "do_pad",
     "pad_size",
     "exif_orientation",
+    "is_thing_map",
 )
 # Names that a call takes besides: old ones, and those that only mean something to other processors.
 _OTHER_OPTIONS = ("max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__)
@@ -82,7 +85,7 @@ class _Settings:
     exif_orientation: bool
 
 
-class DetrImageProcessorBase(BaseImageProcessor):
+class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
     """Turns images into the network's input and its outputs into detections, with the original's numbers.
 
     Every option can be given once here and again in a call, where it holds for that call only.
@@ -106,11 +109,13 @@ class DetrImageProcessorBase(BaseImageProcessor):
         pad_size: Size to pad to, ``{"height": ..., "width": ...}``; the largest of the batch when None.
         exif_orientation: Whether to turn images upright as their EXIF orientation says. Off by default: the
             original and COCO's boxes refer to the pixels as stored.
+        is_thing_map: Whether a class is a thing (True) or stuff (False), by label, for panoptic segmentation
+            of another data set than COCO. COCO's category ids up to 90 are things by default.
         **kwargs: ``max_size`` (the old name for the longest edge), ``pad_and_return_pixel_mask`` (the old
             name for ``do_pad``), and anything else that a JSON file holds, which is kept.
 
     Raises:
-        ValueError: A size that is not understood.
+        ValueError: A size or map that is not understood.
     """
 
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - a list in Transformers too
@@ -136,6 +141,7 @@ class DetrImageProcessorBase(BaseImageProcessor):
         do_pad: bool | None = None,
         pad_size: Any = None,
         exif_orientation: bool | None = False,
+        is_thing_map: IsThingMap | None = None,
         **kwargs: Any,
     ) -> None:
         old_do_pad = kwargs.pop("pad_and_return_pixel_mask", None)
@@ -152,6 +158,7 @@ class DetrImageProcessorBase(BaseImageProcessor):
         self.do_pad = _or(do_pad, _or(old_do_pad, True))
         self.pad_size = None if pad_size is None else _pad_size_dict(pad_size)
         self.exif_orientation = bool(exif_orientation)
+        self.is_thing_map = None if is_thing_map is None else normalize_is_thing_map(is_thing_map)
         # What else a file holds: kept where it says something and hides no method.
         for name in ("image_processor_type", "feature_extractor_type", "processor_class"):
             kwargs.pop(name, None)

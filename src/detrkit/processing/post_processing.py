@@ -58,12 +58,25 @@ def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) 
     Returns:
         The candidates from best to worst; a query can appear with several classes.
     """
+    scores, queries, labels = best_pairs(logits, k)
+    corners = cxcywh_to_xyxy(boxes.float())
+    return Candidates(scores, labels, corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4)))
+
+
+def best_pairs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k best pairs of query and class under a sigmoid, from best to worst.
+
+    Args:
+        logits: (batch, queries, classes).
+        k: Number of pairs; all where there are fewer.
+
+    Returns:
+        Scores float32, queries and classes int64, each (batch, k).
+    """
     classes = logits.shape[-1]
     probabilities = logits.float().sigmoid().flatten(1)
     scores, pairs = probabilities.topk(min(k, probabilities.shape[1]), dim=1)
-    queries, labels = pairs // classes, pairs % classes
-    corners = cxcywh_to_xyxy(boxes.float())
-    return Candidates(scores, labels, corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4)))
+    return scores, pairs // classes, pairs % classes
 
 
 def select_detections(

@@ -10,6 +10,7 @@ from detrkit.processing.image_processor import DetrImageProcessorBase, _output
 from detrkit.processing.post_processing import (
     Candidates,
     TargetSizes,
+    best_pairs,
     select_detections,
     sigmoid_top_k_detections,
 )
@@ -47,3 +48,11 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
 
     def _candidates(self, outputs: Any, top_k: int = TOP_K) -> Candidates:
         return sigmoid_top_k_detections(_output(outputs, "logits"), _output(outputs, "pred_boxes"), top_k)
+
+    def _candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, queries, _ = best_pairs(logits, TOP_K)
+        return scores, queries
+
+    def _query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities = logits.float().sigmoid()
+        return probabilities, probabilities.new_ones(probabilities.shape[:-1], dtype=torch.bool)

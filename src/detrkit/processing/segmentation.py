@@ -1,0 +1,347 @@
+"""From the masks of a model's queries to masks and maps of one image, shared by all families.
+
+Sources: ``PostProcessSegm`` and ``PostProcessPanoptic`` in models/segmentation.py of facebookresearch/detr.
+
+Masks are logits at a stride of the batch, padding included. A :class:`MaskGrid` says how they become pixels
+of an image. Everything runs on the masks' device and in float32; only a few masks are held at full size at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+
+IsThingMap: TypeAlias = Mapping[Any, Any]
+"""Whether a class is a thing (True) or stuff (False), by label; labels may be strings, as JSON has them."""
+
+# Category ids of COCO up to this one are things, those above are stuff.
+_LAST_COCO_THING = 90
+# Segments of at most this many pixels are removed.
+_TINY_AREA = 4
+# Masks that are at full size at once: 130 MiB at 800 x 1333.
+_MASKS_AT_ONCE = 32
+# Logits this close can become equal probabilities when a softmax rounds them.
+_ROUNDED_AWAY = 1e-6
+
+
+def resolve_is_thing_map(*maps: IsThingMap | None) -> Callable[[int], bool]:
+    """What tells things from stuff: the first map that is given, or COCO's where none is.
+
+    Args:
+        *maps: Maps by precedence, such as a call's, a processor's, a model's.
+
+    Returns:
+        A function from a label to whether it is a thing. COCO's things are the category ids up to 90; a label
+        that a given map leaves out is a thing, so that its segments are never merged.
+
+    Raises:
+        ValueError: A map is no mapping from labels to booleans.
+    """
+    for candidate in maps:
+        if candidate is not None:
+            things = normalize_is_thing_map(candidate)
+            return lambda label: things.get(label, True)
+    return lambda label: label <= _LAST_COCO_THING
+
+
+def normalize_is_thing_map(is_thing_map: IsThingMap) -> dict[int, bool]:
+    """A map with int labels and bool values, from one that may have been read from JSON.
+
+    Raises:
+        ValueError: It is no mapping from labels to booleans.
+    """
+    try:
+        return {int(label): bool(thing) for label, thing in is_thing_map.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            "is_thing_map must map labels to True (things) or False (stuff), such as {1: True, 92: False}"
+        ) from error
+
+
+def pixel_centres(length: int, target: int) -> torch.Tensor:
+    """Which of ``length`` pixels Pillow's nearest filter takes for each of ``target``: int64 (target,).
+
+    Pillow adds up a step in double precision; asking it is the only way to have the same rounding.
+    """
+    line = PIL.Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return torch.from_numpy(np.array(line.resize((target, 1), PIL.Image.Resampling.NEAREST))[0]).long()
+
+
+def pixel_corners(length: int, target: int) -> torch.Tensor:
+    """Which of ``length`` pixels PyTorch's nearest mode takes for each of ``target``: int64 (target,)."""
+    line = torch.arange(length, dtype=torch.float32)[None, None]
+    return F.interpolate(line, size=target, mode="nearest")[0, 0].long()
+
+
+@dataclass(frozen=True)
+class MaskGrid:
+    """How the masks of a batch become pixels of one image: resized, cropped, sampled.
+
+    Attributes:
+        padded: What masks are resized to, bilinearly: the batch's size with padding.
+        image: What is cropped from the upper left of that: the image as the model saw it.
+        target: What the image is resized to, by its nearest pixels.
+        nearest: Which pixels are the nearest ones, :func:`pixel_centres` or :func:`pixel_corners`.
+    """
+
+    padded: Size
+    image: Size
+    target: Size
+    nearest: Callable[[int, int], torch.Tensor] = pixel_centres
+
+    def resize(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks (n, h, w) as float32 (n, *image)."""
+        # One channel each, as in the original: other layouts round differently.
+        resized = F.interpolate(masks[:, None].float(), self.padded, mode="bilinear", align_corners=False)
+        return resized[:, 0, : self.image[0], : self.image[1]]
+
+    def resize_in_parts(self, masks: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Masks (n, h, w) as in :meth:`resize`, a few at a time, each part with the index of its first."""
+        for start in range(0, len(masks), _MASKS_AT_ONCE):
+            yield start, self.resize(masks[start : start + _MASKS_AT_ONCE])
+
+    def sample(self, values: torch.Tensor) -> torch.Tensor:
+        """Values (..., *image) at the image's nearest pixels: (..., *target)."""
+        if self.image == self.target:
+            return values
+        rows, columns = (self.nearest(*lengths) for lengths in zip(self.image, self.target))
+        return values[..., rows.to(values.device), :][..., columns.to(values.device)]
+
+
+@dataclass(frozen=True)
+class PanopticRule:
+    """What decides about panoptic segments beside their masks.
+
+    Attributes:
+        is_thing: Whether a label is a thing.
+        is_merged: Whether a label has at most one segment in an image.
+        mask_threshold: Probability above which a pixel belongs to a query's own mask.
+        overlap_threshold: Share of its own mask that a segment has to win; no segment is measured by it when
+            None.
+    """
+
+    is_thing: Callable[[int], bool]
+    is_merged: Callable[[int], bool]
+    mask_threshold: float = 0.5
+    overlap_threshold: float | None = None
+
+
+def panoptic_segments(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    masks: torch.Tensor,
+    grid: MaskGrid,
+    rule: PanopticRule,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """The panoptic segmentation of one image.
+
+    Each pixel goes to the query whose mask has the greatest logit. Of several queries of one merged (stuff)
+    class the first stays and the others are removed; so are those that win four pixels or fewer. What a
+    removed query had won goes to the best of the rest, again and again until nothing is removed. This is the
+    original's rule; merging is no union of masks in it.
+
+    Args:
+        scores: (n,), of the queries above the threshold.
+        labels: int64 (n,).
+        masks: (n, h, w), logits.
+        grid: How masks become pixels.
+        rule: Things, stuff, and thresholds that segments have to pass besides.
+
+    Returns:
+        Ids, int32 (height, width) at the target size, 0 where there is no segment; and for each segment, in
+        the order of the queries, ``id`` (from 1), ``category_id``, ``isthing``, ``area`` in pixels and
+        ``score``.
+    """
+    names, values = labels.tolist(), scores.tolist()
+    queries = list(range(len(names)))  # those that are left
+    winners = torch.zeros(grid.target, dtype=torch.int64, device=masks.device)
+    areas: list[int] = []
+    first_of_class: dict[int, int] = {}
+    merged = [
+        first_of_class.setdefault(name, k) if rule.is_merged(name) else k for k, name in enumerate(names)
+    ]
+    while queries:
+        winners = _best_masks(masks[queries], grid)
+        if len(queries) == len(names) and len(set(merged)) < len(merged):
+            winners = torch.tensor(merged, device=masks.device)[winners]
+        winners = grid.sample(winners)
+        areas = _areas(winners, len(queries))
+        kept = [k for k, area in enumerate(areas) if area > _TINY_AREA]
+        if len(kept) == len(queries):
+            break
+        queries = [queries[k] for k in kept]
+    if not queries:
+        return torch.zeros(grid.target, dtype=torch.int32, device=masks.device), []
+
+    valid = [True] * len(queries)
+    if rule.overlap_threshold is not None:
+        own_areas = _own_areas(masks[queries], grid, rule.mask_threshold)
+        valid = [area > rule.overlap_threshold * own for area, own in zip(areas, own_areas)]
+        valid = [ok and own > 0 for ok, own in zip(valid, own_areas)]
+    segments: list[dict[str, Any]] = []
+    ids = [0] * len(queries)
+    for k, query in enumerate(queries):
+        if valid[k]:
+            ids[k] = len(segments) + 1
+            segments.append(
+                {
+                    "id": ids[k],
+                    "category_id": names[query],
+                    "isthing": rule.is_thing(names[query]),
+                    "area": areas[k],
+                    "score": round(values[query], 6),
+                }
+            )
+    return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winners], segments
+
+
+def instance_masks(masks: torch.Tensor, grid: MaskGrid, mask_threshold: float = 0.5) -> torch.Tensor:
+    """Masks of objects at the target size; they may overlap.
+
+    Args:
+        masks: (n, h, w), logits.
+        grid: How masks become pixels.
+        mask_threshold: Probability above which a pixel belongs to a mask.
+
+    Returns:
+        bool (n, height, width).
+    """
+    found = torch.empty(len(masks), *grid.target, dtype=torch.bool, device=masks.device)
+    for start, logits in grid.resize_in_parts(masks):
+        found[start : start + len(logits)] = grid.sample(logits.sigmoid_() > mask_threshold)
+    return found
+
+
+def instance_segments(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    masks: torch.Tensor,
+    grid: MaskGrid,
+    mask_threshold: float,
+    overlap_threshold: float,
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """Objects of one image as one map, in which they do not overlap.
+
+    Where masks overlap, a pixel goes to the query whose probability times score is greatest. A query that
+    wins no more than ``overlap_threshold`` of its own mask is left out, and its pixels belong to no object.
+
+    Args:
+        scores: (n,), of the queries above the threshold.
+        labels: int64 (n,).
+        masks: (n, h, w), logits.
+        grid: How masks become pixels.
+        mask_threshold: Probability above which a pixel belongs to a mask.
+        overlap_threshold: Share of its own mask that an object has to win.
+
+    Returns:
+        Ids, int32 (height, width) at the target size, 0 where there is no object; and for each object ``id``
+        (from 1), ``label_id``, ``was_fused`` (False), ``score`` and ``area`` in pixels.
+    """
+    count = len(labels)
+    # Index ``count`` stands for no object.
+    best = torch.zeros(grid.image, device=masks.device)
+    winners = torch.full(grid.image, count, device=masks.device)
+    own_areas: list[int] = []
+    for start, logits in grid.resize_in_parts(masks):
+        probabilities = logits.sigmoid()
+        inside = probabilities > mask_threshold
+        own_areas += grid.sample(inside).sum((1, 2)).tolist()
+        weighted = probabilities * scores[start : start + len(logits), None, None]
+        # A pixel outside a mask is not its object's, even where no other object claims it.
+        value, index = weighted.masked_fill_(~inside, -1).max(0)
+        winners = torch.where(value > best, index + start, winners)
+        best = torch.maximum(best, value)
+    winners = grid.sample(winners)
+    areas = _areas(winners, count + 1)
+    segments: list[dict[str, Any]] = []
+    ids = [0] * (count + 1)
+    for k, (label, score) in enumerate(zip(labels.tolist(), scores.tolist())):
+        if areas[k] > overlap_threshold * own_areas[k]:
+            ids[k] = len(segments) + 1
+            segments.append(
+                {
+                    "id": ids[k],
+                    "label_id": label,
+                    "was_fused": False,
+                    "score": round(score, 6),
+                    "area": areas[k],
+                }
+            )
+    return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winners], segments
+
+
+def semantic_map(probabilities: torch.Tensor, masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
+    """The likeliest class of each pixel: the sum over queries of class probability times mask probability.
+
+    Args:
+        probabilities: (n, classes), without "no object".
+        masks: (n, h, w), logits.
+        grid: How masks become pixels.
+
+    Returns:
+        int64 (height, width) at the target size.
+    """
+    class_maps = torch.einsum("qc,qhw->chw", probabilities.float(), masks.float().sigmoid())
+    best = torch.full(grid.image, -1.0, device=masks.device)
+    classes = torch.zeros(grid.image, dtype=torch.int64, device=masks.device)
+    for start, values in grid.resize_in_parts(class_maps):
+        value, index = values.max(0)
+        classes = torch.where(value > best, index + start, classes)
+        best = torch.maximum(best, value)
+    return grid.sample(classes)
+
+
+def run_lengths(mask: torch.Tensor) -> list[int]:
+    """Run lengths in the form of Transformers: start (from 1) and length of each run, along the rows."""
+    pixels = F.pad(mask.flatten().to(torch.int8), (1, 1))
+    edges = (pixels.diff() != 0).nonzero()[:, 0] + 1
+    starts, ends = edges[::2], edges[1::2]
+    return torch.stack([starts, ends - starts], dim=1).flatten().tolist()
+
+
+def _best_masks(masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
+    """Index of the mask that wins each pixel under a softmax over masks: int64 (*grid.image).
+
+    A softmax keeps the order of logits, so that it need not be computed, except where rounding makes equal
+    probabilities of different logits and the first of them wins.
+    """
+    best = winners = close = torch.empty(0)
+    for start, logits in grid.resize_in_parts(masks):
+        value, index = logits.max(0)
+        near = (logits >= value - _ROUNDED_AWAY).sum(0, dtype=torch.uint8) > 1
+        if start == 0:
+            best, winners, close = value, index, near
+            continue
+        close = torch.where(value > best + _ROUNDED_AWAY, near, close | (value >= best - _ROUNDED_AWAY))
+        winners = torch.where(value > best, index + start, winners)
+        best = torch.maximum(best, value)
+    if close.any():
+        if len(masks) > _MASKS_AT_ONCE:
+            chosen = torch.cat([part[:, close] for _, part in grid.resize_in_parts(masks)])
+        else:
+            chosen = logits[:, close]
+        winners[close] = chosen.T.softmax(-1).argmax(-1)
+    return winners
+
+
+def _areas(winners: torch.Tensor, count: int) -> list[int]:
+    """How many pixels each of ``count`` indices has."""
+    return torch.bincount(winners.flatten(), minlength=count).tolist()
+
+
+def _own_areas(masks: torch.Tensor, grid: MaskGrid, mask_threshold: float) -> list[int]:
+    """How many pixels at the target size each mask has by itself."""
+    areas: list[int] = []
+    for _, logits in grid.resize_in_parts(masks):
+        areas += grid.sample(logits.sigmoid_() > mask_threshold).sum((1, 2)).tolist()
+    return areas

@@ -1,0 +1,490 @@
+"""An image processor's methods that turn masks into instance, semantic and panoptic segmentations.
+
+Outputs need ``logits`` (batch, queries, classes) and ``pred_masks`` (batch, queries, h, w), mask logits over
+the batch with its padding, of all queries or of any number of them. Images of a batch that was padded have to
+be told by ``processed_sizes``, (height, width) of each image as the model saw it, without padding: their
+masks are cropped to it. Without it an image is taken to fill the batch, and its masks go straight to the
+target size.
+
+One convention holds for all maps of segments: int32, ids from 1, and 0 where there is no segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from detrkit.processing.panoptic_png import encode_panoptic_png
+from detrkit.processing.post_processing import TargetSizes
+from detrkit.processing.segmentation import (
+    IsThingMap,
+    MaskGrid,
+    PanopticRule,
+    Size,
+    instance_masks,
+    instance_segments,
+    panoptic_segments,
+    pixel_corners,
+    resolve_is_thing_map,
+    run_lengths,
+    semantic_map,
+)
+
+_PANOPTIC_THRESHOLD = 0.85
+
+
+class _Image(NamedTuple):
+    """One image of a batch: its queries above a threshold, and how their masks become pixels."""
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor
+    grid: MaskGrid
+
+
+class SegmentationPostProcessing:
+    """Instance, semantic and panoptic post-processing, as Transformers 5 and 4 offer them."""
+
+    is_thing_map: dict[int, bool] | None
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = _PANOPTIC_THRESHOLD,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: TargetSizes | None = None,
+        *,
+        processed_sizes: TargetSizes | None = None,
+        padded_size: Any = None,
+        is_thing_map: IsThingMap | None = None,
+    ) -> list[dict[str, Any]]:
+        """Turns a model's outputs into panoptic segmentations by the original's algorithm.
+
+        Every pixel goes to a segment, unless no query is above ``threshold``. The original knows no other
+        threshold; the next two, which Transformers has, are applied where they are given: a segment is then
+        left out, and its pixels belong to none, where it has won no more than ``overlap_mask_area_threshold``
+        (0 when only the other is given) of the pixels at which its own probability exceeds ``mask_threshold``
+        (0.5 when only the other is given), or where there are no such pixels.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            threshold: Score above which a query can become a segment, in [0, 1].
+            mask_threshold: Probability of a mask, in [0, 1]; see above.
+            overlap_mask_area_threshold: Share of its own mask that a segment has to win, in [0, 1].
+            label_ids_to_fuse: Classes with at most one segment; stuff when None.
+            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
+                ``pred_masks`` when None.
+            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
+                None.
+            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
+                None.
+
+        Returns:
+            For each image ``segmentation``, int32 (height, width), the id of each pixel's segment or 0; and
+            ``segments_info``, for each segment ``id``, ``label_id``, ``was_fused`` (whether its class has at
+            most one segment), ``score``, ``isthing`` and ``area`` in pixels.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        is_thing = resolve_is_thing_map(is_thing_map, self.is_thing_map)
+        _check_thresholds(
+            mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
+        )
+        fused = None if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
+
+        def is_merged(label: int) -> bool:
+            return not is_thing(label) if fused is None else label in fused
+
+        if mask_threshold is not None and overlap_mask_area_threshold is None:
+            overlap_mask_area_threshold = 0.0
+        rule = PanopticRule(
+            is_thing,
+            is_merged,
+            0.5 if mask_threshold is None else mask_threshold,
+            overlap_mask_area_threshold,
+        )
+        results = []
+        for image in self._images(outputs, threshold, processed_sizes, target_sizes, padded_size):
+            ids, segments = panoptic_segments(*image, rule)
+            segments_info = [
+                {
+                    "id": segment["id"],
+                    "label_id": segment["category_id"],
+                    "was_fused": is_merged(segment["category_id"]),
+                    "score": segment["score"],
+                    "isthing": segment["isthing"],
+                    "area": segment["area"],
+                }
+                for segment in segments
+            ]
+            results.append({"segmentation": ids, "segments_info": segments_info})
+        return results
+
+    def panoptic_maps(
+        self,
+        outputs: Any,
+        processed_sizes: TargetSizes,
+        target_sizes: TargetSizes | None = None,
+        threshold: float = _PANOPTIC_THRESHOLD,
+        is_thing_map: IsThingMap | None = None,
+        padded_size: Any = None,
+    ) -> list[tuple[torch.Tensor, list[dict[str, Any]]]]:
+        """Panoptic segmentations as they are evaluated: the original's algorithm, with padding cropped.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` when None.
+            threshold: Score above which a query can become a segment, in [0, 1].
+            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
+                None.
+            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
+                None.
+
+        Returns:
+            For each image ids, int32 (height, width) on the outputs' device with 0 where there is no segment,
+            and for each segment ``id``, ``category_id``, ``isthing``, ``area`` in pixels and ``score``.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        rule = self._panoptic_rule(is_thing_map)
+        images = self._images(outputs, threshold, processed_sizes, target_sizes, padded_size)
+        return [panoptic_segments(*image, rule) for image in images]
+
+    def post_process_panoptic(
+        self,
+        outputs: Any,
+        processed_sizes: TargetSizes,
+        target_sizes: TargetSizes | None = None,
+        is_thing_map: IsThingMap | None = None,
+        threshold: float = _PANOPTIC_THRESHOLD,
+    ) -> list[dict[str, Any]]:
+        """Panoptic segmentations as PNG files, as Transformers 4 gave them.
+
+        As in the original, the masks of the whole batch are resized to each image's processed size, which is
+        right for images that fill their batch. For others use :meth:`panoptic_maps` or
+        :meth:`post_process_panoptic_segmentation`, which crop the padding.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            processed_sizes: (height, width) of each image in pixels as the model saw it.
+            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` when None.
+            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
+                None.
+            threshold: Score above which a query can become a segment, in [0, 1].
+
+        Returns:
+            For each image ``png_string``, the bytes of a PNG in which a pixel's colour is the id of its
+            segment (see ``rgb_to_id``), 0 where there is none; and ``segments_info``, for each segment
+            ``id``, ``isthing``, ``category_id`` and ``area`` in pixels.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        rule = self._panoptic_rule(is_thing_map)
+        results = []
+        for image in self._images(outputs, threshold, processed_sizes, target_sizes, crop=False):
+            ids, segments = panoptic_segments(*image, rule)
+            keys = ("id", "isthing", "category_id", "area")
+            results.append(
+                {
+                    "png_string": encode_panoptic_png(ids.cpu().numpy()),
+                    "segments_info": [{key: segment[key] for key in keys} for segment in segments],
+                }
+            )
+        return results
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: TargetSizes | None = None,
+        return_coco_annotation: bool | None = False,
+        *,
+        processed_sizes: TargetSizes | None = None,
+        padded_size: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Turns a model's outputs into objects that do not overlap.
+
+        An object has the pixels at which its mask's probability exceeds ``mask_threshold``; where masks
+        overlap, probability times score decides. See :meth:`detection_masks` for masks as the original has
+        them, each by itself.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            threshold: Score above which a query is an object, in [0, 1].
+            mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
+            overlap_mask_area_threshold: Share of its own mask that an object has to win, in [0, 1].
+            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
+                ``pred_masks`` when None.
+            return_coco_annotation: Whether to give run lengths instead of a map.
+            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
+                None.
+
+        Returns:
+            For each image ``segmentation``, int32 (height, width), the id of each pixel's object or 0, or for
+            each object its runs (start from 1, length, start, ...) along the rows; and ``segments_info``, for
+            each object ``id``, ``label_id``, ``was_fused`` (False), ``score`` and ``area`` in pixels.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        _check_thresholds(
+            mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
+        )
+        results = []
+        for image in self._images(outputs, threshold, processed_sizes, target_sizes, padded_size):
+            ids, segments = instance_segments(*image, mask_threshold, overlap_mask_area_threshold)
+            segmentation: Any = ids
+            if return_coco_annotation:
+                segmentation = [run_lengths(ids == segment["id"]) for segment in segments]
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: TargetSizes | None = None,
+        *,
+        processed_sizes: TargetSizes | None = None,
+        padded_size: Any = None,
+    ) -> list[torch.Tensor]:
+        """Turns a model's outputs into maps of classes.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
+                ``pred_masks`` when None.
+            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
+                None.
+
+        Returns:
+            For each image int64 (height, width), the likeliest class of each pixel.
+
+        Raises:
+            ValueError: There are no masks, or sizes do not fit the batch.
+        """
+        logits, masks = _logits_and_masks(outputs)
+        probabilities, _ = self._query_probabilities(logits)
+        grids = _grids(masks, processed_sizes, target_sizes, padded_size)
+        return [semantic_map(*image) for image in zip(probabilities, masks, grids)]
+
+    def post_process_segmentation(
+        self, outputs: Any, target_sizes: TargetSizes, threshold: float = 0.9, mask_threshold: float = 0.5
+    ) -> list[dict[str, torch.Tensor]]:
+        """Masks of the queries above a threshold, each by itself, as Transformers 4 gave them.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``, of images that fill their batch.
+            target_sizes: (height, width) of each result in pixels.
+            threshold: Score above which a query is a segment, in [0, 1].
+            mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
+
+        Returns:
+            For each image ``scores`` (n,), ``labels`` (n,) and ``masks`` (n, height, width), int64, 0 or 1.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        _check_thresholds(mask_threshold=mask_threshold)
+        return [
+            {
+                "scores": scores,
+                "labels": labels,
+                "masks": instance_masks(masks, grid, mask_threshold).long(),
+            }
+            for scores, labels, masks, grid in self._images(outputs, threshold, None, target_sizes)
+        ]
+
+    def post_process_instance(
+        self,
+        results: list[dict[str, Any]],
+        outputs: Any,
+        orig_target_sizes: TargetSizes,
+        max_target_sizes: TargetSizes,
+        threshold: float = 0.5,
+    ) -> list[dict[str, Any]]:
+        """Adds masks to the boxes of :meth:`post_process`, as Transformers 4 and the original do.
+
+        Args:
+            results: For each image what :meth:`post_process` gave; ``masks`` are added to it.
+            outputs: The outputs it was given, with ``pred_masks``.
+            orig_target_sizes: (height, width) of each original image in pixels.
+            max_target_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            threshold: Probability above which a pixel belongs to a mask, in [0, 1].
+
+        Returns:
+            ``results``, with ``masks`` uint8 (n, 1, height, width) on the CPU.
+
+        Raises:
+            ValueError: There are no masks, sizes or results do not fit the batch, or a threshold is out of
+                range.
+        """
+        logits, masks = _logits_and_masks(outputs)
+        _check_thresholds(threshold=threshold)
+        _, queries = self._candidate_queries(logits)
+        if len(results) != len(masks):
+            raise ValueError(f"there are {len(results)} results for {len(masks)} images")
+        grids = _grids(masks, max_target_sizes, orig_target_sizes, nearest=pixel_corners)
+        for result, image_masks, rows, grid in zip(results, masks, queries, grids):
+            if "scores" in result and len(result["scores"]) != len(rows):
+                raise ValueError(
+                    f"a result has {len(result['scores'])} boxes where the outputs give {len(rows)}; "
+                    "pass what post_process() gave, without a threshold"
+                )
+            found = instance_masks(image_masks[rows], grid, threshold)
+            result["masks"] = found.unsqueeze(1).to(torch.uint8).cpu()
+        return results
+
+    def detection_masks(
+        self,
+        outputs: Any,
+        threshold: float,
+        processed_sizes: TargetSizes,
+        target_sizes: TargetSizes,
+        mask_threshold: float = 0.5,
+        padded_size: Any = None,
+    ) -> list[torch.Tensor]:
+        """Masks of the detections that :meth:`post_process_object_detection` gives, row by row.
+
+        Source: ``PostProcessSegm`` in models/segmentation.py of facebookresearch/detr.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_masks``.
+            threshold: The threshold of those detections.
+            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
+            target_sizes: (height, width) of each result in pixels.
+            mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
+            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
+                None.
+
+        Returns:
+            For each image bool (n, height, width) on the outputs' device.
+
+        Raises:
+            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
+        """
+        logits, masks = _logits_and_masks(outputs)
+        _check_thresholds(mask_threshold=mask_threshold)
+        grids = _grids(masks, processed_sizes, target_sizes, padded_size, nearest=pixel_corners)
+        return [
+            instance_masks(image_masks[queries[scores > threshold]], grid, mask_threshold)
+            for scores, queries, image_masks, grid in zip(*self._candidate_queries(logits), masks, grids)
+        ]
+
+    def _candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score and query of each candidate of object detection, in their order: (batch, candidates)."""
+        scores = self._query_probabilities(logits)[0].amax(-1)
+        return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+
+    def _query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How a family reads its logits; DETR's softmax unless it says otherwise.
+
+        Returns:
+            float32 (batch, queries, classes), probabilities without "no object"; and bool (batch, queries),
+            whether a query is likelier an object of one class than none.
+        """
+        probabilities = logits.float().softmax(-1)
+        return probabilities[..., :-1], probabilities.argmax(-1) != logits.shape[-1] - 1
+
+    def _panoptic_rule(self, is_thing_map: IsThingMap | None) -> PanopticRule:
+        is_thing = resolve_is_thing_map(is_thing_map, self.is_thing_map)
+        return PanopticRule(is_thing, is_merged=lambda label: not is_thing(label))
+
+    def _images(
+        self,
+        outputs: Any,
+        threshold: float,
+        processed_sizes: TargetSizes | None,
+        target_sizes: TargetSizes | None,
+        padded_size: Any = None,
+        crop: bool = True,
+    ) -> Iterator[_Image]:
+        """The images of a batch with their queries above a threshold."""
+        _check_thresholds(threshold=threshold)
+        logits, masks = _logits_and_masks(outputs)
+        probabilities, is_object = self._query_probabilities(logits)
+        scores, labels = probabilities.max(-1)
+        keep = is_object & (scores > threshold)
+        grids = _grids(masks, processed_sizes, target_sizes, padded_size, crop=crop)
+        for values in zip(scores, labels, masks, keep, grids):
+            image_scores, image_labels, image_masks, image_keep, grid = values
+            yield _Image(
+                image_scores[image_keep], image_labels[image_keep], image_masks[image_keep].float(), grid
+            )
+
+
+def _grids(
+    masks: torch.Tensor,
+    processed_sizes: TargetSizes | None,
+    target_sizes: TargetSizes | None,
+    padded_size: Any = None,
+    *,
+    crop: bool = True,
+    **options: Any,
+) -> list[MaskGrid]:
+    """How the masks (batch, queries, h, w) become pixels of each image."""
+    targets = None if target_sizes is None else _sizes("target_sizes", target_sizes, len(masks))
+    if processed_sizes is None:
+        plain = targets or [(masks.shape[-2], masks.shape[-1])] * len(masks)
+        return [MaskGrid(padded=size, image=size, target=size, **options) for size in plain]
+    images = _sizes("processed_sizes", processed_sizes, len(masks))
+    if not crop:
+        return [MaskGrid(image, image, target, **options) for image, target in zip(images, targets or images)]
+    largest = tuple(max(lengths) for lengths in zip(*images))
+    padded = largest if padded_size is None else _sizes("padded_size", [padded_size], 1)[0]
+    if any(length > limit for length, limit in zip(largest, padded)):
+        raise ValueError(f"padded_size {padded} is smaller than an image of the batch, {largest}")
+    return [MaskGrid(padded, image, target, **options) for image, target in zip(images, targets or images)]
+
+
+def _sizes(name: str, sizes: TargetSizes, count: int) -> list[Size]:
+    """(height, width) of each image as ints."""
+    entries = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
+    if len(entries) != count:
+        raise ValueError(
+            f"{name} has {len(entries)} entries for {count} images; pass one (height, width) for each image"
+        )
+    try:
+        pairs = [tuple(int(length) for length in size) for size in entries]
+    except TypeError as error:
+        raise ValueError(f"{name} must hold (height, width) for each image") from error
+    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
+        raise ValueError(f"{name} must hold (height, width) for each image, both at least 1; got {pairs}")
+    return [(height, width) for height, width in pairs]
+
+
+def _logits_and_masks(outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def field(name: str) -> Any:
+        return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+
+    logits, masks = field("logits"), field("pred_masks")
+    if logits is None or masks is None:
+        missing = "logits" if logits is None else "pred_masks"
+        raise ValueError(
+            f"the outputs have no {missing}; segmentation needs those of a model with a mask head, "
+            "such as DetrForSegmentation"
+        )
+    if logits.ndim != 3 or masks.ndim != 4 or logits.shape[:2] != masks.shape[:2]:
+        raise ValueError(
+            "logits must be (batch, queries, classes) and pred_masks (batch, queries, height, width), not "
+            f"{tuple(logits.shape)} and {tuple(masks.shape)}"
+        )
+    return logits, masks
+
+
+def _check_thresholds(**thresholds: float | None) -> None:
+    for name, value in thresholds.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, not {value}")
