@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 
 
-def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
+def make_tiny_detr(folder: Path, family: str = "Detr", masks: bool = False) -> Path:
     """Saves a detector with random weights: a narrow ResNet, 2 + 2 layers, 12 queries, 3 named classes.
 
     Queries and class head are far larger than at initialisation, so that the queries find different
@@ -28,6 +28,7 @@ def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
         folder: Where to.
         family: What the names of the classes begin with: ``Detr``, ``ConditionalDetr`` or ``DeformableDetr``,
             the last one with box refinement and two stages.
+        masks: Whether to give it a mask head; the couch is stuff then, the other classes are things.
     """
     import detrkit
 
@@ -49,14 +50,16 @@ def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
         decoder_layers=2,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
-        encoder_attention_heads=4,
+        encoder_attention_heads=8 if masks else 4,
         decoder_attention_heads=4,
         num_queries=12,
         id2label=TINY_NAMES,
         label2id={name: label for label, name in TINY_NAMES.items()},
         **(proposals if deformable else {}),
     )
-    model = getattr(detrkit, f"{family}ForObjectDetection")(config).eval()
+    task = "Segmentation" if masks else "ObjectDetection"
+    whole = getattr(detrkit, f"{family}For{task}")(config).eval()
+    model = whole.detector if masks else whole
     with torch.no_grad():
         if deformable:
             for head in model.class_embed:
@@ -72,9 +75,14 @@ def make_tiny_detr(folder: Path, family: str = "Detr") -> Path:
             # Reference points all over the image, and boxes of different sizes around them.
             model.model.decoder.ref_point_head.layers[-1].weight /= 30
             model.bbox_predictor.layers[-1].reset_parameters()
-    model.save_pretrained(folder)
+        if masks:
+            whole.bbox_attention.q_linear.weight *= 20
+            whole.mask_head.lay1.weight[:, config.d_model :] *= 100  # masks that differ among queries
+            whole.mask_head.out_lay.weight *= 30
+    whole.save_pretrained(folder)
     processor_class = getattr(detrkit, f"{family}ImageProcessor")
-    processor_class(size={"shortest_edge": 64, "longest_edge": 107}).save_pretrained(folder)
+    things = {"is_thing_map": {1: True, 2: True, 3: False}} if masks else {}
+    processor_class(size={"shortest_edge": 64, "longest_edge": 107}, **things).save_pretrained(folder)
     return folder
 
 
@@ -94,6 +102,19 @@ def tiny_conditional_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_deformable_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved tiny two-stage Deformable DETR, otherwise like ``tiny_detr``."""
     return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-deformable-detr", "DeformableDetr")
+
+
+@pytest.fixture(scope="session")
+def tiny_panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny DETR with masks, otherwise like ``tiny_detr``."""
+    return make_tiny_detr(tmp_path_factory.mktemp("models") / "tiny-panoptic", masks=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_conditional_panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny Conditional DETR with masks, otherwise like ``tiny_panoptic``."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-conditional-panoptic"
+    return make_tiny_detr(folder, "ConditionalDetr", masks=True)
 
 
 def make_picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -525,3 +525,107 @@ def test_a_gpu_finds_the_same_as_the_cpu(tiny_detr: Path, detector: Detector) ->
     assert next(on_gpu.model.parameters()).is_cuda
     image = make_picture(120, 80)
     assert_same(on_gpu(image, threshold=0), detector(image, threshold=0), tolerance=1e-2)
+
+
+# Masks and segments
+
+
+@pytest.fixture(scope="module", params=["tiny_panoptic", "tiny_conditional_panoptic"])
+def segmenter(request: pytest.FixtureRequest) -> Detector:
+    return Detector.from_pretrained(request.getfixturevalue(request.param), device="cpu")
+
+
+def test_segments_are_those_of_forward_and_post_processing(tiny_panoptic: Path) -> None:
+    from detrkit import DetrForSegmentation, DetrImageProcessor
+
+    image = make_picture(120, 80)
+    model = DetrForSegmentation.from_pretrained(tiny_panoptic).eval()
+    processor = DetrImageProcessor.from_pretrained(tiny_panoptic)
+    with torch.no_grad():
+        inputs = processor(images=image, return_tensors="pt")
+        outputs = model(**inputs)
+    wanted = processor.post_process_panoptic_segmentation(
+        outputs, threshold=0.5, target_sizes=[(80, 120)], processed_sizes=[inputs["pixel_mask"].shape[-2:]]
+    )[0]
+    found = Detector.from_pretrained(tiny_panoptic, device="cpu").segment(image, threshold=0.5)
+    assert len(found) >= 2
+    assert [s["category_id"] for s in found.segments] == [s["label_id"] for s in wanted["segments_info"]]
+    different = found.ids != wanted["segmentation"].numpy()
+    assert different.mean() < 0.01  # rounding at the borders
+
+
+def test_segments_have_the_promised_types(segmenter: Detector) -> None:
+    found = segmenter.segment(make_picture(120, 80), threshold=0.5)
+    assert (found.ids.dtype, found.ids.shape) == (np.int32, (80, 120))
+    assert found.image_size == (80, 120)
+    assert found.names == [TINY_NAMES[s["category_id"]] for s in found.segments]
+    areas = dict(zip(*np.unique(found.ids[found.ids > 0], return_counts=True)))
+    assert areas == {s["id"]: s["area"] for s in found.segments}
+    assert all(s["isthing"] == (s["category_id"] != 3) for s in found.segments)
+    assert found.draw(make_picture(120, 80)).size == (120, 80)
+
+
+def test_segmenting_in_batches_keeps_results_and_order(segmenter: Detector) -> None:
+    pictures = [make_picture(*size, seed=i) for i, size in enumerate([(120, 80), (80, 120), (120, 80)] * 2)]
+    one_by_one = [segmenter.segment(picture, threshold=0.5) for picture in pictures]
+    together = segmenter.segment(pictures, threshold=0.5, batch_size=3)
+    for a, b in zip(one_by_one, together):
+        assert (a.image_size, a.names) == (b.image_size, b.names)
+        assert (a.ids != b.ids).mean() < 0.01
+
+
+def test_detections_of_a_model_with_masks_have_them(segmenter: Detector) -> None:
+    picture = make_picture(120, 80)
+    found = segmenter(picture, threshold=0.3)
+    boxes = segmenter(picture, threshold=0.3, masks=False)
+    assert boxes.masks is None
+    assert len(found) == len(boxes) >= 2
+    np.testing.assert_allclose(found.boxes, boxes.boxes, atol=1e-2)
+    assert found.masks is not None
+    assert (found.masks.dtype, found.masks.shape) == (bool, (len(found), 80, 120))
+
+
+def test_masks_belong_to_their_detections(tiny_panoptic: Path) -> None:
+    """Each mask is the one that the old instance post-processing gives for the same query."""
+    from detrkit import DetrForSegmentation, DetrImageProcessor
+
+    image = make_picture(120, 80)
+    model = DetrForSegmentation.from_pretrained(tiny_panoptic).eval()
+    processor = DetrImageProcessor.from_pretrained(tiny_panoptic)
+    inputs = processor(images=image, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    sizes = torch.tensor([[80, 120]])
+    results = processor.post_process(outputs, sizes)
+    processed = torch.tensor([inputs["pixel_mask"].shape[-2:]])
+    results = processor.post_process_instance(results, outputs, sizes, processed)
+    found = Detector.from_pretrained(tiny_panoptic, device="cpu")(image, threshold=0.3)
+    assert len(found) >= 2
+    for one in found:
+        query = int((results[0]["scores"] - one.score).abs().argmin())
+        wanted = results[0]["masks"][query, 0].numpy().astype(bool)
+        assert (one.mask != wanted).mean() < 0.01
+
+
+def test_a_model_without_masks_says_so(detector: Detector) -> None:
+    for call in (detector.segment, lambda image: detector(image, masks=True)):
+        with pytest.raises(SettingError, match="finds boxes only"):
+            call(make_picture(120, 80))
+    assert detector(make_picture(120, 80)).masks is None
+    assert all("isthing" not in entry for entry in detector.categories())
+
+
+def test_categories_say_what_is_a_thing(segmenter: Detector) -> None:
+    assert segmenter.categories() == [
+        {"id": 1, "name": "cat", "isthing": 1},
+        {"id": 2, "name": "remote", "isthing": 1},
+        {"id": 3, "name": "couch", "isthing": 0},
+    ]
+
+
+def test_a_config_without_architectures_is_told_by_the_weights(tiny_panoptic: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_panoptic, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Detector.from_pretrained(folder, device="cpu").has_masks

@@ -338,6 +338,12 @@ class Detector:
         results = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=sizes
         )
+        if with_masks:
+            processed = [item.processed_size for item in batch]
+            masks = self.processor.detection_masks(
+                outputs, threshold, processed, sizes, padded_size=batch[0].shape
+            )
+            results = [{**result, "masks": found} for result, found in zip(results, masks)]
         for result, item in zip(results, batch):
             yield self._detections(result, item)
 
@@ -350,6 +356,7 @@ class Detector:
             target_sizes=[item.image_size for item in batch],
             threshold=threshold,
             is_thing_map=self._is_thing_map,
+            padded_size=batch[0].shape,
         )
         for (ids, segments), item in zip(maps, batch):
             yield PanopticSegmentation(
@@ -399,10 +406,13 @@ class Detector:
         Returns:
             For each class ``id`` and ``name``, and ``isthing`` where the model gives masks.
         """
-        listed = [{"id": label, "name": name} for label, name in sorted(self.names.items()) if name != "N/A"]
+        used = {label: name for label, name in sorted(self.names.items()) if name != "N/A"}
+        listed: list[dict[str, Any]] = [{"id": label, "name": name} for label, name in used.items()]
         if self.has_masks:
-            is_thing = self.processor.things(self.names, self._is_thing_map)
-            listed = [{**entry, "isthing": int(is_thing[entry["id"]])} for entry in listed]
+            from detrkit.processing.segmentation import resolve_is_thing_map
+
+            is_thing = resolve_is_thing_map(self._is_thing_map, self.processor.is_thing_map)
+            listed = [{**entry, "isthing": int(is_thing(entry["id"]))} for entry in listed]
         return listed
 
     def _name(self, label: int) -> str:
