@@ -57,6 +57,16 @@ def conditional_hub(tiny_conditional_detr: Path) -> Iterator[HubServer]:
         yield hub
 
 
+PANOPTIC = "facebook/detr-resnet-50-panoptic"
+
+
+@pytest.fixture(scope="module")
+def panoptic_hub(tiny_panoptic: Path) -> Iterator[HubServer]:
+    """A Hub whose facebook/detr-resnet-50-panoptic is the tiny model."""
+    with HubServer({PANOPTIC: {"main": folder_files(tiny_panoptic)}}) as hub:
+        yield hub
+
+
 DEFORMABLE = "SenseTime/deformable-detr-with-box-refine-two-stage"
 
 
@@ -285,6 +295,67 @@ def test_what_the_hub_does_not_have_is_named_in_one_line(hub: HubServer, tmp_pat
     assert "someone/no-such-model" in no_model
     assert "no-such-branch" in no_branch
     assert "\n" not in no_model + no_branch
+
+
+# The snippet of the panoptic card; gradients are on in it.
+PANOPTIC_CARD = """
+import io, json, sys
+from PIL import Image
+import torch
+import numpy
+from detrkit import DetrFeatureExtractor, DetrForSegmentation
+from detrkit import rgb_to_id
+
+image = Image.open(sys.argv[1])
+
+feature_extractor = DetrFeatureExtractor.from_pretrained("facebook/detr-resnet-50-panoptic")
+model = DetrForSegmentation.from_pretrained("facebook/detr-resnet-50-panoptic")
+
+inputs = feature_extractor(images=image, return_tensors="pt")
+outputs = model(**inputs)
+
+processed_sizes = torch.as_tensor(inputs["pixel_values"].shape[-2:]).unsqueeze(0)
+result = feature_extractor.post_process_panoptic(outputs, processed_sizes, threshold=0.5)[0]
+
+panoptic_seg = Image.open(io.BytesIO(result["png_string"]))
+panoptic_seg = numpy.array(panoptic_seg, dtype=numpy.uint8)
+panoptic_seg_id = rgb_to_id(panoptic_seg)
+
+import detrkit
+pipe = detrkit.pipeline("image-segmentation", model="detr-resnet-50-panoptic")
+found = pipe(sys.argv[1], threshold=0.5, overlap_mask_area_threshold=0.0)
+print(json.dumps({
+    "size": list(panoptic_seg_id.shape[::-1]),
+    "areas": {int(i): int((panoptic_seg_id == i).sum()) for i in numpy.unique(panoptic_seg_id)},
+    "segments": result["segments_info"],
+    "module": type(pipe.model).__module__,
+    "pipeline": [[one["label"], one["score"], int((numpy.asarray(one["mask"]) > 0).sum())] for one in found],
+}))
+"""
+
+
+def test_the_panoptic_card_and_pipeline_agree_with_the_detector(
+    panoptic_hub: HubServer, tiny_panoptic: Path, picture: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from detrkit import Detector
+
+    answer = run_python(PANOPTIC_CARD, panoptic_hub, tmp_path, str(picture))
+    detector = Detector.from_pretrained(tiny_panoptic, device="cpu")
+    wanted = detector.segment(picture, threshold=0.5)
+    assert len(wanted) >= 2
+    with Image.open(picture) as image:
+        shortest = 64 / min(image.size)
+    assert answer["size"] == pytest.approx([side * shortest for side in wanted.image_size[::-1]], abs=1)
+    assert [s["category_id"] for s in answer["segments"]] == [s["category_id"] for s in wanted.segments]
+    areas = {int(key): area for key, area in answer["areas"].items() if key != "0"}
+    assert areas == {s["id"]: s["area"] for s in answer["segments"]}
+    assert answer["module"] == "detrkit.models.detr.modeling_detr"
+    # Segments that win nothing of their own mask are left out there.
+    assert {label for label, _, _ in answer["pipeline"]} <= set(wanted.names)
+    assert answer["pipeline"]
+    assert panoptic_hub.repositories_asked_for() == {PANOPTIC}
 
 
 AUTO = """
