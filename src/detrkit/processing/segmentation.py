@@ -164,45 +164,46 @@ def panoptic_segments(
     """
     names, values = labels.tolist(), scores.tolist()
     queries = list(range(len(names)))  # those that are left
-    winners = torch.zeros(grid.target, dtype=torch.int64, device=masks.device)
-    areas: list[int] = []
+    contest = _Contest(masks, grid)
     first_of_class: dict[int, int] = {}
     merged = [
         first_of_class.setdefault(name, k) if rule.is_merged(name) else k for k, name in enumerate(names)
     ]
+    # Merging is for the first turn: by the second only one query of a merged class is left.
+    merge = torch.tensor(merged, device=masks.device) if len(set(merged)) < len(merged) else None
     while queries:
-        winners = _best_masks(masks[queries], grid)
-        if len(queries) == len(names) and len(set(merged)) < len(merged):
-            winners = torch.tensor(merged, device=masks.device)[winners]
+        winners = contest.winners(queries)
+        if merge is not None:
+            winners, merge = merge[winners], None
         winners = grid.sample(winners)
-        areas = _areas(winners, len(queries))
-        kept = [k for k, area in enumerate(areas) if area > _TINY_AREA]
+        areas = _areas(winners, len(names))
+        kept = [query for query in queries if areas[query] > _TINY_AREA]
         if len(kept) == len(queries):
             break
-        queries = [queries[k] for k in kept]
+        queries = kept
     if not queries:
         return torch.zeros(grid.target, dtype=torch.int32, device=masks.device), []
 
-    valid = [True] * len(queries)
     if rule.overlap_threshold is not None:
         own_areas = _own_areas(masks[queries], grid, rule.mask_threshold)
-        valid = [area > rule.overlap_threshold * own for area, own in zip(areas, own_areas)]
-        valid = [ok and own > 0 for ok, own in zip(valid, own_areas)]
-    segments: list[dict[str, Any]] = []
-    ids = [0] * len(queries)
-    for k, query in enumerate(queries):
-        if valid[k]:
-            ids[k] = len(segments) + 1
-            segments.append(
-                {
-                    "id": ids[k],
-                    "category_id": names[query],
-                    "isthing": rule.is_thing(names[query]),
-                    "area": areas[k],
-                    "score": round(values[query], 6),
-                }
-            )
-    return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winners], segments
+        queries = [
+            query
+            for query, own in zip(queries, own_areas)
+            if own > 0 and areas[query] > rule.overlap_threshold * own
+        ]
+    ids = torch.zeros(len(names), dtype=torch.int32)
+    ids[queries] = torch.arange(1, len(queries) + 1, dtype=torch.int32)
+    segments = [
+        {
+            "id": k,
+            "category_id": names[query],
+            "isthing": rule.is_thing(names[query]),
+            "area": areas[query],
+            "score": round(values[query], 6),
+        }
+        for k, query in enumerate(queries, start=1)
+    ]
+    return ids.to(masks.device)[winners], segments
 
 
 def instance_masks(masks: torch.Tensor, grid: MaskGrid, mask_threshold: float = 0.5) -> torch.Tensor:
@@ -309,28 +310,58 @@ def run_lengths(mask: torch.Tensor) -> list[int]:
     return torch.stack([starts, ends - starts], dim=1).flatten().tolist()
 
 
-def _best_masks(masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
-    """Index of the mask that wins each pixel under a softmax over masks: int64 (*grid.image).
+class _Contest:
+    """Which query wins each pixel of an image: under a softmax over the masks of those that are left.
 
     A softmax keeps the order of logits, so that it need not be computed, except where rounding makes equal
     probabilities of different logits and the first of them wins.
     """
-    best = winners = close = torch.empty(0)
+
+    def __init__(self, masks: torch.Tensor, grid: MaskGrid) -> None:
+        self._masks, self._grid = masks, grid
+        # Few masks stay at full size, so that a further turn looks only at the pixels that have to change.
+        self._maps = grid.resize(masks) if 0 < len(masks) <= _MASKS_AT_ONCE else None
+        self._best: torch.Tensor | None = None
+        self._close: torch.Tensor | None = None
+
+    def winners(self, queries: list[int]) -> torch.Tensor:
+        """The winner of each pixel among ``queries``, of which later calls have fewer: int64 (*image)."""
+        left = torch.tensor(queries, device=self._masks.device)
+        if self._maps is None:
+            return left[_best_in_parts(self._masks[left], self._grid)]
+        if self._best is None or self._close is None:
+            self._best, self._close = _best(self._maps)
+        else:
+            lost = torch.ones(len(self._masks), dtype=torch.bool, device=left.device)
+            lost[left] = False
+            stale = lost[self._best] | self._close
+            self._best[stale] = left[_best(self._maps[:, stale][left])[0]]
+        return self._best
+
+
+def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the greatest probability over the first dimension, and where others come close to it."""
+    value, index = logits.max(0)
+    close = (logits >= value - _ROUNDED_AWAY).sum(0, dtype=torch.uint8) > 1
+    if close.any():
+        index[close] = logits[:, close].T.softmax(-1).argmax(-1)
+    return index, close
+
+
+def _best_in_parts(masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
+    """As :func:`_best` for masks of which only a few are at full size at once."""
+    best = torch.full(grid.image, -torch.inf, device=masks.device)
+    winners = torch.zeros(grid.image, dtype=torch.int64, device=masks.device)
+    close = torch.zeros(grid.image, dtype=torch.bool, device=masks.device)
     for start, logits in grid.resize_in_parts(masks):
         value, index = logits.max(0)
         near = (logits >= value - _ROUNDED_AWAY).sum(0, dtype=torch.uint8) > 1
-        if start == 0:
-            best, winners, close = value, index, near
-            continue
         close = torch.where(value > best + _ROUNDED_AWAY, near, close | (value >= best - _ROUNDED_AWAY))
         winners = torch.where(value > best, index + start, winners)
         best = torch.maximum(best, value)
     if close.any():
-        if len(masks) > _MASKS_AT_ONCE:
-            chosen = torch.cat([part[:, close] for _, part in grid.resize_in_parts(masks)])
-        else:
-            chosen = logits[:, close]
-        winners[close] = chosen.T.softmax(-1).argmax(-1)
+        logits = torch.cat([part[:, close] for _, part in grid.resize_in_parts(masks)])
+        winners[close] = logits.T.softmax(-1).argmax(-1)
     return winners
 
 
