@@ -55,13 +55,14 @@ def panoptic_by_hand(logits, masks, processed_size, target_size, threshold=0.85)
     if not kept:
         return np.zeros((height, width), int), []
     resized = F.interpolate(masks[kept][:, None], processed_size, mode="bilinear", align_corners=False)
-    maps = [map_.numpy() for map_ in resized[:, 0]]
+    maps = list(resized[:, 0].flatten(1))
     first_pass = True
     while True:
         low = np.zeros(processed_size, int)
+        probabilities = torch.stack(maps, dim=1).softmax(-1).tolist() if maps else []
         for y in range(processed_size[0]):
             for x in range(processed_size[1]):
-                column = [map_[y, x] for map_ in maps]
+                column = probabilities[y * processed_size[1] + x] if maps else []
                 low[y, x] = column.index(max(column)) if column else 0
                 if first_pass and column and labels[low[y, x]] > 90:
                     low[y, x] = labels.index(labels[low[y, x]])
@@ -135,7 +136,7 @@ random_scenes = st.builds(
     lambda seed, queries, scale: (seed, queries, scale),
     st.integers(0, 10**6),
     st.integers(0, 12),
-    st.sampled_from([0.1, 3.0]),
+    st.sampled_from([1e-7, 0.1, 3.0]),  # so small, that a softmax makes equals of some
 )
 
 

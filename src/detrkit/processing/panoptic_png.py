@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-# zlib's level. Higher ones take several times as long for files that are about a fifth smaller.
-_COMPRESS_LEVEL = 1
-
 
 def rgb_to_id(color: Any) -> Any:
     """Segment ids of colours.
@@ -56,5 +53,5 @@ def id_to_rgb(id_map: Any) -> Any:
 def encode_panoptic_png(id_map: Any) -> bytes:
     """The PNG file of a map of segment ids (height, width)."""
     with io.BytesIO() as file:
-        PIL.Image.fromarray(id_to_rgb(id_map)).save(file, format="PNG", compress_level=_COMPRESS_LEVEL)
+        PIL.Image.fromarray(id_to_rgb(id_map)).save(file, format="PNG")
         return file.getvalue()
