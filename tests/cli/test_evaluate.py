@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from detrkit import Detector
 from detrkit.evaluation import evaluate_detector, evaluate_results
@@ -84,6 +86,62 @@ def test_json_on_stdout_is_all_of_stdout(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 2
+
+
+@pytest.fixture
+def panoptic(detrkit_here: Run, tiny_panoptic: Path, pictures: list[Path], tmp_path: Path) -> Path:
+    """Panoptic annotations of the pictures: what the tiny model finds, a pixel displaced."""
+    truth = tmp_path / "truth"
+    done = detrkit_here(
+        "segment", *pictures, "--model", tiny_panoptic, "-t", 0.4, "--save-dir", truth, "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    for path in (truth / "panoptic").iterdir():
+        with Image.open(path) as png:
+            ids = np.roll(np.asarray(png), 1, axis=1)
+        Image.fromarray(ids).save(path)
+    return truth / "panoptic.json"
+
+
+def test_panoptic_quality_is_the_same_from_memory_and_from_files(
+    detrkit_here: Run, tiny_panoptic: Path, pictures: list[Path], panoptic: Path, tmp_path: Path
+) -> None:
+    truth = ("--annotations", panoptic, "--panoptic-dir", panoptic.with_suffix(""))
+    run = ("--model", tiny_panoptic, "-t", 0.5, "--device", "cpu")
+    in_memory, from_files = tmp_path / "memory.json", tmp_path / "files.json"
+    done = detrkit_here(
+        *("evaluate", "--images", pictures[0].parent, *truth, *run, "--json", in_memory, "--per-class")
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = read_json(in_memory)["panoptic"]
+    assert 0.1 < numbers["All"]["pq"] < 1
+    rows = [line.split() for line in done.stdout.splitlines()]
+    averages = (f"{100 * numbers['All'][name]:.1f}" for name in ("pq", "sq", "rq"))
+    assert ["all", *averages, "3"] in rows
+    assert ["couch", "stuff"] in [row[:2] for row in rows]
+    assert detrkit_here("segment", *pictures, *run, "--save-dir", tmp_path / "segments").returncode == 0
+    predictions = tmp_path / "segments" / "panoptic.json"
+    done = detrkit_here("evaluate", *truth, "--predictions", predictions, "--json", from_files)
+    assert done.returncode == 0, done.stderr
+    assert read_json(from_files)["panoptic"] == numbers
+
+
+def test_masks_are_evaluated_beside_boxes(
+    detrkit_here: Run, tiny_panoptic: Path, pictures: list[Path], annotations: Path
+) -> None:
+    document = read_json(annotations)
+    for entry in document["annotations"]:
+        x, y, width, height = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    annotations.write_text(json.dumps(document))
+    done = detrkit_here(*arguments(tiny_panoptic, pictures, annotations), "--json", "-")
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(done.stdout)
+    assert numbers["masks"].keys() == numbers["boxes"].keys()
+    done = detrkit_here(*arguments(tiny_panoptic, pictures, annotations), "--no-masks")
+    assert done.returncode == 0, done.stderr
+    assert "boxes" in done.stdout
+    assert "masks" not in done.stdout
 
 
 def test_the_help_names_every_option(detrkit_here: Run) -> None:

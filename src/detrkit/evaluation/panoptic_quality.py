@@ -441,12 +441,12 @@ def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
         AnnotationError: The file is missing or no picture.
     """
     from detrkit.processing.images import load_image
+    from detrkit.processing.panoptic_png import rgb_to_id
 
     try:
-        colours = np.asarray(load_image(path), dtype=np.int64)
+        return rgb_to_id(np.asarray(load_image(path)))
     except ImageError as error:
         raise AnnotationError(f"{what}: {error}") from error
-    return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
 
 
 @dataclass(frozen=True, eq=False)
