@@ -289,6 +289,29 @@ def test_files_give_what_arrays_give(data_set: tuple[Path, Path]) -> None:
     assert from_files.category_table().row_count == 4
 
 
+def test_predictions_with_categories_of_their_own_are_matched_by_name(data_set: tuple[Path, Path]) -> None:
+    expected = panoptic_quality_of_files(*data_set)
+    document = json.loads(data_set[1].read_text())
+    for category in document["categories"]:
+        category["id"] += 500
+        category["name"] = category["name"].upper()
+    for annotation in document["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["category_id"] += 500
+    data_set[1].write_text(json.dumps(document))
+    assert panoptic_quality_of_files(*data_set) == expected
+    document["categories"][0]["name"] = "alien"  # no longer a person, so its segments are void
+    data_set[1].write_text(json.dumps(document))
+    result = panoptic_quality_of_files(*data_set)
+    person, *others = result.categories
+    assert (person.true_positives, person.false_positives, person.false_negatives) == (0, 0, 3)
+    assert others == list(expected.categories[1:])
+    del document["categories"]
+    data_set[1].write_text(json.dumps(document))
+    with pytest.raises(AnnotationError, match="has category 501, which the data set does not have"):
+        panoptic_quality_of_files(*data_set)
+
+
 def edit(path: Path, change) -> None:
     document = json.loads(path.read_text())
     change(document)

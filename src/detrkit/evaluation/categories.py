@@ -30,14 +30,10 @@ def match_categories(
     Raises:
         AnnotationError: Neither names nor ids match.
     """
-    name_of = {category["id"]: str(category.get("name", category["id"])) for category in categories}
+    categories = list(categories)
+    name_of = {category["id"]: _name(category) for category in categories}
     used = sorted(set(used))
-    category_of_name = {_folded(name): category for category, name in name_of.items()}
-    by_name = {
-        label: category_of_name[_folded(name)]
-        for label, name in names.items()
-        if _folded(name) in category_of_name
-    }
+    by_name = classes_by_name(names, categories)
     unnamed = [category for category in used if category not in by_name.values()]
     if not unnamed:
         return by_name
@@ -56,6 +52,20 @@ def match_categories(
         stacklevel=2,
     )
     return {label: label for label in names if label in name_of}
+
+
+def classes_by_name(names: Mapping[int, str], categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Class id -> category id for the classes whose name a category has, whatever the case."""
+    category_of_name = {_folded(_name(category)): category["id"] for category in categories}
+    return {
+        label: category_of_name[_folded(name)]
+        for label, name in names.items()
+        if _folded(name) in category_of_name
+    }
+
+
+def _name(category: Mapping[str, Any]) -> str:
+    return str(category.get("name", category["id"]))
 
 
 def _folded(name: str) -> str:

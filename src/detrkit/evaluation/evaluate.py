@@ -22,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from detrkit.detector import with_progress
 from detrkit.errors import AnnotationError, ImageError, SettingError
 from detrkit.evaluation import documents
@@ -38,9 +36,9 @@ from detrkit.evaluation.coco import (
     read_results,
 )
 from detrkit.evaluation.panoptic_quality import (
-    VOID,
     PanopticQuality,
     PanopticResult,
+    in_categories,
     panoptic_quality_of_files,
     read_panoptic_ids,
 )
@@ -266,7 +264,8 @@ def _evaluate_panoptic(
             documents.field(annotation, key, f"a panoptic annotation of {name}")
     quality = PanopticQuality(document["categories"])
     used = {segment["category_id"] for entry in annotations for segment in entry["segments_info"]}
-    categories = match_categories(detector.names, document["categories"], used)
+    known = match_categories(detector.names, document["categories"], used)
+    categories = {label: known.get(label) for label in detector.names}
     annotations = annotations[:limit]
     images = _images_of(annotations, document["images"], name)
     paths = _find_images(images, images_dir, name)
@@ -279,23 +278,12 @@ def _evaluate_panoptic(
     found = clock.time(detector.stream_segments(paths, threshold, batch_size))
     for annotation, prediction in zip(annotations, with_progress(found, len(images), "Evaluating")):
         image = f"image {annotation['image_id']}"
-        ids, segments = _in_categories(prediction.ids, prediction.segments, categories)
+        ids, segments = in_categories(prediction.ids, prediction.segments, categories)
         true_ids = read_panoptic_ids(panoptic_dir / annotation["file_name"], f"{image}: the true map")
         quality.update(ids, segments, true_ids, annotation["segments_info"], image_id=annotation["image_id"])
     return Evaluation(
         images=len(images), seconds_per_image=clock.seconds / len(images), panoptic=quality.result()
     )
-
-
-def _in_categories(
-    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], categories: Mapping[int, int]
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Segments with the data set's category ids; those of classes that it does not have become void."""
-    foreign = [segment["id"] for segment in segments if segment["category_id"] not in categories]
-    if foreign:
-        ids = np.where(np.isin(ids, foreign), VOID, ids)
-    known = [segment for segment in segments if segment["category_id"] in categories]
-    return ids, [{**segment, "category_id": categories[segment["category_id"]]} for segment in known]
 
 
 def _images_of(

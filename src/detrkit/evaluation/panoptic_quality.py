@@ -32,6 +32,7 @@ import numpy as np
 
 from detrkit.detector import with_progress
 from detrkit.errors import AnnotationError, ImageError
+from detrkit.evaluation.categories import classes_by_name
 from detrkit.evaluation.documents import field, read_document
 
 if TYPE_CHECKING:
@@ -370,8 +371,10 @@ def panoptic_quality_of_files(
 
     Args:
         annotations_file: COCO panoptic JSON of the ground truth, with ``annotations`` and ``categories``.
-        predictions_file: COCO panoptic JSON of the predictions; of it only ``annotations`` is read. Images
-            that the ground truth does not have are left out.
+        predictions_file: COCO panoptic JSON of the predictions. Images that the ground truth does not have
+            are left out. Category ids are those of the ground truth, unless the file has ``categories`` of
+            its own: these are matched by name, and segments of those that the ground truth does not have
+            become void.
         annotations_dir: Folder of the ground truth's PNG files; by default the JSON's path without ".json".
         predictions_dir: Folder of the predictions' PNG files, with the same default.
         processes: How many to use; by default one more for every few hundred images, up to the number of
@@ -387,8 +390,9 @@ def panoptic_quality_of_files(
     true_folder = _png_folder(annotations_dir, annotations_file)
     predicted_folder = _png_folder(predictions_dir, predictions_file)
     pairs = _pair_annotations(truth["annotations"], predictions["annotations"], predictions_file)
+    categories = _match_by_name(predictions.get("categories"), truth["categories"])
     quality = PanopticQuality(truth["categories"])
-    count = partial(_count_files, quality, true_folder, predicted_folder)
+    count = partial(_count_files, quality, true_folder, predicted_folder, categories)
     if processes is None:
         processes = max(1, min(_processors(), len(pairs) // _IMAGES_PER_PROCESS))
     if processes == 1:
@@ -399,6 +403,16 @@ def panoptic_quality_of_files(
             for counts in with_progress(pool.map(count, pairs, chunksize=_CHUNK), len(pairs), "Comparing"):
                 quality._add(counts)
     return quality.result()
+
+
+def _match_by_name(predicted: Any, true: list[dict[str, Any]]) -> dict[int, int | None]:
+    """Category id of the predictions -> that of the ground truth, None where it has none of that name.
+
+    Empty where the predictions name no category that the ground truth knows: ids are the same then.
+    """
+    named = [c for c in predicted or () if isinstance(c, Mapping) and {"id", "name"} <= c.keys()]
+    found = classes_by_name({category["id"]: str(category["name"]) for category in named}, true)
+    return {category["id"]: found.get(category["id"]) for category in named} if found else {}
 
 
 def _pair_annotations(
@@ -420,18 +434,49 @@ def _count_files(
     quality: PanopticQuality,
     true_folder: Path,
     predicted_folder: Path,
+    categories: Mapping[int, int | None],
     pair: tuple[dict[str, Any], dict[str, Any]],
 ) -> np.ndarray:
     """The counts of one image whose maps lie in PNG files."""
     true, predicted = pair
     image = f"image {true['image_id']}"
+    predicted_ids = read_panoptic_ids(
+        predicted_folder / predicted["file_name"], f"{image}: the predicted map"
+    )
     return quality._count(
-        read_panoptic_ids(predicted_folder / predicted["file_name"], f"{image}: the predicted map"),
-        predicted["segments_info"],
+        *in_categories(predicted_ids, predicted["segments_info"], categories),
         read_panoptic_ids(true_folder / true["file_name"], f"{image}: the true map"),
         true["segments_info"],
         image,
     )
+
+
+def in_categories(
+    ids: np.ndarray, segments: Sequence[Segment], categories: Mapping[int, int | None]
+) -> tuple[np.ndarray, list[Segment]]:
+    """Gives segments other category ids.
+
+    Args:
+        ids: (height, width) segment ids.
+        segments: Their entries.
+        categories: New ``category_id`` by the one so far. Segments of categories that become None are left
+            out, their pixels void; categories that are not listed stay.
+
+    Returns:
+        The new map and entries.
+    """
+    foreign = [
+        segment["id"]
+        for segment in segments
+        if segment["category_id"] in categories and categories[segment["category_id"]] is None
+    ]
+    if foreign:
+        ids = np.where(np.isin(ids, foreign), VOID, ids)
+    return ids, [
+        {**segment, "category_id": categories.get(segment["category_id"], segment["category_id"])}
+        for segment in segments
+        if segment["id"] not in foreign
+    ]
 
 
 def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
