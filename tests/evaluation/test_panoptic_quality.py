@@ -308,7 +308,7 @@ def test_predictions_with_categories_of_their_own_are_matched_by_name(data_set: 
     assert others == list(expected.categories[1:])
     del document["categories"]
     data_set[1].write_text(json.dumps(document))
-    with pytest.raises(AnnotationError, match="has category 501, which the data set does not have"):
+    with pytest.raises(AnnotationError, match="has category 507, which the data set does not have"):
         panoptic_quality_of_files(*data_set)
 
 
