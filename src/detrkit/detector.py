@@ -128,11 +128,11 @@ class Detector:
         _check_engine(engine)
         device, dtype = _torch_device(device), _torch_dtype(dtype)
         name = resolve_model(os.fspath(model))
-        config = _read_config(name, revision)
+        config = read_config(name, revision)
         family = family_of(config.get("model_type"), name)
         return cls(
             _load_model(family, _has_masks(config, name, revision), name, revision),
-            _load_processor(family, name, revision),
+            read_processor(family, name, revision),
             engine=engine,
             device=device,
             dtype=dtype,
@@ -556,13 +556,18 @@ def _one_or_many(run: Callable[[Iterable[Any]], Iterator[Any]], images: Any, des
     return list(with_progress(run(images), total, description))
 
 
-def _read_config(name: str, revision: str | None) -> dict[str, Any]:
+def read_config(name: str, revision: str | None) -> dict[str, Any]:
+    """The config.json of a Hub id or folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     from transformers import PretrainedConfig
 
     try:
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise _unreadable(name, revision, "config.json", error) from error
+        raise unreadable(name, revision, "config.json", error) from error
     if not config:
         raise CheckpointError(f"{_where(name, revision)} has no config.json; {_remedy(name)}")
     return config
@@ -593,7 +598,7 @@ def _load_model(family: Family, has_masks: bool, name: str, revision: str | None
             name, revision=revision, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, SafetensorError) as error:
-        raise _unreadable(name, revision, "weights", error) from error
+        raise unreadable(name, revision, "weights", error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         # Transformers would fill these with random numbers and go on.
@@ -604,11 +609,16 @@ def _load_model(family: Family, has_masks: bool, name: str, revision: str | None
     return model
 
 
-def _load_processor(family: Family, name: str, revision: str | None) -> Any:
+def read_processor(family: Family, name: str, revision: str | None) -> Any:
+    """The image processor of a Hub id or folder.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return family.load(family.processor).from_pretrained(name, revision=revision)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _unreadable(name, revision, "preprocessor_config.json", error) from error
+        raise unreadable(name, revision, "preprocessor_config.json", error) from error
 
 
 def _where(name: str, revision: str | None) -> str:
@@ -623,7 +633,7 @@ def _remedy(name: str) -> str:
     )
 
 
-def _unreadable(name: str, revision: str | None, part: str, error: Exception) -> CheckpointError:
+def unreadable(name: str, revision: str | None, part: str, error: Exception) -> CheckpointError:
     """One line that names the model and the part; the libraries' own messages run over many."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return CheckpointError(

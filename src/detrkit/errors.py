@@ -26,6 +26,10 @@ class SettingError(DetrkitError, ValueError):
     """A setting that does not exist, is out of range or is not available on this machine."""
 
 
+class TrainingError(DetrkitError, RuntimeError):
+    """A training run that cannot go on."""
+
+
 class MissingExtraError(DetrkitError, ImportError):
     """A feature whose optional packages are not installed."""
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from detrkit import __version__
-from detrkit.cli import convert, detect, evaluate, models, segment
+from detrkit.cli import convert, detect, evaluate, models, segment, train
 from detrkit.cli.console import complain, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
+app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 

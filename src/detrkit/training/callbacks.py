@@ -1,0 +1,212 @@
+"""What happens around the steps of a run: when to log, evaluate and save, the best model, the messages."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from detrkit.data.loading import AspectRatioBatchSampler
+from detrkit.training.history import best_row, evaluations, has_stalled, merge_log
+
+
+class RunPlan(TrainerCallback):
+    """When the order of the images changes, and when to log, evaluate, save and stop.
+
+    Every checkpoint follows a row of the log, so that a resumed run's rows are means of the same steps as an
+    uninterrupted run's.
+
+    Args:
+        sampler: The order of the batches.
+        eval_every: Epochs between evaluations.
+        save_every: Steps between checkpoints beside those after each epoch; None for none.
+        metric: The number that tells the best model.
+        patience: Evaluations without a better one after which to stop; None for never.
+    """
+
+    def __init__(
+        self,
+        sampler: AspectRatioBatchSampler,
+        *,
+        eval_every: int,
+        save_every: int | None,
+        metric: str,
+        patience: int | None,
+    ) -> None:
+        self.sampler, self.eval_every, self.save_every = sampler, eval_every, save_every
+        self.metric, self.patience = metric, patience
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the sampler the epoch."""
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Saves after so many steps, unless the end of the epoch does."""
+        ends_epoch = float(state.epoch or 0).is_integer()
+        control.should_save = bool(
+            self.save_every and state.global_step % self.save_every == 0 and not ends_epoch
+        )
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Logs, evaluates and saves."""
+        epoch = round(state.epoch or 0)
+        control.should_log = control.should_save = True
+        control.should_evaluate = epoch % self.eval_every == 0 or epoch == args.num_train_epochs
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops a run that no longer gets better."""
+        if has_stalled(merge_log(state.log_history), self.metric, self.patience):
+            control.should_training_stop = True
+
+
+class WeightAverage(TrainerCallback):
+    """Updates the averaged weights after each step.
+
+    Args:
+        update: Called without arguments.
+    """
+
+    def __init__(self, update: Callable[[], None]) -> None:
+        self.update = update
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Updates them."""
+        self.update()
+
+
+class Reporter(TrainerCallback):
+    """Writes the reports of a run while it goes on.
+
+    Args:
+        metric: The number that tells the best model.
+        save_best: Writes the model, given the rows of the log; called after each evaluation that is the best.
+        write_reports: Writes table and curves, given the rows of the log.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        save_best: Callable[[list[dict[str, float]]], None],
+        write_reports: Callable[[list[dict[str, float]]], None],
+    ) -> None:
+        self.metric, self.save_best, self.write_reports = metric, save_best, write_reports
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Saves the model if it is the best so far."""
+        if not state.is_world_process_zero:
+            return
+        rows = merge_log(state.log_history)
+        if best_row(rows, self.metric) is evaluations(rows, self.metric)[-1]:
+            self.save_best(rows)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes what is known so far."""
+        if state.is_world_process_zero:
+            self.write_reports(merge_log(state.log_history))
+
+
+class Progress(TrainerCallback):
+    """A progress bar on a terminal, and one line on stderr for each epoch.
+
+    Args:
+        metric: The number to show.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self._bar: Any = None
+        self._task: Any = None
+        self._loss = 0.0
+        self._epoch_start = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Shows the bar where stderr is a terminal."""
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+        self._bar.start()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
+        self._epoch_start = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the bar on."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **kwargs: Any
+    ) -> None:
+        """Remembers the loss for the lines to come."""
+        self._loss = logs.get("loss", self._loss)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Says how far the model is."""
+        if not state.is_world_process_zero:
+            return
+        best = best_row(merge_log(state.log_history), self.metric)
+        assert best is not None  # this evaluation is in the log
+        line = (
+            f"Epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {self._loss:.3f}, "
+            f"{self.metric} {_percent(metrics[f'eval_{self.metric}'])} "
+            f"(best {_percent(best[self.metric])} after epoch {round(best['epoch'])}), "
+            f"{time.monotonic() - self._epoch_start:.0f} s"
+        )
+        if self._bar is not None:
+            self._bar.console.print(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * max(0.0, value):.1f}"

@@ -1,0 +1,52 @@
+"""What a run has logged so far, read from the ``Trainer``'s log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_EVALUATION = "eval_"
+_FIRST_COLUMNS = ("step", "epoch", "loss")
+
+
+def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """One row for each step that something was logged at.
+
+    Args:
+        log_history: ``trainer.state.log_history``.
+
+    Returns:
+        Rows by step: ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and where
+        the model was evaluated its numbers (``AP``, ...).
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        if "loss" not in entry and not any(name.startswith(_EVALUATION) for name in entry):
+            continue  # the Trainer's summary of the run
+        row = rows.setdefault(entry["step"], {})
+        row |= {name.removeprefix(_EVALUATION): value for name, value in entry.items()}
+    return [rows[step] for step in sorted(rows)]
+
+
+def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """All names in the rows, in a fixed order as far as they have one."""
+    found = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in _FIRST_COLUMNS if name in found] + [n for n in found if n not in _FIRST_COLUMNS]
+
+
+def evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> list[Mapping[str, float]]:
+    """The rows that have the number called ``metric``."""
+    return [row for row in rows if metric in row]
+
+
+def best_row(rows: Sequence[Mapping[str, float]], metric: str) -> Mapping[str, float] | None:
+    """The evaluation with the highest ``metric``, the earliest of equals; None before the first one."""
+    return max(evaluations(rows, metric), key=lambda row: row[metric], default=None)
+
+
+def has_stalled(rows: Sequence[Mapping[str, float]], metric: str, patience: int | None) -> bool:
+    """Whether the last ``patience`` evaluations brought nothing better than those before them."""
+    values = [row[metric] for row in evaluations(rows, metric)]
+    if patience is None or len(values) <= patience:
+        return False
+    return max(values[-patience:]) <= max(values[:-patience])

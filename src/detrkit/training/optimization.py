@@ -1,0 +1,107 @@
+"""Parameter groups, learning rate and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+SAMPLING_FACTOR = 0.1
+"""Learning rate of sampling offsets and reference points, relative to the others (``lr_linear_proj_mult`` of
+``main.py`` in fundamentalvision/Deformable-DETR)."""
+
+_BACKBONE = "conv_encoder."
+_SAMPLING = ("sampling_offsets.", "reference_points.")
+_STEP_AT, _STEP_FACTOR = (
+    0.8,
+    0.1,
+)  # 40 of 50 epochs in Deformable DETR, 200 of 300 in DETR's short schedule: about
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, backbone_learning_rate: float
+) -> list[dict[str, Any]]:
+    """The trained parameters in groups with a learning rate each.
+
+    Args:
+        model: The model; parameters that do not ask for a gradient are left out.
+        learning_rate: Of all that is not named below.
+        backbone_learning_rate: Of the backbone.
+
+    Returns:
+        Groups for an optimizer, each with ``name``, ``params`` and ``lr``: "backbone", "sampling" (sampling
+        offsets and reference points, a tenth of the rate) and "transformer", as far as there are any.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        "transformer": {"lr": learning_rate},
+        "backbone": {"lr": backbone_learning_rate},
+        "sampling": {"lr": learning_rate * SAMPLING_FACTOR},
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if _BACKBONE in name:
+            kind = "backbone"
+        elif any(part in name for part in _SAMPLING):
+            kind = "sampling"
+        else:
+            kind = "transformer"
+        groups[kind].setdefault("params", []).append(parameter)
+    return [{"name": name, **group} for name, group in groups.items() if "params" in group]
+
+
+def learning_rate_factor(schedule: str, steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """What the learning rates are multiplied by at each step.
+
+    Args:
+        schedule: "cosine", "step" or "constant".
+        steps: Of the whole run.
+        warmup_steps: In which the factor rises linearly.
+
+    Returns:
+        The factor of a step, counted from 0.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if schedule == "constant":
+            return 1.0
+        if schedule == "step":
+            return 1.0 if step < _STEP_AT * steps else _STEP_FACTOR
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
+
+
+class AveragedWeights(AveragedModel):
+    """A copy of a model whose weights, and batch norm statistics, are a moving average of the model's.
+
+    The decay begins lower, so that the random weights of the start are soon forgotten: after ``n`` updates it
+    is (1 + n) / (10 + n), as long as that is below ``decay``.
+
+    Args:
+        model: The model, where it is trained.
+        decay: The decay in the long run, from 0 to 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        def blend(averages: Any, current: Any, updates: Tensor | int) -> None:
+            if not averages[0].is_floating_point():  # counters
+                for average, value in zip(averages, current):
+                    average.copy_(value)
+                return
+            torch._foreach_lerp_(averages, current, 1 - decay_after(int(updates), decay))
+
+        super().__init__(model, multi_avg_fn=torch.no_grad()(blend), use_buffers=True)
+        self.module.eval().requires_grad_(False)
+
+
+def decay_after(updates: int, decay: float) -> float:
+    """The decay of the average after so many updates."""
+    return min(decay, (1 + updates) / (10 + updates))

@@ -1,0 +1,277 @@
+"""What a recipe needs before the first step: checked data sets, the model and its image processor."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from detrkit.checkpoints.registry import resolve_model
+from detrkit.data.checks import check_dataset
+from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
+from detrkit.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
+from detrkit.evaluation.categories import match_categories
+from detrkit.integration import FAMILIES, Family, family_of
+from detrkit.models.layers.backbone import ConvEncoder
+from detrkit.training.batch_norm import thaw_batch_norm
+from detrkit.training.recipe import TrainingRecipe
+
+logger = logging.getLogger("detrkit")
+
+_LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
+_FFN_FACTORS = {"deformable_detr": 4}  # width of the feed-forward layers; 8 in the other families
+_DEFAULT_RATES = {"deformable_detr": 2e-4}  # 1e-4 in the other families
+
+
+def read_datasets(
+    recipe: TrainingRecipe, train: DetectionDataset | None, val: DetectionDataset | None
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """Reads and checks the two data sets, as far as they are not given.
+
+    Raises:
+        AnnotationError: One of them cannot be read or used.
+    """
+    if train is None:
+        train = DetectionDataset.from_coco(
+            recipe.train_images,
+            recipe.train_annotations,
+            panoptic_dir=recipe.train_panoptic_dir,
+            return_masks=recipe.masks,
+        )
+    if val is None:
+        val = DetectionDataset.from_coco(
+            recipe.val_images,
+            recipe.val_annotations,
+            panoptic_dir=recipe.val_panoptic_dir,
+            return_masks=recipe.masks,
+        )
+    return (
+        check_dataset(train, strict=recipe.strict).dataset,
+        check_dataset(val, strict=recipe.strict).dataset,
+    )
+
+
+def check_classes(model: Any, val: DetectionDataset) -> None:
+    """Refuses validation images with objects that the model has no class for.
+
+    Raises:
+        AnnotationError: There are some.
+    """
+    document = val.document
+    if val.panoptic_dir is None:
+        used = {annotation["category_id"] for annotation in document["annotations"]}
+    else:
+        used = {s["category_id"] for a in document["annotations"] for s in a["segments_info"]}
+    try:
+        match_categories(model.config.id2label, document["categories"], used)
+    except AnnotationError as error:
+        raise AnnotationError(
+            f"{val.source} has objects of categories that the training annotations lack: {error}"
+        ) from error
+
+
+def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
+    """Makes the model, with its trainable parameters chosen, and its image processor.
+
+    Args:
+        recipe: The recipe.
+        train: The training data, whose categories become the model's classes, unless it has just these.
+
+    Returns:
+        The model, the image processor, and the data set with the model's class ids.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, read or used.
+        SettingError: The model cannot be made as the recipe says.
+    """
+    if recipe.from_scratch:
+        model, processor = _new_model(recipe, train)
+    else:
+        model, processor, train = _pretrained_model(recipe, train)
+    if recipe.image_size or recipe.max_image_size:
+        processor.size = image_size(recipe.image_size, recipe.max_image_size)
+    if recipe.masks and train.panoptic_dir is not None:
+        processor.is_thing_map = train.is_thing
+    _choose_trained(model, recipe)
+    return model, processor, train
+
+
+def learning_rates(recipe: TrainingRecipe, model: Any) -> tuple[float, float]:
+    """Learning rate and that of the backbone."""
+    rate = recipe.learning_rate
+    if rate is None:
+        rate = _DEFAULT_RATES.get(model.config.model_type, 1e-4)
+    backbone_rate = recipe.backbone_learning_rate
+    if backbone_rate is None:
+        backbone_rate = rate if starts_from_nothing(recipe) else rate / 10
+    return rate, backbone_rate
+
+
+def starts_from_nothing(recipe: TrainingRecipe) -> bool:
+    """Whether the backbone has random weights."""
+    return recipe.from_scratch and not recipe.pretrained_backbone
+
+
+def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
+    """An image processor's ``size``.
+
+    Args:
+        shortest: Shorter edge in pixels; 3/5 of the longer one by default.
+        longest: Longest edge allowed, in pixels; 5/3 of the shorter one by default.
+    """
+    if shortest is None:
+        assert longest is not None  # one of them is given
+        shortest = round(longest / _LONGEST_EDGE)
+    return {"shortest_edge": shortest, "longest_edge": longest or round(shortest * _LONGEST_EDGE)}
+
+
+def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any]:
+    family_name = recipe.model.replace("-", "_").lower()
+    if family_name not in FAMILIES:
+        near = difflib.get_close_matches(family_name, FAMILIES, n=1)
+        hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+        raise SettingError(
+            f"--from-scratch needs a family as --model, one of {', '.join(FAMILIES).replace('_', '-')}, not "
+            f"{recipe.model!r}{hint}"
+        )
+    family = FAMILIES[family_name]
+    if recipe.backbone not in timm.list_models():
+        near = difflib.get_close_matches(recipe.backbone, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingError(f"timm has no backbone {recipe.backbone!r}{hint}")
+    ffn = recipe.d_model * _FFN_FACTORS.get(family_name, 8)
+    options = {
+        "backbone": recipe.backbone,
+        "use_pretrained_backbone": recipe.pretrained_backbone,
+        "d_model": recipe.d_model,
+        "encoder_layers": recipe.encoder_layers,
+        "decoder_layers": recipe.decoder_layers,
+        "encoder_ffn_dim": ffn,
+        "decoder_ffn_dim": ffn,
+        **_class_names(train),
+        **_options(recipe, family),
+    }
+    try:
+        model = _model_class(family, recipe)(family.load(family.config)(**options))
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise SettingError(f"cannot make this {recipe.model} model: {_first_line(error)}") from error
+    return model, family.load(family.processor)()
+
+
+def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
+    from detrkit.detector import read_config, read_processor, unreadable
+
+    name = resolve_model(recipe.model)
+    config = read_config(name, None)
+    family = family_of(config.get("model_type"), name)
+    config = family.load(family.config).from_dict(config)
+    labels = None
+    if _same_classes(config.id2label, train):
+        labels = train.labels_in(config.id2label)
+    new_classes = {} if labels else _class_names(train)
+    try:
+        model = _model_class(family, recipe).from_pretrained(
+            name, ignore_mismatched_sizes=True, **new_classes, **_options(recipe, family)
+        )
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
+        raise unreadable(name, None, "weights", error) from error
+    return model, read_processor(family, name, None), train.with_labels(labels)
+
+
+def _same_classes(id2label: Mapping[int, str], train: DetectionDataset) -> bool:
+    """Whether a model has the classes of a data set and no others."""
+    known = {name.strip().casefold() for name in id2label.values() if name != UNUSED_LABEL}
+    return known == {name.strip().casefold() for name in train.category_names.values()}
+
+
+def _class_names(train: DetectionDataset) -> dict[str, Any]:
+    return {"id2label": train.id2label, "label2id": {name: i for i, name in train.id2label.items()}}
+
+
+def _model_class(family: Family, recipe: TrainingRecipe) -> Any:
+    if not recipe.masks:
+        return family.load(family.detector)
+    if family.segmenter is None:
+        raise SettingError("this family has no models with masks; leave out --masks, or use DETR")
+    return family.load(family.segmenter)
+
+
+def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
+    """Entries of the configuration that the recipe sets, whether the model is new or not."""
+    known = set(family.load(family.config)().to_dict())
+    options: dict[str, Any] = {}
+    for text in recipe.model_option:
+        name, _, value = text.partition("=")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingError(f"--model-option {text}: the configuration has no entry {name!r}{hint}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    if recipe.queries is not None:
+        options["num_queries"] = recipe.queries
+        if "two_stage_num_proposals" in known:
+            options["two_stage_num_proposals"] = recipe.queries
+    return options
+
+
+def _choose_trained(model: Any, recipe: TrainingRecipe) -> None:
+    """Freezes what the recipe says, and makes batch norm learn where it should."""
+    live = recipe.live_batch_norm
+    if live is None:
+        live = starts_from_nothing(recipe) and recipe.freeze != "backbone"
+    encoders = [module for module in model.modules() if isinstance(module, ConvEncoder)]
+    if live:
+        thaw_batch_norm(model)
+    for encoder in encoders:
+        if recipe.freeze == "backbone":
+            encoder.requires_grad_(False)
+        elif recipe.freeze == "nothing" or live:
+            encoder.requires_grad_(True)
+    if recipe.freeze == "detector":
+        model.freeze_detector()
+
+
+def resolve_workers(recipe: TrainingRecipe, processes: int) -> int:
+    """How many processes read images for each training process."""
+    if recipe.workers is not None:
+        return recipe.workers
+    return min(8, max(1, torch.get_num_threads() // max(1, processes)))
+
+
+def check_packages() -> None:
+    """Says before any work which optional packages are missing.
+
+    Raises:
+        MissingExtraError: One is.
+    """
+    try:
+        import accelerate  # noqa: F401
+        import faster_coco_eval  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("training", "train") from error
+
+
+def check_output(output: Path) -> None:
+    """Refuses a place for the output that is a file.
+
+    Raises:
+        SettingError: It is one.
+    """
+    if output.exists() and not output.is_dir():
+        raise SettingError(f"--output needs a folder, but {output} is a file")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,247 @@
+"""What a run leaves beside the model: table, curves, a sheet of predictions, and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+
+from detrkit.checkpoints.registry import FAMILY_TITLES
+from detrkit.data.coco import DetectionDataset
+from detrkit.evaluation.charts import write_csv
+from detrkit.files import atomic_file
+from detrkit.processing.images import load_image
+from detrkit.training.history import columns, evaluations
+from detrkit.training.recipe import TrainingRecipe
+from detrkit.visualization import class_color, draw_boxes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from detrkit.detector import Detector
+
+METRICS_FILE, LOSS_FILE, AP_FILE = "metrics.csv", "loss.png", "ap.png"
+PREDICTIONS_FILE, CARD_FILE = "predictions.png", "README.md"
+
+_DPI = 120
+_NOT_LOSSES = ("step", "epoch", "learning_rate", "grad_norm", "class_error", "cardinality_error")
+_MOST_AP_CURVES = 6
+_SHEET_IMAGES = 4
+_SHEET_THRESHOLD = 0.5
+_TILE = 480  # pixels; width of a picture on the sheet
+_GAP = 8  # pixels
+
+_CARD = """\
+---
+{front_matter}
+---
+
+# {title}
+
+{family} with a {backbone} backbone for {num_labels} classes: {names}. Trained with \
+[detrkit](https://pypi.org/project/detrkit/) {origin}.
+
+## Results
+
+On `{dataset}` ({images} images), after epoch {epoch:.0f}:
+
+| {headings} |
+|{rules}
+| {numbers} |
+
+## How to use
+
+```python
+from detrkit import Detector
+
+detector = Detector.from_pretrained("{title}")  # the folder this card lies in
+detections = detector("photo.jpg")
+```
+
+or `detrkit detect photo.jpg --model {title}`.
+
+## Training
+
+All options are in `recipe.json`, the course of the run in `metrics.csv`, `loss.png` and `ap.png`.
+"""
+
+
+def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str) -> None:
+    """Writes the table of the run and its curves.
+
+    Args:
+        folder: Where to.
+        rows: As :func:`~detrkit.training.history.merge_log` gives them.
+        metric: The number that tells the best model, "AP" or "PQ".
+    """
+    names = columns(rows)
+    write_csv(folder / METRICS_FILE, names, [[row.get(name, "") for name in names] for row in rows])
+    _save_figure(draw_losses(rows), folder / LOSS_FILE)
+    if evaluations(rows, metric):
+        _save_figure(draw_evaluations(rows, metric), folder / AP_FILE)
+
+
+def draw_losses(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """The loss and its terms over the epochs, on a logarithmic scale."""
+    trained = [row for row in rows if "loss" in row]
+    evaluated = {name for row in rows if "loss" not in row or "AP" in row or "PQ" in row for name in row}
+    figure, axes = _axes("Loss", "loss")
+    for name in columns(trained):
+        values = np.array([row.get(name, np.nan) for row in trained], dtype=float)
+        is_term = name == "loss" or name.startswith("loss_")
+        if not is_term or name in _NOT_LOSSES or (name in evaluated and not is_term):
+            continue
+        axes.plot(
+            [row["epoch"] for row in trained],
+            values,
+            label="total" if name == "loss" else name,
+            color="black" if name == "loss" else None,
+            linewidth=2 if name == "loss" else 1,
+        )
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> Figure:
+    """The numbers of the evaluations over the epochs, in percent."""
+    evaluated = evaluations(rows, metric)
+    trained = {"loss", *_NOT_LOSSES}
+    names = [n for n in columns(evaluated) if n not in trained and not n.startswith("loss_")]
+    names = [name for name in names if max(row.get(name, -1) for row in evaluated) >= 0]
+    figure, axes = _axes(f"Evaluation: {metric}", "percent")
+    for name in names[:_MOST_AP_CURVES]:
+        axes.plot(
+            [row["epoch"] for row in evaluated],
+            [100 * row[name] for row in evaluated],
+            marker=".",
+            label=name,
+            color="black" if name == metric else None,
+            linewidth=2 if name == metric else 1,
+        )
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False)
+    return figure
+
+
+def draw_predictions(detector: Detector, dataset: DetectionDataset) -> Image.Image:
+    """A sheet of images, each with its annotations on the left and the predictions on the right."""
+    count = min(_SHEET_IMAGES, len(dataset))
+    rows = []
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        path = dataset.path(index)
+        picture = load_image(path, exif_orientation=dataset.exif_orientation)
+        _, target = dataset[index]
+        labels = target["class_labels"].tolist()
+        truth = draw_boxes(
+            picture,
+            target["boxes"].numpy(),
+            [detector.names.get(label, str(label)) for label in labels],
+            [class_color(label) for label in labels],
+        )
+        found = detector(path, threshold=_SHEET_THRESHOLD, exif_orientation=dataset.exif_orientation)
+        rows.append([_tile(truth), _tile(found.draw(path))])
+    width = 2 * _TILE + _GAP
+    sheet = Image.new("RGB", (width, sum(row[0].height + _GAP for row in rows) - _GAP), "white")
+    top = 0
+    for left, right in rows:
+        sheet.paste(left, (0, top))
+        sheet.paste(right, (_TILE + _GAP, top))
+        top += left.height + _GAP
+    return sheet
+
+
+def save_predictions(sheet: Image.Image, folder: Path) -> None:
+    """Writes the sheet of predictions."""
+    with atomic_file(folder / PREDICTIONS_FILE) as temporary:
+        sheet.save(temporary)
+
+
+def model_card(
+    config: Any, recipe: TrainingRecipe, dataset: DetectionDataset, row: Mapping[str, float], metric: str
+) -> str:
+    """The card of a trained model, its measured numbers in the ``model-index`` too.
+
+    Args:
+        config: The model's configuration.
+        recipe: How it was trained.
+        dataset: What it was evaluated on.
+        row: The evaluation of the model that is saved, a row of the log.
+        metric: "AP" or "PQ".
+    """
+    title = recipe.output.resolve().name
+    numbers = {name: row[name] for name in _CARD_NUMBERS if row.get(name, -1) >= 0}
+    task = "image-segmentation" if recipe.masks else "object-detection"
+    source = Path(dataset.source).name
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type="coco-format",
+            dataset_name=source,
+            metric_type=_METRIC_TYPES.get(name, name.lower()),
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in numbers.items()
+    ]
+    front_matter = ModelCardData(
+        model_name=title,
+        library_name="detrkit",
+        pipeline_tag=task,
+        tags=[task, "vision", config.model_type.replace("_", "-")],
+        base_model=recipe.model if _is_hub_id(recipe) else None,
+        eval_results=results,
+    )
+    names = list(config.id2label.values())
+    return _CARD.format(
+        front_matter=front_matter.to_yaml(),
+        title=title,
+        family=FAMILY_TITLES[config.model_type],
+        backbone=config.backbone or config.backbone_config.model_type,
+        num_labels=len(names),
+        names=", ".join(names[:20]) + (", ..." if len(names) > 20 else ""),
+        origin="from scratch" if recipe.from_scratch else f"from `{recipe.model}`",
+        dataset=source,
+        images=len(dataset),
+        epoch=row["epoch"],
+        headings=" | ".join(numbers),
+        rules=" ---: |" * len(numbers),
+        numbers=" | ".join(f"{100 * value:.1f}" for value in numbers.values()),
+    )
+
+
+def save_card(text: str, folder: Path) -> None:
+    """Writes the card."""
+    with atomic_file(folder / CARD_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+_CARD_NUMBERS = ("PQ", "SQ", "RQ", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR100")
+_METRIC_TYPES = {"AP": "mAP", "PQ": "pq"}
+
+
+def _is_hub_id(recipe: TrainingRecipe) -> bool:
+    return not recipe.from_scratch and "/" in recipe.model and not Path(recipe.model).exists()
+
+
+def _tile(picture: Image.Image) -> Image.Image:
+    return picture.resize((_TILE, round(picture.height * _TILE / picture.width)), Image.Resampling.LANCZOS)
+
+
+def _axes(title: str, ylabel: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6))
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel="epoch", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")

@@ -1,0 +1,284 @@
+"""A training run from its recipe to a model folder."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from detrkit.data.coco import DetectionDataset
+from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
+from detrkit.detector import Detector
+from detrkit.engines.allocator import keep_memory
+from detrkit.errors import DetrkitError, SettingError
+from detrkit.evaluation import evaluate_detector
+from detrkit.files import atomic_folder
+from detrkit.training import preparation
+from detrkit.training.batch_norm import refreeze_batch_norm
+from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
+from detrkit.training.history import best_row, has_stalled, merge_log
+from detrkit.training.recipe import TrainingRecipe
+from detrkit.training.reports import (
+    draw_predictions,
+    model_card,
+    save_card,
+    save_predictions,
+    write_reports,
+)
+from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
+
+logger = logging.getLogger("detrkit")
+
+CHECKPOINTS, RECIPE_FILE = "checkpoints", "recipe.json"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        folder: The model folder, with the best weights.
+        metric: "AP", or "PQ" for panoptic data.
+        best: The row of the log of the best evaluation: ``epoch``, ``AP``, ... in [0, 1].
+        rows: All rows of the log, as in ``metrics.csv``.
+    """
+
+    folder: Path
+    metric: str
+    best: Mapping[str, float]
+    rows: list[dict[str, float]]
+
+
+def train(
+    recipe: TrainingRecipe,
+    *,
+    train_dataset: DetectionDataset | None = None,
+    val_dataset: DetectionDataset | None = None,
+) -> TrainingResult:
+    """Trains a model, and writes it with its reports into the recipe's output folder.
+
+    After each epoch the average of the weights is evaluated, the best so far is saved into the folder, and a
+    checkpoint of everything that the run needs to go on replaces the one before in its sub-folder
+    ``checkpoints``. On a CPU a resumed run gives the numbers of an uninterrupted one.
+
+    Args:
+        recipe: What to train and how.
+        train_dataset: Training data instead of the recipe's files, for example of a YOLO folder.
+        val_dataset: Validation data instead of the recipe's files.
+
+    Raises:
+        AnnotationError: The data cannot be used.
+        CheckpointError: The model to start from cannot be used.
+        SettingError: The recipe does not fit them, or the output folder.
+        TrainingError: The loss is not finite.
+        DetrkitError: Files cannot be written.
+        MissingExtraError: A package that training needs is not installed.
+    """
+    preparation.check_packages()
+    preparation.check_output(recipe.output)
+    checkpoint = _checkpoint_to_resume(recipe)
+    if not torch.cuda.is_available() or recipe.device == "cpu":
+        keep_memory()
+    set_seed(recipe.seed)
+    train_data, val_data = preparation.read_datasets(recipe, train_dataset, val_dataset)
+    model, processor, train_data = preparation.build_model(recipe, train_data)
+    preparation.check_classes(model, val_data)
+    metric = "PQ" if val_data.panoptic_dir is not None else "AP"
+
+    arguments = _training_arguments(recipe)
+    sampler = AspectRatioBatchSampler(
+        train_data.sizes,
+        recipe.batch_size,
+        seed=recipe.seed,
+        rank=arguments.process_index,
+        world_size=arguments.world_size,
+    )
+    trainer = DetectionTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=PreparedDataset(
+            train_data, processor, recipe.augmentation, seed=recipe.seed, mosaic=recipe.mosaic
+        ),
+        data_collator=DetectionCollator(processor),
+        processing_class=processor,
+        recipe_rates=preparation.learning_rates(recipe, model),
+        schedule=recipe.schedule,
+        warmup=recipe.warmup,
+        ema_decay=recipe.ema_decay,
+        multi_scale=recipe.multi_scale,
+        sampler=sampler,
+        measure=partial(_measure, recipe=recipe, processor=processor, dataset=val_data),
+    )
+    trainer.remove_callback(PrinterCallback)
+    progress = Progress(metric)
+    trainer.add_callback(
+        RunPlan(
+            sampler,
+            eval_every=recipe.eval_every,
+            save_every=recipe.save_every,
+            metric=metric,
+            patience=recipe.patience,
+        )
+    )
+    if trainer.averaged is not None:
+        trainer.add_callback(WeightAverage(partial(trainer.averaged.update_parameters, trainer.model)))
+    trainer.add_callback(
+        Reporter(
+            metric,
+            partial(_save_best, trainer, recipe, val_data, metric),
+            lambda rows: write_reports(recipe.output, rows, metric),
+        )
+    )
+    trainer.add_callback(progress)
+
+    if trainer.is_world_process_zero():
+        recipe.save(recipe.output / RECIPE_FILE)
+    if checkpoint is not None and trainer.averaged is not None:
+        trainer.averaged.load_state_dict(torch.load(checkpoint / AVERAGE_FILE, weights_only=True))
+    try:
+        rows = _run(trainer, recipe, metric, checkpoint)
+    finally:
+        progress.close()
+    best = best_row(rows, metric)
+    assert best is not None  # the last epoch is always evaluated
+    if trainer.is_world_process_zero():
+        detector = Detector.from_pretrained(recipe.output, device=arguments.device)
+        save_predictions(draw_predictions(detector, val_data), recipe.output)
+        if recipe.push_to_hub:
+            _upload(recipe)
+    return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
+
+
+def _run(
+    trainer: DetectionTrainer, recipe: TrainingRecipe, metric: str, checkpoint: Path | None
+) -> list[dict[str, float]]:
+    """Trains, from a checkpoint if there is one; gives the rows of the log."""
+    if checkpoint is not None:
+        from transformers import TrainerState
+
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        rows = merge_log(state.log_history)
+        if state.global_step >= state.max_steps or has_stalled(rows, metric, recipe.patience):
+            logger.warning("The run in %s has ended; nothing is left to train.", recipe.output)
+            return rows
+    with warnings.catch_warnings():
+        # AdamW steps before the schedule does, but a scaler that skipped steps might not; not said each run.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return merge_log(trainer.state.log_history)
+
+
+def _measure(
+    model: Any, recipe: TrainingRecipe, processor: Any, dataset: DetectionDataset
+) -> dict[str, float]:
+    """The numbers of a model that goes on being trained, as ``detrkit evaluate`` would give them."""
+    device = model.device
+    # A detector folds batch norm into the convolutions and can no longer be trained.
+    detector = Detector(refreeze_batch_norm(copy.deepcopy(model)), processor, device=device)
+    batch_size = recipe.eval_batch_size or (1 if model.config.dilation else recipe.batch_size)
+    evaluation = evaluate_detector(
+        detector,
+        dataset.images_dir,
+        dataset.document,
+        panoptic_dir=dataset.panoptic_dir,
+        batch_size=batch_size,
+        masks=dataset.return_masks and dataset.panoptic_dir is None,
+    )
+    numbers = dict(evaluation.stats)
+    if evaluation.masks is not None:
+        numbers |= {f"mask_{name}": value for name, value in evaluation.masks.stats.items()}
+    return numbers
+
+
+def _save_best(
+    trainer: DetectionTrainer,
+    recipe: TrainingRecipe,
+    dataset: DetectionDataset,
+    metric: str,
+    rows: list[dict[str, float]],
+) -> None:
+    """Writes the model that was just evaluated, with its processor and card."""
+    model = trainer.best_weights
+    with atomic_folder(recipe.output) as folder:
+        model.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+        save_card(model_card(model.config, recipe, dataset, rows[-1], metric), folder)
+
+
+def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
+    folder = recipe.output / CHECKPOINTS
+    begun = (recipe.output / RECIPE_FILE).exists()
+    if not recipe.resume:
+        if begun and last_checkpoint(folder) is not None:
+            raise SettingError(
+                f"{recipe.output} holds a run already; add --resume to continue it, or choose another folder"
+            )
+        return None
+    if not begun:
+        logger.warning("There is no run in %s to resume; it starts from the beginning.", recipe.output)
+        return None
+    recipe.check_same(recipe.output / RECIPE_FILE)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        logger.warning("The run in %s has no checkpoint yet; it starts from the beginning.", recipe.output)
+    return checkpoint
+
+
+def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
+    on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
+    if recipe.device not in (None, "cpu") and on_cpu:
+        raise SettingError(f"--device {recipe.device} is not available on this machine; use cpu")
+    wants_bf16 = recipe.precision == "bf16"
+    if recipe.precision == "auto":
+        wants_bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return TrainingArguments(
+            output_dir=str(recipe.output / CHECKPOINTS),
+            num_train_epochs=recipe.epochs,
+            per_device_train_batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.gradient_accumulation,
+            weight_decay=recipe.weight_decay,
+            max_grad_norm=recipe.clip_norm,
+            logging_steps=recipe.log_every,
+            logging_nan_inf_filter=False,
+            save_strategy="no",  # RunPlan says when
+            save_total_limit=1,
+            report_to=recipe.report_to or "none",
+            disable_tqdm=True,
+            seed=recipe.seed,
+            bf16=wants_bf16,
+            use_cpu=on_cpu,
+            dataloader_num_workers=preparation.resolve_workers(
+                recipe, int(os.environ.get("WORLD_SIZE", "1"))
+            ),
+            remove_unused_columns=False,
+        )
+    except (ValueError, ImportError) as error:
+        raise SettingError(f"these options do not go together: {error}") from error
+
+
+def _upload(recipe: TrainingRecipe) -> None:
+    """Uploads the model folder without its checkpoints."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        repository = api.create_repo(recipe.hub_id or recipe.output.resolve().name, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository.repo_id, folder_path=recipe.output, ignore_patterns=[f"{CHECKPOINTS}/*"]
+        )
+    except Exception as error:  # of the network or the Hub, of many classes
+        raise DetrkitError(
+            f"the model is in {recipe.output}, but it could not be uploaded: {error}. Check your network and "
+            "login (hf auth login)"
+        ) from error

@@ -1,0 +1,218 @@
+"""The Transformers ``Trainer`` for detectors: what it does not know of them, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from detrkit.data.loading import AspectRatioBatchSampler
+from detrkit.errors import DetrkitError, TrainingError
+from detrkit.training.optimization import AveragedWeights, learning_rate_factor, parameter_groups
+
+AVERAGE_FILE = "averaged_weights.pt"
+STATE_FILE = "trainer_state.json"
+
+_MULTIPLE = 32  # pixels; the stride of a backbone's last feature map
+
+
+class DetectionTrainer(Trainer):
+    """Trains a detector on prepared examples and evaluates the average of its weights.
+
+    Args:
+        recipe_rates: Learning rate and that of the backbone.
+        schedule: As for :func:`~detrkit.training.optimization.learning_rate_factor`.
+        warmup: Part of the run in which the learning rate rises.
+        ema_decay: Decay of the average of the weights; 0 for none.
+        multi_scale: Greatest change of a batch's size, relative to it.
+        sampler: The order of the batches of this process.
+        measure: Evaluates a model: gives numbers by name.
+        **options: Of the ``Trainer``; ``train_dataset`` is a
+            :class:`~detrkit.data.loading.PreparedDataset`.
+
+    Attributes:
+        averaged: The average of the weights; None where there is none.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
+
+    def __init__(
+        self,
+        *,
+        recipe_rates: tuple[float, float],
+        schedule: str,
+        warmup: float,
+        ema_decay: float,
+        multi_scale: float,
+        sampler: AspectRatioBatchSampler,
+        measure: Callable[[Any], dict[str, float]],
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.recipe_rates, self.schedule, self.warmup = recipe_rates, schedule, warmup
+        self.multi_scale, self.sampler, self.measure = multi_scale, sampler, measure
+        self.averaged = AveragedWeights(self.model, ema_decay) if ema_decay else None
+        self._term_sums: dict[str, torch.Tensor] = {}
+        self._batches = 0
+
+    @property
+    def best_weights(self) -> Any:
+        """The model that is evaluated and saved: of averaged weights, where they are averaged."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in the sampler's order, which shares them out among the processes itself."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with the groups of :func:`parameter_groups`."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model if model is None else model, *self.recipe_rates)
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay, fused=True)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's schedule, the same for all groups."""
+        if self.lr_scheduler is None:
+            factor = learning_rate_factor(
+                self.schedule, num_training_steps, round(self.warmup * num_training_steps)
+            )
+            chosen = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's loss; its terms are kept for the log.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if self.multi_scale:
+            inputs = {**inputs, **self._rescaled(inputs)}
+        try:
+            outputs = model(**inputs)
+        except FloatingPointError as error:
+            raise self._not_finite(inputs, "the costs of the matching are", error) from error
+        terms = {name: value.detach() for name, value in outputs.loss_dict.items()}
+        if not torch.isfinite(outputs.loss):
+            bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
+            raise self._not_finite(inputs, f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
+        for name, value in terms.items():
+            if not name[-1].isdigit():  # those of the earlier decoder layers would only fill the table
+                self._term_sums[name] = self._term_sums.get(name, 0) + value
+        self._batches += 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of the loss terms since the last time to a row with the loss."""
+        if "loss" in logs and self._batches:
+            means = torch.stack([value.float() for value in self._term_sums.values()]) / self._batches
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= dict(zip(self._term_sums, means.tolist()))
+            self._term_sums, self._batches = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measures the averaged weights in the main process, and tells the others."""
+        found: list[Any] = [self.measure(self.best_weights) if self.is_world_process_zero() else None]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(found)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found[0].items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves the averaged weights too; a checkpoint that cannot be written whole is removed.
+
+        The Trainer writes the state last, so its presence tells that a checkpoint is whole; older ones are
+        removed after that.
+        """
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.averaged is not None and self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                torch.save(self.averaged.state_dict(), folder / AVERAGE_FILE)
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_whole(folder):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise DetrkitError(
+                f"cannot write the checkpoint {folder}: {error}. The one before it is whole: make room, then "
+                "resume"
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # before the state says that all is there
+
+    def _rescaled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch in another size, which depends on nothing but seed and step."""
+        draw = np.random.default_rng((self.args.seed, self.state.global_step)).uniform(-1, 1)
+        pixels = inputs["pixel_values"]
+        size = [
+            max(1, round(side * (1 + draw * self.multi_scale) / _MULTIPLE)) * _MULTIPLE
+            for side in pixels.shape[-2:]
+        ]
+        resized = {"pixel_values": F.interpolate(pixels, size=size, mode="bilinear", antialias=True)}
+        if "pixel_mask" in inputs:
+            mask = inputs["pixel_mask"]
+            resized["pixel_mask"] = F.interpolate(mask[None].float(), size=size)[0].to(mask.dtype)
+        return resized
+
+    def _not_finite(
+        self, inputs: Mapping[str, Any], what: str, error: Exception | None = None
+    ) -> TrainingError:
+        images = ", ".join(str(int(label["image_id"])) for label in inputs["labels"])
+        detail = f" ({error})" if error else ""
+        return TrainingError(
+            f"step {self.state.global_step + 1}, images {images}: {what} not finite{detail}. Try a lower "
+            "learning rate, or fp32"
+        )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    try:
+        json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a folder; halves that a killed run has left are removed."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        if not is_whole(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            found[int(path.name.rpartition("-")[2])] = path
+    return found[max(found)] if found else None
