@@ -215,7 +215,9 @@ def test_predictions_in_files_give_the_same_numbers(data_set: SimpleNamespace, t
     (tmp_path / "document.json").write_text(json.dumps(document))
     assert evaluate_predictions(data_set.instances, tmp_path / "document.json").stats == evaluation.stats
     (tmp_path / "nothing.json").write_text("[]")
-    assert evaluate_predictions(data_set.instances, tmp_path / "nothing.json").stats["AP"] == 0
+    nothing = evaluate_predictions(data_set.instances, tmp_path / "nothing.json")
+    assert nothing.stats["AP"] == 0
+    assert len(nothing.save(tmp_path / "nothing")) == 6
 
 
 # Mistakes
@@ -264,6 +266,10 @@ def test_annotations_that_do_not_fit(data_set: SimpleNamespace, change, message:
         (
             lambda d: d["annotations"][1].pop("segments_info"),
             "is not a COCO panoptic document: its annotations have no segm",
+        ),
+        (
+            lambda d: d["annotations"][1]["segments_info"][0].pop("category_id"),
+            "a segment of image 8 of .* has no",
         ),
         (lambda d: d["annotations"][1].update(image_id=3), "annotates image 3, which it does not list"),
         (lambda d: d["categories"][1].pop("isthing"), "category 40 has no 'isthing'"),

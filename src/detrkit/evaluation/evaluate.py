@@ -193,7 +193,7 @@ def evaluate_predictions(
         annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
         predictions_file: COCO results JSON (boxes, masks, or both in one entry), a document of
             ``detrkit detect``, or with ``panoptic_dir`` a COCO panoptic JSON such as ``detrkit segment``
-            writes, whose PNG files lie in the folder of its name. Category ids are those of the annotations.
+            writes, whose PNG files lie in the folder of its name (see ``panoptic_quality_of_files``).
         panoptic_dir: Folder of the ground truth's panoptic PNG files.
 
     Raises:
@@ -205,13 +205,15 @@ def evaluate_predictions(
         return Evaluation(images=quality.images, seconds_per_image=None, panoptic=quality)
     truth = read_ground_truth(annotations_file)
     results = read_results(predictions_file)
-    has = {iou_type: any(key in entry for entry in results) for iou_type, key in RESULT_KEYS.items()}
+    shapes = {iou_type: any(key in entry for entry in results) for iou_type, key in RESULT_KEYS.items()}
+    shapes["bbox"] |= not shapes["segm"]  # nothing found is no box found
+    found = {iou_type: evaluate_results(truth, results, iou_type) for iou_type in shapes if shapes[iou_type]}
     return Evaluation(
         images=len(truth["images"]),
         seconds_per_image=None,
-        boxes=evaluate_results(truth, results, "bbox") if has["bbox"] or not has["segm"] else None,
-        masks=evaluate_results(truth, results, "segm") if has["segm"] else None,
-        results={iou_type: results for iou_type in has if has[iou_type]},
+        boxes=found.get("bbox"),
+        masks=found.get("segm"),
+        results=dict.fromkeys(found, results),
     )
 
 
@@ -263,7 +265,11 @@ def _evaluate_panoptic(
         for key in ("image_id", "file_name"):
             documents.field(annotation, key, f"a panoptic annotation of {name}")
     quality = PanopticQuality(document["categories"])
-    used = {segment["category_id"] for entry in annotations for segment in entry["segments_info"]}
+    used = {
+        documents.field(segment, "category_id", f"a segment of image {entry['image_id']} of {name}")
+        for entry in annotations
+        for segment in entry["segments_info"]
+    }
     known = match_categories(detector.names, document["categories"], used)
     categories = {label: known.get(label) for label in detector.names}
     annotations = annotations[:limit]

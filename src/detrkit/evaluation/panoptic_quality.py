@@ -465,18 +465,17 @@ def in_categories(
     Returns:
         The new map and entries.
     """
-    foreign = [
-        segment["id"]
-        for segment in segments
-        if segment["category_id"] in categories and categories[segment["category_id"]] is None
-    ]
-    if foreign:
-        ids = np.where(np.isin(ids, foreign), VOID, ids)
-    return ids, [
-        {**segment, "category_id": categories.get(segment["category_id"], segment["category_id"])}
-        for segment in segments
-        if segment["id"] not in foreign
-    ]
+    kept: list[Segment] = []
+    foreign: list[Any] = []
+    for segment in segments:
+        category: Any = segment.get("category_id")
+        if category not in categories:
+            kept.append(segment)
+        elif categories[category] is not None:
+            kept.append({**segment, "category_id": categories[category]})
+        else:
+            foreign.append(segment.get("id"))
+    return (np.where(np.isin(ids, foreign), VOID, ids) if foreign else ids), kept
 
 
 def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
