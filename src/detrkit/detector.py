@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -400,13 +400,16 @@ class Detector:
             exif_orientation=item.exif_orientation,
         )
 
-    def categories(self) -> list[dict[str, Any]]:
-        """The model's classes as the ``categories`` of a COCO document, unused ids ("N/A") left out.
+    def categories(self, found: Collection[int] = ()) -> list[dict[str, Any]]:
+        """The model's classes as the ``categories`` of a COCO document.
+
+        Args:
+            found: Class ids of results, which are listed even where COCO left them unused ("N/A").
 
         Returns:
             For each class ``id`` and ``name``, and ``isthing`` where the model gives masks.
         """
-        used = {label: name for label, name in sorted(self.names.items()) if name != "N/A"}
+        used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
         listed: list[dict[str, Any]] = [{"id": label, "name": name} for label, name in used.items()]
         if self.has_masks:
             from detrkit.processing.segmentation import resolve_is_thing_map

@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit import Detector, rgb_to_id
+from detrkit import Detector, PanopticSegmentation, rgb_to_id
 from tests.cli.conftest import Run
 from tests.conftest import make_picture, read_json
+from tests.golden import DATA, GOLDEN, needs_data, needs_golden
 
 THRESHOLD = 0.5
 
@@ -181,3 +183,57 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     subprocess.run([*command, str(out), "--resume"], env=environment, check=True, capture_output=True)
     found = {name: data for name, data in folder_of(out).items() if "/." not in name}
     assert found == folder_of(tmp_path / "whole")
+
+
+class Recorded:
+    """Stands for a detector that gives recorded segmentations, one for each image in turn."""
+
+    def __init__(self, folder: Path, predictions: dict, categories: list[dict]) -> None:
+        self.folder, self.predictions = folder, predictions["annotations"]
+        self.names = {entry["id"]: entry["name"] for entry in categories}
+        self.things = {entry["id"]: entry["isthing"] for entry in categories}
+
+    def stream_segments(self, images: Iterator[Image.Image], **_: object) -> Iterator[PanopticSegmentation]:
+        for image, entry in zip(images, self.predictions):
+            with Image.open(self.folder / entry["file_name"]) as png:
+                ids = rgb_to_id(np.asarray(png.convert("RGB")))
+            assert ids.shape == (image.height, image.width)
+            segments = [
+                {
+                    **segment,
+                    "isthing": bool(self.things[segment["category_id"]]),
+                    "area": int((ids == segment["id"]).sum()),
+                    "score": 1.0,
+                }
+                for segment in entry["segments_info"]
+            ]
+            names = [self.names[segment["category_id"]] for segment in segments]
+            yield PanopticSegmentation(ids.astype(np.int32), segments, names, ids.shape)
+
+    def categories(self, found: set[int]) -> list[dict]:
+        return [{"id": i, "name": name, "isthing": self.things[i]} for i, name in self.names.items()]
+
+
+@needs_golden
+@needs_data
+def test_the_files_are_evaluated_to_the_recorded_numbers(
+    detrkit_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DATA / "coco_panoptic"
+    truth = data / "annotations" / "panoptic_val2017.json"
+    recorded = GOLDEN / "processing" / "panoptic_predictions"
+    predictions = read_json(recorded.with_suffix(".json"))
+    detector = Recorded(recorded, predictions, read_json(truth)["categories"])
+    monkeypatch.setattr("detrkit.cli.segment.load_detector", lambda *_, **__: detector)
+    images = [data / "val2017" / f"{entry['image_id']:012}.jpg" for entry in predictions["annotations"]]
+    done = detrkit_here("segment", *images, "--save-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    numbers = tmp_path / "numbers.json"
+    done = detrkit_here(
+        *("evaluate", "--annotations", truth, "--panoptic-dir", truth.with_suffix("")),
+        *("--predictions", tmp_path / "out" / "panoptic.json", "--json", numbers),
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = read_json(GOLDEN / "processing" / "panoptic_quality.json")["All"]
+    found = read_json(numbers)["panoptic"]["All"]
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-9)

@@ -19,6 +19,7 @@ from detrkit.cli.run import ImageRun
 from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
+    from detrkit.detector import Detector
     from detrkit.panoptic import PanopticSegmentation
 
 DOCUMENT = "panoptic.json"
@@ -122,7 +123,7 @@ def segment(
         _print_results(results)
         complain(f"{count(sum(map(len, results)), 'segment')} in {count(len(results), 'image')}.")
     else:
-        complain(output.finish(detector.categories()))
+        complain(output.finish(detector))
     failed = len(mistakes) + run.failed
     if failed:
         complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
@@ -188,22 +189,20 @@ class _Output:
         self.journal.add(entry)
         self.done[position] = entry
 
-    def finish(self, categories: list[dict[str, Any]]) -> str:
+    def finish(self, detector: Detector) -> str:
         """Writes the document; returns a summary."""
         entries = [self.done[position] for position in sorted(self.done)]
+        segments = [segment for entry in entries for segment in entry["annotation"]["segments_info"]]
         document = {
             "info": self.journal.settings,
             "images": [entry["image"] for entry in entries],
             "annotations": [entry["annotation"] for entry in entries],
-            "categories": categories,
+            "categories": detector.categories({segment["category_id"] for segment in segments}),
         }
         write_json(document, self.folder / DOCUMENT)
         self.journal.remove()
-        segments = sum(len(entry["annotation"]["segments_info"]) for entry in entries)
-        return (
-            f"{count(segments, 'segment')} in {count(len(entries), 'image')}; {DOCUMENT}, {PNG_FOLDER} and "
-            f"{PICTURE_FOLDER} in {self.folder}."
-        )
+        found = f"{count(len(segments), 'segment')} in {count(len(entries), 'image')}"
+        return f"{found}; {DOCUMENT}, {PNG_FOLDER} and {PICTURE_FOLDER} in {self.folder}."
 
 
 def _print_results(results: Sequence[PanopticSegmentation]) -> None:
