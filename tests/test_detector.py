@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from detrkit import Detections, Detector
-from detrkit.detector import with_progress
 from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
+from detrkit.progress import with_progress
 from tests.conftest import TINY_NAMES, make_picture
 
 QUERIES = 12
@@ -511,7 +511,7 @@ def test_progress_shows_a_bar_on_a_terminal_when_it_takes_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr("detrkit.detector._PROGRESS_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr("detrkit.progress._PROGRESS_AFTER_SECONDS", -1.0)
     assert list(with_progress(iter([1, 2, 3]), 3)) == [1, 2, 3]
     output = capsys.readouterr()
     assert "Detecting" in output.err

@@ -16,8 +16,6 @@ Example:
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +27,7 @@ from detrkit.detections import Detections
 from detrkit.errors import CheckpointError, SettingError
 from detrkit.integration import Family, family_of
 from detrkit.panoptic import PanopticSegmentation
+from detrkit.progress import with_progress
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +46,6 @@ _DTYPES = {
 # A batch holds images of one processed size only. Up to this many batches' worth of images wait for others
 # of their size before they are run in a smaller batch.
 _WAITING_BATCHES = 4
-_PROGRESS_AFTER_SECONDS = 3.0
 
 _Item = TypeVar("_Item")
 
@@ -465,35 +463,6 @@ def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
         image = image.copy()
         image.info = {}
     return image
-
-
-def with_progress(
-    results: Iterable[_Item], total: int | None, description: str = "Detecting"
-) -> Iterator[_Item]:
-    """Passes results on, with a progress bar on stderr once they take more than a few seconds.
-
-    There is no bar where stderr is not a terminal.
-    """
-    if not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(description, total=total)
-    start, shown = time.monotonic(), False
-    try:
-        for result in results:
-            bar.advance(task)
-            if not shown and time.monotonic() - start > _PROGRESS_AFTER_SECONDS:
-                bar.start()
-                shown = True
-            yield result
-    finally:
-        if shown:
-            bar.stop()
 
 
 def _is_one_image(images: Any) -> bool:

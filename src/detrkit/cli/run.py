@@ -68,7 +68,7 @@ class ImageRun:
             readable: What ``read`` gives.
             description: What the progress bar says.
         """
-        from detrkit.detector import with_progress
+        from detrkit.progress import with_progress
 
         for result in with_progress(stream(self._remember(readable)), len(self.inputs), description):
             position, image = self._read.popleft()

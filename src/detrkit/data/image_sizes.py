@@ -11,8 +11,8 @@ from pathlib import Path
 
 import PIL.Image
 
-from detrkit.detector import with_progress
 from detrkit.errors import ImageError
+from detrkit.progress import with_progress
 
 _EXIF_ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = range(5, 9)

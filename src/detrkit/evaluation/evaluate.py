@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from detrkit.detector import with_progress
 from detrkit.errors import AnnotationError, ImageError, SettingError
 from detrkit.evaluation import documents
 from detrkit.evaluation.categories import match_categories
@@ -43,6 +42,7 @@ from detrkit.evaluation.panoptic_quality import (
     read_panoptic_ids,
 )
 from detrkit.files import atomic_file
+from detrkit.progress import with_progress
 
 if TYPE_CHECKING:
     from detrkit.detector import Detector
