@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.layers.dropout import dropout as drop
 
 
 def attend(
@@ -30,12 +31,13 @@ def attend(
     Returns:
         (batch, queries, heads x value width), and the weights (batch, heads, queries, keys) or None.
     """
-    if return_weights:
+    # A CPU has no fused kernel with dropout either.
+    if return_weights or (dropout and query.device.type == "cpu"):
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = scores.softmax(dim=-1)
-        attended = F.dropout(weights, dropout) @ value if dropout else weights @ value
+        attended = drop(weights, dropout) @ value
     else:
         weights = None
         width = value.shape[-1]

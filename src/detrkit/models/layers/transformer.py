@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import MultiHeadAttention
+from detrkit.models.layers.dropout import dropout
 from detrkit.models.outputs import DecoderOutput, EncoderOutput
 
 # What a layer gives: the next state, and the weights of its self- and cross-attention where asked for.
@@ -46,11 +46,11 @@ class TransformerLayer(GradientCheckpointingLayer):
 
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         """The residual sum, with dropout on the update."""
-        return x + F.dropout(update, self.dropout, self.training)
+        return x + dropout(update, self.dropout, self.training)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward sub-layer with its residual sum and norm."""
-        hidden = F.dropout(self.activation_fn(self.fc1(x)), self.activation_dropout, self.training)
+        hidden = dropout(self.activation_fn(self.fc1(x)), self.activation_dropout, self.training)
         return self.final_layer_norm(self.add(x, self.fc2(hidden)))
 
 
