@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections import defaultdict
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 import detrkit
@@ -16,7 +18,7 @@ from detrkit import ConditionalDetrConfig, DetrConfig
 from detrkit.checkpoints.original import original_name, read_architecture
 from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from detrkit.losses.criterion import detection_loss
-from detrkit.losses.matcher import match
+from detrkit.losses.matcher import PackedTargets, match
 from tests.golden import GOLDEN, golden_batch, golden_case, golden_targets, golden_weights, needs_golden
 from tests.models.test_golden import in_the_order_of
 
@@ -42,11 +44,33 @@ def test_generalized_iou_of_all_pairs_is_torchvisions(a, b):
     )
 
 
+def matches_by_image(logits, boxes, targets, *costs, focal=False):
+    """For each layer and image the matched queries, ascending, and their targets."""
+    matches = match(logits, boxes, PackedTargets(targets, logits.device), *costs, focal=focal)
+    first = [sum(len(t["boxes"]) for t in targets[:i]) for i in range(len(targets))]
+    result = []
+    for query, target in zip(matches.query, matches.target):
+        images = [(query[own], target[own]) for own in (matches.image == i for i in range(len(targets)))]
+        result.append([(q.sort().values, t[q.argsort()] - f) for (q, t), f in zip(images, first)])
+    return result
+
+
 def random_predictions(batch=2, queries=5, classes=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, queries, classes + 1, generator=generator)
     boxes = torch.rand(batch, queries, 4, generator=generator) * 0.4 + 0.3
     return logits, boxes
+
+
+def layered_predictions(layers, **options):
+    """Logits and boxes (layers, batch, queries, ...)."""
+    several = [random_predictions(seed=seed, **options) for seed in range(layers)]
+    return tuple(torch.stack(part) for part in zip(*several))
+
+
+def loss_of(logits, boxes, targets, config):
+    """The loss of a single layer."""
+    return detection_loss(logits[None], boxes[None], targets, config)
 
 
 def targets_of(*counts, seed=1):
@@ -82,7 +106,7 @@ def test_matching_has_the_least_cost_of_all_assignments(focal, seed):
     logits, boxes = random_predictions(seed=seed)
     logits = 3 * logits
     targets = targets_of(3, 2)
-    matches = match(logits[None], boxes[None], targets, 2 if focal else 1, 5, 2, focal=focal)[0]
+    matches = matches_by_image(logits[None], boxes[None], targets, 2 if focal else 1, 5, 2, focal=focal)[0]
     for i, (query, picked) in enumerate(matches):
         ours = total_cost(logits[i], boxes[i], targets[i], query.tolist(), picked.tolist(), focal)
         count = len(targets[i]["boxes"])
@@ -96,9 +120,11 @@ def test_matching_has_the_least_cost_of_all_assignments(focal, seed):
 def test_layers_are_matched_on_their_own():
     first, second = random_predictions(seed=0), random_predictions(seed=5)
     targets = targets_of(3, 2)
-    both = match(torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]]), targets, 1, 5, 2)
+    both = matches_by_image(
+        torch.stack([first[0], second[0]]), torch.stack([first[1], second[1]]), targets, 1, 5, 2
+    )
     for layer, (logits, boxes) in enumerate((first, second)):
-        alone = match(logits[None], boxes[None], targets, 1, 5, 2)[0]
+        alone = matches_by_image(logits[None], boxes[None], targets, 1, 5, 2)[0]
         for (q, t), (q2, t2) in zip(both[layer], alone):
             assert q.tolist() == q2.tolist()
             assert t.tolist() == t2.tolist()
@@ -106,15 +132,15 @@ def test_layers_are_matched_on_their_own():
 
 def test_more_objects_than_queries_leaves_objects_unmatched():
     logits, boxes = random_predictions(batch=1)
-    (query, picked), *_ = match(logits[None], boxes[None], targets_of(9), 1, 5, 2)[0]
+    (query, picked), *_ = matches_by_image(logits[None], boxes[None], targets_of(9), 1, 5, 2)[0]
     assert len(query) == len(picked) == 5
-    loss, _ = detection_loss(logits, boxes, targets_of(9), CONFIG)
+    loss, _ = loss_of(logits, boxes, targets_of(9), CONFIG)
     assert torch.isfinite(loss)
 
 
 def test_images_without_objects_give_a_classification_loss_only():
     logits, boxes = random_predictions()
-    loss, terms = detection_loss(logits, boxes, targets_of(0, 0), CONFIG)
+    loss, terms = loss_of(logits, boxes, targets_of(0, 0), CONFIG)
     assert terms["loss_bbox"] == terms["loss_giou"] == 0
     nothing = torch.full((2, 5), 4)
     weight = torch.tensor([1.0, 1, 1, 1, 0.1])
@@ -124,8 +150,8 @@ def test_images_without_objects_give_a_classification_loss_only():
 def test_terms_equal_a_plain_computation():
     logits, boxes = random_predictions()
     targets = targets_of(3, 2)
-    _, terms = detection_loss(logits, boxes, targets, CONFIG)
-    matches = match(logits[None], boxes[None], targets, 1, 5, 2)[0]
+    _, terms = loss_of(logits, boxes, targets, CONFIG)
+    matches = matches_by_image(logits[None], boxes[None], targets, 1, 5, 2)[0]
     wanted = torch.full((2, 5), 4)
     distance = overlap = 0.0
     for i, (query, picked) in enumerate(matches):
@@ -142,30 +168,33 @@ def test_terms_equal_a_plain_computation():
 @pytest.mark.parametrize("alpha", [0.25, 0.6])
 def test_focal_loss_equals_torchvisions_summed_over_all_pairs_of_query_and_class(alpha):
     logits, boxes = random_predictions()
+    logits = (10 * logits).requires_grad_()
     targets = targets_of(3, 2)
     config = ConditionalDetrConfig(num_labels=5, focal_alpha=alpha)
-    _, terms = detection_loss(logits, boxes, targets, config)
+    _, terms = loss_of(logits, boxes, targets, config)
     wanted = torch.zeros_like(logits)
-    for i, (query, picked) in enumerate(match(logits[None], boxes[None], targets, 2, 5, 2, focal=True)[0]):
+    for i, (query, picked) in enumerate(
+        matches_by_image(logits[None], boxes[None], targets, 2, 5, 2, focal=True)[0]
+    ):
         wanted[i, query, targets[i]["class_labels"][picked]] = 1
     assert wanted.sum() == 5
     expected = sigmoid_focal_loss(logits, wanted, alpha=alpha, reduction="sum") / 5
     torch.testing.assert_close(terms["loss_ce"], expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (terms["loss_ce"], expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_focal_loss_of_images_without_objects_counts_one_box():
     logits, boxes = random_predictions()
-    loss, _ = detection_loss(logits, boxes, targets_of(0, 0), FOCAL)
+    loss, _ = loss_of(logits, boxes, targets_of(0, 0), FOCAL)
     nothing = torch.zeros_like(logits)
     torch.testing.assert_close(loss, 2 * sigmoid_focal_loss(logits, nothing, reduction="sum"))
 
 
 @pytest.mark.parametrize("weight", [2, 0.5])
 def test_the_focal_loss_has_the_configured_weight_in_every_layer(weight):
-    logits, boxes = random_predictions()
-    earlier = dict(zip(("logits", "pred_boxes"), random_predictions(seed=4)))
     config = ConditionalDetrConfig(num_labels=5, cls_loss_coefficient=weight)
-    loss, terms = detection_loss(logits, boxes, targets_of(3, 2), config, [earlier])
+    loss, terms = detection_loss(*layered_predictions(2), targets_of(3, 2), config)
     weights = {"loss_ce": weight, "loss_bbox": 5, "loss_giou": 2}
     expected = sum(w * (terms[name] + terms[f"{name}_0"]) for name, w in weights.items())
     torch.testing.assert_close(loss, expected)
@@ -174,25 +203,186 @@ def test_the_focal_loss_has_the_configured_weight_in_every_layer(weight):
 @pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
 def test_half_precision_predictions_are_matched_and_weighed_in_float32(config):
     logits, boxes = random_predictions()
-    loss, _ = detection_loss(logits.bfloat16(), boxes.bfloat16(), targets_of(3, 2), config)
-    expected, _ = detection_loss(
-        logits.bfloat16().float(), boxes.bfloat16().float(), targets_of(3, 2), config
-    )
+    loss, _ = loss_of(logits.bfloat16(), boxes.bfloat16(), targets_of(3, 2), config)
+    expected, _ = loss_of(logits.bfloat16().float(), boxes.bfloat16().float(), targets_of(3, 2), config)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
 
 
-def test_values_that_are_not_finite_are_refused():
-    logits, boxes = random_predictions()
-    boxes[0, 0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="not finite"):
-        detection_loss(logits, boxes, targets_of(3, 2), CONFIG)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+def test_autocast_changes_nothing(config, dtype):
+    predictions, targets = layered_predictions(2), targets_of(3, 0)
+    with torch.autocast("cpu", dtype):
+        loss, terms = detection_loss(*predictions, targets, config)
+    expected, expected_terms = detection_loss(*predictions, targets, config)
+    assert loss == expected
+    assert terms == expected_terms
+
+
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+@pytest.mark.parametrize("counts", [(0, 0, 0), (2, 0, 3), (0, 4, 0), (1, 8, 0), (9, 9, 9)])
+def test_layers_and_images_together_lose_what_they_lose_alone(config, counts):
+    logits, boxes = layered_predictions(3, batch=3)
+    targets = targets_of(*counts)
+    total, terms = detection_loss(logits, boxes, targets, config)
+    alone = [loss_of(logits[i], boxes[i], targets, config) for i in range(3)]
+    torch.testing.assert_close(total, sum(loss for loss, _ in alone))
+    for layer, suffix in enumerate(("_0", "_1", "")):
+        for name, value in alone[layer][1].items():
+            if name != "class_error" or not suffix:
+                torch.testing.assert_close(terms[name + suffix], value)
+    distance = 0.0
+    for i in range(3):
+        _, image_terms = loss_of(logits[-1, i : i + 1], boxes[-1, i : i + 1], targets[i : i + 1], config)
+        distance += image_terms["loss_bbox"] * max(1, counts[i])
+    torch.testing.assert_close(terms["loss_bbox"], distance / max(1, sum(counts)))
+
+
+def test_class_error_is_the_share_of_wrong_classes_among_matched_queries_of_the_last_layer():
+    targets = targets_of(2, 2)
+    boxes = torch.stack([t["boxes"] for t in targets])[None].repeat(2, 1, 1, 1)
+    logits = F.one_hot(torch.stack([t["class_labels"] for t in targets]), 5)[None].repeat(2, 1, 1, 1) * 9.0
+    logits[0] = -logits[0]  # an earlier layer does not count
+    logits[1, 1, 0] = logits[1, 1, 0].roll(1)
+    _, terms = detection_loss(logits, boxes, targets, CONFIG)
+    assert terms["class_error"] == 25
+
+
+def test_cardinality_error_counts_queries_whose_best_class_is_not_the_last():
+    logits, boxes = torch.zeros(1, 2, 5, 5), layered_predictions(1)[1]
+    logits[..., 4] = 1
+    logits[0, 0, :4, 2] = 3  # 4 objects of 3
+    logits[0, 1, 0, 1] = 3  # 1 of 4
+    _, terms = detection_loss(logits, boxes, targets_of(3, 4), CONFIG)
+    assert terms["cardinality_error"] == 2
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+@pytest.mark.parametrize(
+    ("which", "place", "value", "fault"),
+    [
+        ("boxes", (0, 1, 0, 0), NAN, "loss_bbox and loss_giou of image_id 42 (predicted boxes)"),
+        ("logits", (0, 0, 3, 1), NAN, "loss_ce of image 0 of the batch (predicted logits)"),
+        ("logits", (1, 1, 2, 4), INFINITE, "loss_ce of image_id 42 (predicted logits)"),
+        ("logits", (1, 2, 0, 0), -INFINITE, "loss_ce of image 2 of the batch (predicted logits)"),
+        ("target", (1, 2), NAN, "loss_bbox and loss_giou of image_id 42 (boxes of the target)"),
+    ],
+)
+def test_an_error_names_term_image_and_side_of_what_is_not_finite(config, which, place, value, fault):
+    logits, boxes = layered_predictions(2, batch=3)
+    targets = targets_of(3, 2, 0)
+    targets[1]["image_id"] = torch.tensor([42])
+    {"boxes": boxes, "logits": logits, "target": targets[1]["boxes"]}[which][place] = value
+    with pytest.raises(FloatingPointError) as caught:
+        detection_loss(logits, boxes, targets, config)
+    assert str(caught.value).startswith(f"not finite: {fault}. Correct")
+
+
+def test_boxes_that_both_lack_an_area_are_laid_to_the_target():
+    logits, boxes = layered_predictions(1)
+    targets = targets_of(3, 2)
+    boxes[0, 1, 0, 2:] = targets[1]["boxes"][0, 2:] = 0
+    targets[1]["boxes"][0, :2] = boxes[0, 1, 0, :2]
+    with pytest.raises(FloatingPointError, match=r"loss_giou of image 1 .*without width or height"):
+        detection_loss(logits, boxes, targets, CONFIG)
+
+
+def test_a_diverged_run_names_a_few_images_only():
+    logits, boxes = layered_predictions(1, batch=8)
+    with pytest.raises(FloatingPointError, match=r"image 4 of the batch \(predicted logits\); and 3 more"):
+        detection_loss(logits * NAN, boxes, targets_of(*[1] * 8), CONFIG)
+
+
+def test_predicted_boxes_of_an_image_without_objects_do_not_count():
+    logits, boxes = layered_predictions(1)
+    boxes[0, 1] = NAN
+    loss, _ = detection_loss(logits, boxes, targets_of(3, 0), CONFIG)
+    assert torch.isfinite(loss)
+
+
+class ValuesRead(TorchDispatchMode):
+    """Notes the operations which wait for a device, as their result or its shape depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        indices = [i for arg in args if isinstance(arg, (list, tuple)) for i in arg]
+        by_mask = "aten.index" in str(function) and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in indices
+        )
+        if by_mask or any(
+            name in str(function)
+            for name in ("local_scalar", "nonzero", "masked_select", "repeat_interleave.Tensor")
+        ):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+def test_no_operation_waits_for_values_of_a_device(config):
+    logits, boxes = (part.requires_grad_() for part in layered_predictions(3))
+    with ValuesRead() as read:
+        detection_loss(logits, boxes, targets_of(3, 2), config)[0].backward()
+    assert read.found == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+def test_a_gpu_is_waited_for_once(config):
+    logits, boxes = (part.cuda().requires_grad_() for part in layered_predictions(3))
+    targets = targets_of(3, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            loss, _ = detection_loss(logits, boxes, targets, config)
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in caught) == 1
+    expected, _ = detection_loss(logits.cpu(), boxes.cpu(), targets, config)
+    torch.testing.assert_close(loss.cpu(), expected)
+
+
+@pytest.mark.parametrize("config", [CONFIG, FOCAL], ids=["softmax", "focal"])
+def test_a_compiled_loss_breaks_its_graph_at_the_assignment_only(config):
+    predictions = [part.requires_grad_() for part in layered_predictions(2)]
+    targets = targets_of(3, 0)
+
+    def loss_of_logits(logits, boxes):
+        return detection_loss(logits, boxes, targets, config)[0]
+
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(loss_of_logits)(*predictions)
+    assert explained.break_reasons  # one for each function on the way to the assignment
+    assert all("function _assign" in reason.reason for reason in explained.break_reasons)
+    compiled = torch.compile(loss_of_logits, backend="aot_eager")
+    results = []
+    for function in (compiled, loss_of_logits):
+        loss = function(*predictions)
+        results.append((loss, *torch.autograd.grad(loss, predictions)))
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_an_image_with_more_classes_than_boxes_is_named():
+    targets = targets_of(3, 2)
+    targets[1]["class_labels"] = torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="image 1 of the batch has 4 class_labels but 2 boxes"):
+        loss_of(*random_predictions(), targets, CONFIG)
 
 
 def test_a_wrong_number_of_labels_is_named():
     logits, boxes = random_predictions()
     with pytest.raises(ValueError, match="2 images but 1 labels"):
-        detection_loss(logits, boxes, targets_of(3), CONFIG)
+        loss_of(logits, boxes, targets_of(3), CONFIG)
 
 
 FAMILIES = {
@@ -237,7 +427,7 @@ def test_matching_losses_and_gradients_equal_the_originals(name, class_name, tmp
     if "two-stage" in name:
         predictions = in_the_order_of(outputs, torch.from_numpy(case["outputs"]["pred_boxes"]))
     logits, boxes = predictions["logits"][None], predictions["pred_boxes"][None]
-    for i, (query, picked) in enumerate(match(logits, boxes, targets, *costs, focal=focal)[0]):
+    for i, (query, picked) in enumerate(matches_by_image(logits, boxes, targets, *costs, focal=focal)[0]):
         assert query.tolist() == case["outputs"][f"match{i}_query"].tolist()
         assert picked.tolist() == case["outputs"][f"match{i}_target"].tolist()
 

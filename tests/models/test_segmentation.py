@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from detrkit import ConditionalDetrForSegmentation, DetrForSegmentation
 from detrkit.engines.torch_engine import prepare
-from detrkit.losses.matcher import match
+from detrkit.losses.matcher import PackedTargets, match
 from detrkit.models.layers import mask_head
 from detrkit.models.layers.mask_head import AttentionMap
 from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels, tiny_resnet
@@ -185,8 +185,9 @@ def test_mask_losses_equal_a_plain_computation(name):
     config = model.config
     costs = (config.class_cost, config.bbox_cost, config.giou_cost)
     focal = name == "conditional_detr"
-    matches = match(outputs.logits[None], outputs.pred_boxes[None], labels, *costs, focal=focal)[0]
-    query, picked = matches[0]  # the second image has no objects
+    targets = PackedTargets(labels, outputs.logits.device)
+    matches = match(outputs.logits[None], outputs.pred_boxes[None], targets, *costs, focal=focal)
+    query, picked = matches.query[0], matches.target[0]  # all of the first image, as the second has none
     logits = F.interpolate(outputs.pred_masks[0, query][None], size=(128, 160), mode="bilinear")[0].flatten(1)
     wanted = labels[0]["masks"][picked].float().flatten(1)
     count = len(query)

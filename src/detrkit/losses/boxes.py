@@ -28,11 +28,12 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (...), in (-1, 1]. Two boxes without area give NaN, as their union is empty.
     """
-    area_a = (a[..., 2:] - a[..., :2]).prod(-1)
-    area_b = (b[..., 2:] - b[..., :2]).prod(-1)
-    overlap = (
-        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    )
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    union = area_a + area_b - overlap
+    left_a, top_a, right_a, bottom_a = a.unbind(-1)
+    left_b, top_b, right_b, bottom_b = b.unbind(-1)
+    width = torch.minimum(right_a, right_b) - torch.maximum(left_a, left_b)
+    height = torch.minimum(bottom_a, bottom_b) - torch.maximum(top_a, top_b)
+    overlap = width.clamp(min=0) * height.clamp(min=0)
+    union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b) - overlap
+    hull_width = torch.maximum(right_a, right_b) - torch.minimum(left_a, left_b)
+    hull = hull_width * (torch.maximum(bottom_a, bottom_b) - torch.minimum(top_a, top_b))
     return overlap / union - (hull - union) / hull

@@ -3,41 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
 
-Targets = Sequence[dict[str, Tensor]]
-Match = tuple[Tensor, Tensor]
+Targets: TypeAlias = Sequence[dict[str, Tensor]]
 
 # Of the focal cost: the weight of a positive, and the exponent. The originals keep them fixed here, whatever
 # the loss uses (``models/matcher.py`` of Conditional and Deformable DETR).
 FOCAL_COST_ALPHA = 0.25
 FOCAL_COST_GAMMA = 2
 
+_NAMED_FAULTS = 5  # that an error lists; when a run diverges, every image has some
+
+
+class PackedTargets:
+    """The targets of a batch in a row, so that costs and losses need no loop over images.
+
+    Attributes:
+        labels: (targets,) class of each.
+        boxes: (targets, 4) float32, cxcywh, normalised.
+        image: (targets,) the image of the batch that each belongs to.
+        sizes: Number of targets of each image, which is known without asking the device.
+
+    Raises:
+        ValueError: An image has not as many classes as boxes.
+    """
+
+    def __init__(self, targets: Targets, device: torch.device) -> None:
+        self._ids = [target.get("image_id") for target in targets]
+        self.sizes = [len(target["class_labels"]) for target in targets]
+        for image, target in enumerate(targets):
+            if len(target["boxes"]) != self.sizes[image]:
+                found = f"{self.sizes[image]} class_labels but {len(target['boxes'])} boxes"
+                raise ValueError(f"{self.names[image]} has {found}")
+        self.labels = torch.cat([send(target["class_labels"], device) for target in targets])
+        self.boxes = torch.cat([send(target["boxes"], device) for target in targets]).float()
+        images = [image for image, size in enumerate(self.sizes) for _ in range(size)]
+        self.image = send(torch.tensor(images, dtype=torch.int64), device)
+
+    @property
+    def names(self) -> list[str]:
+        """What errors call each image: its ``image_id`` where the targets have one, or else its place.
+
+        Reading it waits for the device.
+        """
+        return [
+            f"image {place} of the batch" if image_id is None else f"image_id {int(image_id)}"
+            for place, image_id in enumerate(self._ids)
+        ]
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor without waiting for the device's work, as far as that is safe."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+class Matches(NamedTuple):
+    """Which query of each layer has which target. In every layer an image has as many matches.
+
+    Attributes:
+        image: (matches,) ascending, the same in all layers.
+        query: (layers, matches).
+        target: (layers, matches) in the row of :class:`PackedTargets`, ascending.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
 
 @torch.no_grad()
 def match(
     logits: Tensor,
     boxes: Tensor,
-    targets: Targets,
+    targets: PackedTargets,
     class_cost: float,
     bbox_cost: float,
     giou_cost: float,
     focal: bool = False,
-) -> list[list[Match]]:
+) -> Matches:
     """Assigns each target one query at the least total cost, for each layer and image on its own.
 
-    The costs of all layers are one computation an image, in float32 whatever the predictions' type, and
-    reach the CPU in one transfer.
+    The costs of all layers and images are one computation, over each target and the queries of its own image,
+    in float32 whatever the predictions' type. They reach the CPU in one transfer.
 
     Args:
         logits: (layers, batch, queries, classes), for DETR with the no-object class last.
         boxes: (layers, batch, queries, 4) cxcywh, normalised.
-        targets: An image each: ``class_labels`` (objects,) and ``boxes`` (objects, 4) cxcywh, normalised.
+        targets: Those of the batch.
         class_cost: Weight of the cost of the target's class: its negative probability, or the focal cost.
         bbox_cost: Weight of the L1 distance.
         giou_cost: Weight of the (negative) generalised IoU.
@@ -45,44 +104,85 @@ def match(
             do, instead of one softmax.
 
     Returns:
-        ``result[layer][image]``: indices of queries (ascending) and of their targets, both int64 on the CPU.
+        The matches, on the predictions' device. Where an image has more targets than queries, some targets
+        stay without.
 
     Raises:
-        FloatingPointError: A prediction or target is not finite.
+        FloatingPointError: A logit, or the cost of a match, is not finite.
     """
+    logits, boxes = logits.float(), boxes.float()
+    # All costs are (layers, targets, queries): in this order the solver needs no copy.
+    costs = _class_costs(logits, targets, focal).mul_(class_cost)
+    ours, wanted = _planes(boxes, targets.image), targets.boxes[:, None]
+    for coordinate in range(4):
+        costs.add_((ours[..., coordinate] - wanted[..., coordinate]).abs_(), alpha=bbox_cost)
+    corners = _planes(cxcywh_to_xyxy(boxes), targets.image)
+    costs.sub_(generalized_iou(corners, cxcywh_to_xyxy(wanted)), alpha=giou_cost)
+
+    # Not all logits have a part in the costs, so a sum of each image's goes with them.
+    transferred = torch.cat([costs.flatten(), logits.sum((0, 2, 3))]).cpu()
+    query, target = send(_assign(transferred, logits, boxes, targets), boxes.device)
+    return Matches(targets.image[target[0]], query, target)
+
+
+def _class_costs(logits: Tensor, targets: PackedTargets, focal: bool) -> Tensor:
+    """The cost of each target's class: (layers, targets, queries)."""
+    every_query = torch.arange(logits.shape[2], device=logits.device)
+    place = (slice(None), targets.image[:, None], every_query, targets.labels[:, None])
+    if not focal:
+        return -logits.softmax(-1)[place]
+    # How much the focal loss grows when a class of this probability becomes right instead of wrong.
+    probability = logits[place].sigmoid()
+    missing = 1 - probability
+    as_positive = FOCAL_COST_ALPHA * missing**FOCAL_COST_GAMMA * (probability + 1e-8).log()
+    as_negative = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * (missing + 1e-8).log()
+    return as_negative - as_positive
+
+
+def _planes(boxes: Tensor, image: Tensor) -> Tensor:
+    """The boxes (layers, batch, queries, 4) of some images: (layers, images, queries, 4).
+
+    In memory the values of a coordinate lie side by side, which costs take a fraction of the time on.
+    """
+    return boxes.movedim(-1, 0).contiguous().index_select(2, image).movedim(0, -1)
+
+
+@torch.compiler.disable
+def _assign(transferred: Tensor, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
+    """Solves what was transferred: (2, layers, matches) indices of queries and targets."""
+    table = transferred.numpy()
     layers, batch, queries = logits.shape[:3]
-    probabilities = logits.float().sigmoid() if focal else logits.float().softmax(-1)
-    boxes = boxes.float()
-    costs = []
-    for image, target in enumerate(targets):
-        wanted = target["boxes"].float()
-        ours = boxes[:, image, :, None]
-        probability = probabilities[:, image, :, target["class_labels"]]
-        by_class = _focal_cost(probability) if focal else -probability
-        by_distance = (ours - wanted).abs().sum(-1)
-        by_overlap = -generalized_iou(cxcywh_to_xyxy(ours), cxcywh_to_xyxy(wanted))
-        costs.append((bbox_cost * by_distance + class_cost * by_class + giou_cost * by_overlap).flatten())
-    table = torch.cat(costs).cpu()
-    if not torch.isfinite(table).all():
-        raise FloatingPointError(
-            "matching met a value that is not finite: check the boxes of the targets (width and height above "
-            "zero) and the learning rate"
-        )
-    sizes = [len(target["boxes"]) for target in targets]
-    per_image = [
-        part.view(layers, queries, size).numpy()
-        for part, size in zip(table.split([layers * queries * size for size in sizes]), sizes)
-    ]
-    return [[_assign(per_image[image][layer]) for image in range(batch)] for layer in range(layers)]
+    if not np.isfinite(table).all():
+        raise FloatingPointError(_name_faults(logits, boxes, targets))
+    costs = table[:-batch].reshape(layers, len(targets.boxes), queries)
+    ends = np.cumsum(targets.sizes)
+    pairs = np.empty((2, layers, sum(min(size, queries) for size in targets.sizes)), dtype=np.int64)
+    for layer in range(layers):
+        start = 0
+        for end, size in zip(ends, targets.sizes):
+            target, query = linear_sum_assignment(costs[layer, end - size : end])
+            stop = start + len(query)
+            pairs[:, layer, start:stop] = query, target + end - size
+            start = stop
+    return torch.from_numpy(pairs)
 
 
-def _focal_cost(probability: Tensor) -> Tensor:
-    """How much the focal loss grows when a class of this probability becomes right instead of wrong."""
-    as_positive = -FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * (probability + 1e-8).log()
-    as_negative = -(1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * (1 - probability + 1e-8).log()
-    return as_positive - as_negative
-
-
-def _assign(cost: object) -> Match:
-    query, target = linear_sum_assignment(cost)
-    return torch.as_tensor(query, dtype=torch.int64), torch.as_tensor(target, dtype=torch.int64)
+def _name_faults(logits: Tensor, boxes: Tensor, targets: PackedTargets) -> str:
+    """The message once something is known not to be finite: what, in which images, for which loss terms."""
+    faults = []
+    own_boxes = targets.boxes.split(targets.sizes)
+    for image, name in enumerate(targets.names):
+        if not own_boxes[image].isfinite().all():
+            faults.append(f"loss_bbox and loss_giou of {name} (boxes of the target)")
+        if not logits[:, image].isfinite().all():
+            faults.append(f"loss_ce of {name} (predicted logits)")
+        if targets.sizes[image] and not boxes[:, image].isfinite().all():
+            faults.append(f"loss_bbox and loss_giou of {name} (predicted boxes)")
+    if not faults:
+        flat = [name for name, own in zip(targets.names, own_boxes) if (own[:, 2:] <= 0).any()]
+        faults = [f"loss_giou of {name} (boxes of the target without width or height)" for name in flat]
+    more = f"; and {len(faults) - _NAMED_FAULTS} more" if len(faults) > _NAMED_FAULTS else ""
+    return (
+        f"not finite: {'; '.join(faults[:_NAMED_FAULTS])}{more}. Correct the boxes of targets; where "
+        "predictions are at fault, lower the learning rate or train in float32"
+    )

@@ -307,7 +307,7 @@ class ObjectDetectionModel(ModelWithHeads):
 
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = detection_loss(logits, boxes, labels, self.config, earlier, predict_masks)
+            loss, loss_dict = detection_loss(all_logits, all_boxes, labels, self.config, predict_masks)
             if features.get("enc_outputs_class") is not None:
                 extra, extra_terms = proposal_loss(
                     features.enc_outputs_class,
