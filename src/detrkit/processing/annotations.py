@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from detrkit.errors import AnnotationError, ImageError, MissingExtraError
+from detrkit.losses.boxes import xyxy_to_cxcywh
 from detrkit.processing.images import load_image
 from detrkit.processing.panoptic_png import rgb_to_id
-from detrkit.processing.post_processing import xyxy_to_cxcywh
 
 COCO_DETECTION = "coco_detection"
 COCO_PANOPTIC = "coco_panoptic"

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from detrkit.losses.boxes import cxcywh_to_xyxy
+
 # (batch, 2), or one (height, width) for each image, in pixels.
 TargetSizes: TypeAlias = torch.Tensor | Sequence[Any]
 
@@ -134,15 +136,3 @@ def scale_boxes(boxes: torch.Tensor, target_sizes: TargetSizes) -> torch.Tensor:
         raise ValueError("target_sizes must hold (height, width) for each image")
     heights, widths = sizes.unbind(1)
     return boxes * torch.stack([widths, heights, widths, heights], dim=1)[:, None]
-
-
-def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
-    """Boxes (..., 4) from centre, width and height to their corners."""
-    centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
-    return torch.cat([centre - half, centre + half], dim=-1)
-
-
-def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
-    """Boxes (..., 4) from corners to centre, width and height."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
