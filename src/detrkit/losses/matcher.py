@@ -65,7 +65,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Matches(NamedTuple):
-    """Which query of each layer has which target. In every layer an image has as many matches.
+    """Which query of each layer has which target.
+
+    An image has as many matches as it has targets, or as there are queries where those are fewer.
 
     Attributes:
         image: (matches,) ascending, the same in all layers.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from detrkit.losses.matcher import send
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.detection import ModelWithHeads, ObjectDetectionModel
 from detrkit.models.layers.attention import key_mask
@@ -63,7 +64,8 @@ class SegmentationModel(ModelWithHeads):
         def predict_masks(image: Tensor, query: Tensor) -> Tensor:
             if masks is not None:
                 return masks[image, query]
-            rows, slot = _by_image(image, query, states.shape[0])
+            counts = [min(len(label["class_labels"]), states.shape[1]) for label in labels or ()]
+            rows, slot = _by_image(image, query, counts)
             return masks_of(_gather(states, rows))[image, slot]
 
         found = self.detector.read(features, labels, predict_masks if labels is not None else None)
@@ -132,16 +134,21 @@ def _gather(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
-def _by_image(image: Tensor, query: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def _by_image(image: Tensor, query: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
     """Queries of all images, listed and sorted by image, as a row for each image.
+
+    Args:
+        image: (listed,) image of each query, ascending.
+        query: (listed,).
+        counts: How many are of each image, which a device would have to be waited for to tell.
 
     Returns:
         (batch, most in an image, at least 1) indices, filled up with query 0, and the place of each listed
         query in its image's row.
     """
-    counts = image.bincount(minlength=batch)
-    slot = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
-    rows = query.new_zeros(batch, max(1, int(counts.max())))
+    places = torch.tensor([place for count in counts for place in range(count)], dtype=torch.int64)
+    slot = send(places, query.device)
+    rows = query.new_zeros(len(counts), max(1, *counts))
     rows[image, slot] = query
     return rows, slot
 
