@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
@@ -29,7 +30,13 @@ def train(debug: bool = False, **options: Any) -> None:
         quiet_libraries()
     from detrkit.training.run import train as run
 
-    result = run(recipe)
+    try:
+        result = run(recipe)
+    except KeyboardInterrupt:
+        complain("Interrupted. The same command with --resume goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started
+        return
     numbers = ", ".join(
         f"{name} {100 * value:.1f}" for name, value in result.best.items() if name in ("AP", "AP50", "PQ")
     )

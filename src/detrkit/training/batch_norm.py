@@ -29,6 +29,7 @@ class LiveBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(frozen.bias.clone())
         self.register_buffer("running_mean", frozen.running_mean.clone())
         self.register_buffer("running_var", frozen.running_var.clone())
+        self.train(frozen.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (batch, channels, height, width), in training mode by the batch's own statistics."""
@@ -54,7 +55,7 @@ def refreeze_batch_norm(module: nn.Module) -> nn.Module:
         if isinstance(child, LiveBatchNorm2d):
             frozen = FrozenBatchNorm2d(len(child.weight), child.eps, child.activation)
             frozen.to(child.weight.device).load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
+            setattr(module, name, frozen.train(child.training))
         else:
             refreeze_batch_norm(child)
     return module

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from detrkit.evaluation.coco import STATISTICS
+
+PANOPTIC_STATISTICS = ("PQ", "SQ", "RQ", "PQthings", "PQstuff")
+"""Names of the numbers of a panoptic evaluation."""
+
 _EVALUATION = "eval_"
-_FIRST_COLUMNS = ("step", "epoch", "loss")
+_FIRST_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", *PANOPTIC_STATISTICS, *STATISTICS)
 
 
 def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -29,9 +34,10 @@ def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """All names in the rows, in a fixed order as far as they have one."""
-    found = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in _FIRST_COLUMNS if name in found] + [n for n in found if n not in _FIRST_COLUMNS]
+    """All names in the rows, in an order that does not depend on theirs; terms of the loss come last."""
+    found = {name for row in rows for name in row}
+    first = [name for name in _FIRST_COLUMNS if name in found]
+    return first + sorted(found.difference(first))
 
 
 def evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> list[Mapping[str, float]]:

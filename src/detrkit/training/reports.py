@@ -28,8 +28,9 @@ METRICS_FILE, LOSS_FILE, AP_FILE = "metrics.csv", "loss.png", "ap.png"
 PREDICTIONS_FILE, CARD_FILE = "predictions.png", "README.md"
 
 _DPI = 120
-_NOT_LOSSES = ("step", "epoch", "learning_rate", "grad_norm", "class_error", "cardinality_error")
-_MOST_AP_CURVES = 6
+_CURVES = ("PQ", "PQthings", "PQstuff", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
+_CARD_NUMBERS = ("PQ", "SQ", "RQ", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR100")
+_METRIC_TYPES = {"AP": "mAP", "PQ": "pq"}
 _SHEET_IMAGES = 4
 _SHEET_THRESHOLD = 0.5
 _TILE = 480  # pixels; width of a picture on the sheet
@@ -88,42 +89,24 @@ def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str
 def draw_losses(rows: Sequence[Mapping[str, float]]) -> Figure:
     """The loss and its terms over the epochs, on a logarithmic scale."""
     trained = [row for row in rows if "loss" in row]
-    evaluated = {name for row in rows if "loss" not in row or "AP" in row or "PQ" in row for name in row}
+    names = [name for name in columns(trained) if name == "loss" or name.startswith("loss_")]
     figure, axes = _axes("Loss", "loss")
-    for name in columns(trained):
-        values = np.array([row.get(name, np.nan) for row in trained], dtype=float)
-        is_term = name == "loss" or name.startswith("loss_")
-        if not is_term or name in _NOT_LOSSES or (name in evaluated and not is_term):
-            continue
-        axes.plot(
-            [row["epoch"] for row in trained],
-            values,
-            label="total" if name == "loss" else name,
-            color="black" if name == "loss" else None,
-            linewidth=2 if name == "loss" else 1,
-        )
+    for name in names:
+        _curve(axes, trained, name, main=name == "loss")
     axes.set_yscale("log")
     axes.legend(frameon=False)
     return figure
 
 
 def draw_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> Figure:
-    """The numbers of the evaluations over the epochs, in percent."""
+    """The main numbers of the evaluations over the epochs."""
     evaluated = evaluations(rows, metric)
-    trained = {"loss", *_NOT_LOSSES}
-    names = [n for n in columns(evaluated) if n not in trained and not n.startswith("loss_")]
-    names = [name for name in names if max(row.get(name, -1) for row in evaluated) >= 0]
-    figure, axes = _axes(f"Evaluation: {metric}", "percent")
-    for name in names[:_MOST_AP_CURVES]:
-        axes.plot(
-            [row["epoch"] for row in evaluated],
-            [100 * row[name] for row in evaluated],
-            marker=".",
-            label=name,
-            color="black" if name == metric else None,
-            linewidth=2 if name == metric else 1,
-        )
-    axes.set_ylim(0, 100)
+    figure, axes = _axes("Evaluation", "in [0, 1]")
+    for name in columns(evaluated):
+        # -1 stands for a size that no object has.
+        if name in _CURVES and max(row.get(name, -1) for row in evaluated) >= 0:
+            _curve(axes, evaluated, name, main=name == metric, marker=".")
+    axes.set_ylim(0, 1)
     axes.legend(frameon=False)
     return figure
 
@@ -162,7 +145,7 @@ def save_predictions(sheet: Image.Image, folder: Path) -> None:
 
 
 def model_card(
-    config: Any, recipe: TrainingRecipe, dataset: DetectionDataset, row: Mapping[str, float], metric: str
+    config: Any, recipe: TrainingRecipe, dataset: DetectionDataset, row: Mapping[str, float]
 ) -> str:
     """The card of a trained model, its measured numbers in the ``model-index`` too.
 
@@ -171,7 +154,6 @@ def model_card(
         recipe: How it was trained.
         dataset: What it was evaluated on.
         row: The evaluation of the model that is saved, a row of the log.
-        metric: "AP" or "PQ".
     """
     title = recipe.output.resolve().name
     numbers = {name: row[name] for name in _CARD_NUMBERS if row.get(name, -1) >= 0}
@@ -220,10 +202,6 @@ def save_card(text: str, folder: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-_CARD_NUMBERS = ("PQ", "SQ", "RQ", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR100")
-_METRIC_TYPES = {"AP": "mAP", "PQ": "pq"}
-
-
 def _is_hub_id(recipe: TrainingRecipe) -> bool:
     return not recipe.from_scratch and "/" in recipe.model and not Path(recipe.model).exists()
 
@@ -240,6 +218,19 @@ def _axes(title: str, ylabel: str) -> Any:
     axes.set(title=title, xlabel="epoch", ylabel=ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _curve(
+    axes: Any, rows: Sequence[Mapping[str, float]], name: str, *, main: bool, marker: str | None = None
+) -> None:
+    """Draws one column over the epochs; the main one stands out."""
+    axes.plot(
+        [row["epoch"] for row in rows],
+        [row.get(name, np.nan) for row in rows],
+        label="total" if name == "loss" else name,
+        marker=marker,
+        **({"color": "black", "linewidth": 2} if main else {"linewidth": 1}),
+    )
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -38,6 +38,8 @@ from detrkit.training.reports import (
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
 
 logger = logging.getLogger("detrkit")
+
+_PATIENCE_SECONDS = 3 * 3600  # the other processes wait while the main one evaluates
 
 CHECKPOINTS, RECIPE_FILE = "checkpoints", "recipe.json"
 
@@ -135,7 +137,7 @@ def train(
     trainer.add_callback(
         Reporter(
             metric,
-            partial(_save_best, trainer, recipe, val_data, metric),
+            partial(_save_best, trainer, recipe, val_data),
             lambda rows: write_reports(recipe.output, rows, metric),
         )
     )
@@ -171,10 +173,7 @@ def _run(
         if state.global_step >= state.max_steps or has_stalled(rows, metric, recipe.patience):
             logger.warning("The run in %s has ended; nothing is left to train.", recipe.output)
             return rows
-    with warnings.catch_warnings():
-        # AdamW steps before the schedule does, but a scaler that skipped steps might not; not said each run.
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return merge_log(trainer.state.log_history)
 
 
@@ -204,15 +203,17 @@ def _save_best(
     trainer: DetectionTrainer,
     recipe: TrainingRecipe,
     dataset: DetectionDataset,
-    metric: str,
     rows: list[dict[str, float]],
 ) -> None:
     """Writes the model that was just evaluated, with its processor and card."""
     model = trainer.best_weights
     with atomic_folder(recipe.output) as folder:
-        model.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
         trainer.processing_class.save_pretrained(folder)
-        save_card(model_card(model.config, recipe, dataset, rows[-1], metric), folder)
+        save_card(model_card(model.config, recipe, dataset, rows[-1]), folder)
 
 
 def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
@@ -262,6 +263,9 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
                 recipe, int(os.environ.get("WORLD_SIZE", "1"))
             ),
             remove_unused_columns=False,
+            ddp_timeout=_PATIENCE_SECONDS,
+            # A mask head is not run for a batch without objects.
+            ddp_find_unused_parameters=recipe.masks,
         )
     except (ValueError, ImportError) as error:
         raise SettingError(f"these options do not go together: {error}") from error

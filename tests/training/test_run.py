@@ -1,0 +1,331 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from detrkit import Detector, DetrForSegmentation
+from detrkit.data.coco import DetectionDataset
+from detrkit.errors import AnnotationError, DetrkitError, SettingError, TrainingError
+from detrkit.evaluation import evaluate_detector
+from detrkit.models.layers.backbone import FrozenBatchNorm2d
+from detrkit.training import run as run_module
+from detrkit.training import train
+from detrkit.training.optimization import AveragedWeights
+from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
+
+REPORTS = {
+    "README.md",
+    "ap.png",
+    "checkpoints",
+    "config.json",
+    "loss.png",
+    "metrics.csv",
+    "model.safetensors",
+    "predictions.png",
+    "preprocessor_config.json",
+    "recipe.json",
+}
+
+
+def read_metrics(folder):
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+class Killed(BaseException):
+    """Stands for what ends a process: nothing in a run catches it."""
+
+
+def kill_at_step(monkeypatch, step):
+    original = DetectionTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DetectionTrainer, "compute_loss", compute_loss)
+
+
+def test_a_run_leaves_a_model_and_its_reports(recipe, capsys):
+    chosen = recipe()
+    result = train(chosen)
+    folder = chosen.output
+    assert {path.name for path in folder.iterdir()} == REPORTS
+    for name in ("ap.png", "loss.png", "predictions.png"):
+        with Image.open(folder / name) as picture:
+            picture.load()
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 7)]
+    assert [bool(row["AP"]) for row in rows] == [False, False, True] * 2
+    assert all(float(row["loss_giou"]) > 0 for row in rows)
+    assert capsys.readouterr().err.count("Epoch ") == 2
+
+    detector = Detector.from_pretrained(folder)
+    assert detector.names == {0: "disc", 1: "square"}
+    measured = evaluate_detector(detector, chosen.val_images, chosen.val_annotations, batch_size=2)
+    assert measured.stats["AP"] == pytest.approx(result.best["AP"], abs=1e-9)
+    front_matter = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    (entry,) = front_matter["model-index"][0]["results"]
+    numbers = {metric["name"]: metric["value"] for metric in entry["metrics"]}
+    assert numbers["AP"] == pytest.approx(result.best["AP"], abs=1e-4)
+    assert entry["dataset"]["name"] == "instances.json"
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path, monkeypatch):
+    options = {"epochs": 2, "save_every": 2, "augmentation": "strong", "multi_scale": 0.2, "log_every": 2}
+    train(recipe(output=tmp_path / "whole", **options))
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, 5)
+        with pytest.raises(Killed):
+            train(recipe(output=tmp_path / "killed", **options))
+    assert last_checkpoint(tmp_path / "killed" / "checkpoints").name == "checkpoint-4"
+    train(recipe(output=tmp_path / "killed", resume=True, **options))
+    for name in ("metrics.csv", "model.safetensors", "checkpoints/checkpoint-6/averaged_weights.pt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_the_order_of_the_images_does_not_depend_on_the_number_of_readers(recipe, tmp_path):
+    train(recipe(output=tmp_path / "none", epochs=1))
+    train(recipe(output=tmp_path / "two", epochs=1, workers=2))
+    assert (tmp_path / "two" / "metrics.csv").read_bytes() == (tmp_path / "none" / "metrics.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_can_be_resumed(recipe, tmp_path):
+    def start(name, *more):
+        chosen = recipe(output=tmp_path / name)
+        arguments = [
+            *("--model", chosen.model, "--output", chosen.output, "--epochs", 3, "--batch-size", 2),
+            *("--train-images", chosen.train_images, "--train-annotations", chosen.train_annotations),
+            *("--val-images", chosen.val_images, "--val-annotations", chosen.val_annotations),
+            *("--log-every", 1, "--save-every", 1, "--workers", 0, "--device", "cpu", *more),
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "detrkit", "train", *map(str, arguments)],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+
+    assert start("whole").wait(120) == 0
+    process = start("killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 60
+    # While the fifth checkpoint is being written, or just after.
+    while not (checkpoints / "checkpoint-5").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    assert start("killed", "--resume").wait(120) == 0
+    for name in ("metrics.csv", "model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_half_a_checkpoint_is_passed_over(tmp_path):
+    for step in (3, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"log_hist')
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "model"])
+def test_a_full_disk_leaves_the_checkpoint_before(recipe, monkeypatch, failing):
+    chosen = recipe()
+    with monkeypatch.context() as patch:
+        original = torch.save if failing == "torch.save" else DetectionTrainer.save_model
+
+        def save(*args, **kwargs):
+            if (chosen.output / "checkpoints" / "checkpoint-3" / "trainer_state.json").exists():
+                raise OSError(28, "No space left on device")
+            return original(*args, **kwargs)
+
+        if failing == "torch.save":
+            patch.setattr(torch, "save", save)
+        else:
+            patch.setattr(DetectionTrainer, "save_model", save)
+        with pytest.raises(DetrkitError, match=r"checkpoint-6.*No space left.*resume"):
+            train(chosen)
+    assert not (chosen.output / "checkpoints" / "checkpoint-6").exists()
+    assert is_whole(chosen.output / "checkpoints" / "checkpoint-3")
+    Detector.from_pretrained(chosen.output)
+    assert len(train(replace(chosen, resume=True)).rows) == 6
+
+
+def test_only_the_last_checkpoint_is_kept(recipe):
+    chosen = recipe(save_every=1)
+    train(chosen)
+    assert [path.name for path in (chosen.output / "checkpoints").iterdir()] == ["checkpoint-6"]
+
+
+def test_a_run_is_not_overwritten_by_mistake(recipe):
+    chosen = recipe(epochs=1)
+    train(chosen)
+    with pytest.raises(SettingError, match="--resume"):
+        train(chosen)
+    # Nothing is left to train; the numbers are those of before.
+    assert len(train(replace(chosen, resume=True)).rows) == 3
+
+
+def test_resuming_where_nothing_began_begins(recipe, caplog):
+    assert len(train(recipe(epochs=1, resume=True)).rows) == 3
+    assert "from the beginning" in caplog.text
+
+
+def test_a_run_that_gets_no_better_stops(recipe, monkeypatch):
+    numbers = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(run_module, "_measure", lambda *args, **options: {"AP": next(numbers)})
+    result = train(recipe(epochs=5, patience=2))
+    assert [row["AP"] for row in result.rows if "AP" in row] == [0.1, 0.3, 0.2, 0.3]
+    assert result.best["epoch"] == 2
+    # The saved model is the one of the second epoch.
+    assert "after epoch 2" in (result.folder / "README.md").read_text()
+
+
+def test_evaluations_may_be_rarer(recipe):
+    result = train(recipe(epochs=3, eval_every=2))
+    assert [row["epoch"] for row in result.rows if "AP" in row] == [2, 3]
+
+
+@pytest.mark.parametrize("spoil", ["prediction", "loss"])
+def test_a_loss_that_is_not_finite_names_step_images_and_term(recipe, monkeypatch, spoil):
+    original = DetectionTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == 1:
+            if spoil == "prediction":
+                inputs["pixel_values"][:] = float("nan")
+            else:
+                model.config.giou_loss_coefficient = float("inf")
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(DetectionTrainer, "training_step", training_step)
+    term = "matching" if spoil == "prediction" else "their sum"
+    with pytest.raises(TrainingError, match=rf"step 2, images \d, \d: .*{term}.*not finite"):
+        train(recipe())
+
+
+def test_a_new_model_learns_batch_norm_and_is_saved_frozen(recipe, monkeypatch):
+    means = []
+    update = AveragedWeights.update_parameters
+
+    def watch(self, model):
+        means.append(model.model.backbone.conv_encoder.model.bn1.running_mean.clone())
+        update(self, model)
+
+    monkeypatch.setattr(AveragedWeights, "update_parameters", watch)
+    chosen = recipe(
+        model="deformable-detr",
+        from_scratch=True,
+        backbone="resnet10t",
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        queries=8,
+        image_size=64,
+        epochs=1,
+        model_option=["dropout=0.05", "with_box_refine=true"],
+    )
+    train(chosen)
+    assert not torch.equal(means[0], means[-1])
+    config = json.loads((chosen.output / "config.json").read_text())
+    assert (config["dropout"], config["with_box_refine"], config["num_queries"]) == (0.05, True, 8)
+    detector = Detector.from_pretrained(chosen.output)
+    assert detector.processor.size == {"shortest_edge": 64, "longest_edge": 107}
+    model = type(detector.model).from_pretrained(chosen.output)
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "deformable-dtr", "from_scratch": True}, "did you mean 'deformable-detr'"),
+        ({"model": "detr", "from_scratch": True, "backbone": "resnet5O"}, "did you mean 'resnet"),
+        ({"model_option": ["dropot=0"]}, "did you mean 'dropout'"),
+        ({"augmentation": "lite"}, "did you mean 'light'"),
+        ({"device": "cuda:9"}, "not available"),
+        ({"masks": True}, "no models with masks"),
+    ],
+)
+def test_a_mistake_is_named_before_the_first_step(recipe, options, message):
+    with pytest.raises(DetrkitError, match=message):
+        train(recipe(**options))
+
+
+def test_validation_images_with_unknown_classes_are_refused(recipe, annotations, tmp_path):
+    document = json.loads(annotations.read_text())
+    document["categories"][0]["name"] = "ring"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    with pytest.raises(AnnotationError, match=r"other\.json.*training annotations lack.*ring"):
+        train(recipe(val_annotations=other))
+
+
+@pytest.mark.parametrize("freeze", ["default", "detector"])
+def test_masks_are_trained_and_measured(recipe, tiny_panoptic, freeze):
+    result = train(recipe(model=str(tiny_panoptic), masks=True, freeze=freeze, epochs=1, ema_decay=0))
+    assert {"AP", "mask_AP", "loss_mask", "loss_dice"} <= {name for row in result.rows for name in row}
+    before, after = (DetrForSegmentation.from_pretrained(f) for f in (tiny_panoptic, result.folder))
+    changed = {
+        n
+        for n, p in before.named_parameters()
+        if not torch.equal(p, after.get_parameter(n)) and p.shape == after.get_parameter(n).shape
+    }
+    assert any(name.startswith("mask_head") for name in changed)
+    assert any(name.startswith("detr.model.encoder") for name in changed) == (freeze == "default")
+
+
+def test_a_model_that_has_the_classes_keeps_its_head(recipe, annotations, tmp_path):
+    first = train(recipe(epochs=1))
+    document = json.loads(annotations.read_text())
+    document["categories"].reverse()
+    for category, number in zip(document["categories"], (1, 2)):
+        for entry in document["annotations"]:
+            if entry["category_id"] == category["id"]:
+                entry["category_id"] = number + 100
+        category["id"] = number + 100
+    other = tmp_path / "renumbered.json"
+    other.write_text(json.dumps(document))
+    options = {"train_annotations": other, "val_annotations": other, "learning_rate": 0, "ema_decay": 0}
+    second = train(recipe(model=str(first.folder), output=tmp_path / "second", epochs=1, **options))
+    assert Detector.from_pretrained(second.folder).names == {0: "disc", 1: "square"}
+    # Nothing was learnt, so the numbers are the same although the file numbers its categories otherwise.
+    assert second.best["AR100"] == pytest.approx(first.best["AR100"], abs=1e-9)
+
+
+def test_data_sets_can_be_given_instead_of_files(recipe, annotations):
+    data = DetectionDataset.from_coco(annotations.parent / "images", annotations)
+    chosen = recipe(train_annotations="none.json", val_annotations="none.json", epochs=1)
+    assert len(train(chosen, train_dataset=data, val_dataset=data).rows) == 3
+
+
+def test_the_upload_leaves_checkpoints_out(recipe, monkeypatch):
+    calls = {}
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            calls["name"] = name
+            return type("Repository", (), {"repo_id": f"someone/{name}"})
+
+        def upload_folder(self, **options):
+            calls.update(options)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    chosen = recipe(epochs=1, push_to_hub=True)
+    train(chosen)
+    assert calls == {
+        "name": "run",
+        "repo_id": "someone/run",
+        "folder_path": chosen.output,
+        "ignore_patterns": ["checkpoints/*"],
+    }
