@@ -16,6 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 import detrkit
 from detrkit import ConditionalDetrConfig, DetrConfig
 from detrkit.checkpoints.original import original_name, read_architecture
+from detrkit.losses import matcher
 from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from detrkit.losses.criterion import detection_loss
 from detrkit.losses.matcher import PackedTargets, match
@@ -128,6 +129,16 @@ def test_layers_are_matched_on_their_own():
         for (q, t), (q2, t2) in zip(both[layer], alone):
             assert q.tolist() == q2.tolist()
             assert t.tolist() == t2.tolist()
+
+
+@pytest.mark.parametrize("focal", [False, True], ids=["softmax", "focal"])
+def test_matching_does_not_depend_on_how_many_pairs_are_computed_at_once(focal, monkeypatch):
+    predictions = layered_predictions(3, batch=4)
+    targets = PackedTargets(targets_of(3, 0, 7, 1), predictions[0].device)
+    together = match(*predictions, targets, 2, 5, 2, focal=focal)
+    monkeypatch.setattr(matcher, "_PAIRS_AT_ONCE", 30)  # two targets with five queries in three layers
+    for ours, expected in zip(match(*predictions, targets, 2, 5, 2, focal=focal), together):
+        assert ours.tolist() == expected.tolist()
 
 
 def test_more_objects_than_queries_leaves_objects_unmatched():
