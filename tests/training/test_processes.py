@@ -15,10 +15,15 @@ from tests.models.tiny import FAMILIES, some_labels
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
-def joint_batch():
-    """Four images with 3, 3, 3 and 0 objects, so that the processes have 6 and 3."""
+def joint_batch(family):
+    """Four images with 3, 3, 3 and 0 objects, so that the processes have 6 and 3.
+
+    For DETR the processes have as many: as in the original, each divides the classification loss by the
+    weights of its own queries, which depend on the number of its objects.
+    """
     pixels = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(3))
-    return pixels, some_labels(4)
+    labels = some_labels(4)
+    return pixels, [labels[0], labels[3], labels[1], labels[3]] if family == "detr" else labels
 
 
 def gradients_of(model, pixels, labels):
@@ -31,7 +36,7 @@ def one_of_two(rank, family, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = DistributedDataParallel(FAMILIES[family].detector(**NO_DROPOUT))
-    pixels, labels = joint_batch()
+    pixels, labels = joint_batch(family)
     own = slice(2 * rank, 2 * rank + 2)
     torch.save(gradients_of(model, pixels[own], labels[own]), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -41,12 +46,15 @@ def one_of_two(rank, family, folder):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_have_the_gradients_of_the_joint_batch(family, tmp_path):
     multiprocessing.spawn(one_of_two, (family, str(tmp_path)), nprocs=2)
-    expected = gradients_of(FAMILIES[family].detector(**NO_DROPOUT), *joint_batch())
+    expected = gradients_of(FAMILIES[family].detector(**NO_DROPOUT), *joint_batch(family))
+    whole = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert {name.removeprefix("module.") for name in found} == expected.keys()
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[f"module.{name}"], gradient, rtol=1e-4, atol=1e-6, msg=name)
+            # Some biases cancel out (those of keys, and before a norm): their gradients are rounding errors.
+            difference = (found[f"module.{name}"] - gradient).norm()
+            assert difference <= 1e-4 * gradient.norm() + 1e-6 * whole, name
 
 
 @pytest.mark.slow
