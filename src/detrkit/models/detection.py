@@ -68,11 +68,11 @@ class EncoderDecoderModel(DetrFamilyPreTrainedModel):
         """
         output = self.run(
             pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
             inputs_embeds=inputs_embeds,
+            pixel_mask=pixel_mask,
+            encoder_outputs=encoder_outputs,
             decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
             **wanted_outputs(self.config, output_attentions, output_hidden_states),
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
@@ -241,11 +241,11 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
         output = self.run(
             labels=labels,
             pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            decoder_attention_mask=decoder_attention_mask,
-            encoder_outputs=encoder_outputs,
             inputs_embeds=inputs_embeds,
+            pixel_mask=pixel_mask,
+            encoder_outputs=encoder_outputs,
             decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
             **wanted_outputs(self.config, output_attentions, output_hidden_states),
         )
         return output if wants_dict(return_dict, self.config) else output.to_tuple()
