@@ -361,7 +361,8 @@ def test_a_damaged_model_folder_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"engine": "onnx"}, "not available in this version"),
+        ({"engine": "onnx", "dtype": "float16"}, "in 'float32' only"),
+        ({"engine": "openvino", "device": "cuda"}, "not available|device 'cpu'"),
         ({"engine": "torhc"}, "unknown engine"),
         ({"device": "gpu7"}, "unknown device"),
         ({"device": "cuda:99"}, "not available"),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from detrkit.detections import Detections
+from detrkit.engines import EXPORTED_ENGINES, check_engine, start
 from detrkit.errors import CheckpointError, SettingError
 from detrkit.integration import Family, family_of
 from detrkit.panoptic import PanopticSegmentation
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_ENGINES = ("torch",)
-_LATER_ENGINES = ("compile", "onnx", "openvino")
 _DTYPES = {
     "float32": "float32",
     "fp32": "float32",
@@ -77,17 +76,19 @@ class Detector:
         Args:
             model: A detection or segmentation model of detrkit; it is changed, and can no longer be trained.
             processor: Its image processor.
-            engine: What runs the model; "torch" is the only one in this version.
-            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one.
+            engine: What runs the model: "torch", "compile", "onnx" or "openvino" (see
+                :mod:`detrkit.engines`). The last two export the model first, which takes a while; load a
+                folder that ``detrkit export`` wrote to save that.
+            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
 
         Raises:
             SettingError: Engine, device or dtype do not exist or are not available here.
+            MissingExtraError: The engine's packages are not installed.
         """
-        _check_engine(engine)
-        self._device, self._dtype = _torch_device(device), _torch_dtype(dtype)
+        check_engine(engine)
+        self._device, self._dtype = _place(engine, device, dtype)
         from detrkit.engines.allocator import keep_memory
-        from detrkit.engines.torch_engine import prepare
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
@@ -95,14 +96,14 @@ class Detector:
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
         if self._device.type == "cpu":
             keep_memory()
-        self.model = prepare(model, self._device, self._dtype)
+        self.model = start(model, engine, self._device, self._dtype)
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | os.PathLike[str],
         *,
-        engine: str = "torch",
+        engine: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
@@ -111,30 +112,30 @@ class Detector:
 
         Args:
             model: A Hub id ("facebook/detr-resnet-50"), a folder, or a short name ("detr-resnet-50").
-            engine: What runs the model; "torch" is the only one in this version.
-            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one.
+            engine: What runs the model: "torch", "compile", "onnx" or "openvino"; by default the one that a
+                folder's model was exported for, otherwise "torch".
+            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
             CheckpointError: The model cannot be found, read or used.
             SettingError: Engine, device or dtype do not exist or are not available here.
+            MissingExtraError: The engine's packages are not installed.
         """
         from detrkit.checkpoints.registry import resolve_model
 
         # Mistakes in the settings should not wait for a download.
-        _check_engine(engine)
-        device, dtype = _torch_device(device), _torch_dtype(dtype)
         name = resolve_model(os.fspath(model))
-        config = read_config(name, revision)
-        family = family_of(config.get("model_type"), name)
-        return cls(
-            _load_model(family, _has_masks(config, name, revision), name, revision),
-            read_processor(family, name, revision),
-            engine=engine,
-            device=device,
-            dtype=dtype,
-        )
+        exported_for = _exported_for(name)
+        engine = engine or exported_for or "torch"
+        check_engine(engine)
+        device, dtype = _place(engine, device, dtype)
+        if exported_for is not None:
+            loaded, processor = _open_exported(name, engine)
+        else:
+            loaded, processor = load_pretrained(name, revision)
+        return cls(loaded, processor, engine=engine, device=device, dtype=dtype)
 
     def __repr__(self) -> str:
         return (
@@ -475,11 +476,16 @@ def _is_one_image(images: Any) -> bool:
     return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image says what else is wrong
 
 
-def _check_engine(engine: str) -> None:
-    if engine in _LATER_ENGINES:
-        raise SettingError(f"the engine {engine!r} is not available in this version; use 'torch'")
-    if engine not in _ENGINES:
-        raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(_ENGINES)}")
+def _place(
+    engine: str, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where an engine runs and in which type, checked to be possible."""
+    if engine not in EXPORTED_ENGINES:
+        return _torch_device(device), _torch_dtype(dtype)
+    place = _torch_device("cpu" if device is None else device), _torch_dtype(dtype)
+    if [str(setting) for setting in place] != ["cpu", "torch.float32"]:
+        raise SettingError(f"the engine {engine!r} runs on the device 'cpu' and in 'float32' only")
+    return place
 
 
 def _torch_device(device: str | torch.device | None) -> torch.device:
@@ -559,6 +565,37 @@ def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bo
             return any(key.startswith("mask_head.") for key in file.keys())  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError):  # what is wrong is told when the weights are loaded
         return False
+
+
+def _exported_for(name: str) -> str | None:
+    """The engine that a folder's model was exported for; None where it holds a model for torch."""
+    if not os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
+        return None
+    from detrkit.engines.exported import read_manifest
+
+    manifest = read_manifest(name)
+    return manifest.engine if manifest else None
+
+
+def _open_exported(folder: str, engine: str) -> tuple[Any, Any]:
+    """The exported model in a folder, opened for an engine, and its image processor."""
+    from detrkit.engines.exported import open_exported
+
+    family = family_of(read_config(folder, None).get("model_type"), folder)
+    config = family.load(family.config).from_pretrained(folder)
+    return open_exported(folder, engine, config), read_processor(family, folder, None)
+
+
+def load_pretrained(name: str, revision: str | None) -> tuple[Any, Any]:
+    """The model of a Hub id or folder, as its family's class, and its image processor.
+
+    Raises:
+        CheckpointError: One of them cannot be found, read or used.
+    """
+    config = read_config(name, revision)
+    family = family_of(config.get("model_type"), name)
+    model = _load_model(family, _has_masks(config, name, revision), name, revision)
+    return model, read_processor(family, name, revision)
 
 
 def _load_model(family: Family, has_masks: bool, name: str, revision: str | None) -> Any:

@@ -350,7 +350,7 @@ def test_a_damaged_model_gives_one_line_and_status_2(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--engine", "onnx"), ("--device", "gpu7"), ("--dtype", "float8"), ("--threshold", "nan")],
+    [("--engine", "onyx"), ("--device", "gpu7"), ("--dtype", "float8"), ("--threshold", "nan")],
 )
 def test_settings_that_cannot_be_had_give_one_line_and_status_2(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], option: str, value: str
@@ -361,7 +361,7 @@ def test_settings_that_cannot_be_had_give_one_line_and_status_2(
 
 
 def test_debug_shows_the_traceback(detrkit_here: Run, tiny_detr: Path, pictures: list[Path]) -> None:
-    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--engine", "onnx", "--debug")
+    done = detrkit_here("detect", pictures[0], "--model", tiny_detr, "--engine", "onyx", "--debug")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
 

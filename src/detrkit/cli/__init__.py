@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from detrkit import __version__
-from detrkit.cli import convert, detect, evaluate, models, segment, train
+from detrkit.cli import convert, detect, evaluate, export, models, segment, train
 from detrkit.cli.console import complain, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
@@ -34,6 +34,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="What runs the model: torch, compile, onnx or openvino.  "
+        "[default: what the folder was exported for, or torch]"
+    ),
+]
 
 
 def complain(message: str, *, title: str | None = None) -> None:

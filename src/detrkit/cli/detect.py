@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.console import Debug, Engine, complain, count, load_detector, print_table
 from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
 from detrkit.cli.output import check_json_file, check_save_dir, save_picture, write_json
 from detrkit.cli.run import ImageRun
@@ -29,7 +29,7 @@ def detect(
     threshold: Annotated[
         float, typer.Option("--threshold", "-t", min=0, max=1, help="Show only objects with a higher score.")
     ] = 0.5,
-    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    engine: Engine = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.console import Debug, Engine, complain, count, load_detector, print_table
 from detrkit.cli.output import check_json_file, check_save_dir, write_json
 from detrkit.errors import DetrkitError
 
@@ -71,7 +71,7 @@ def evaluate(
             help="Least score of a segment for panoptic quality; boxes and masks always count, as COCO asks.",
         ),
     ] = 0.85,
-    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    engine: Engine = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
     ] = None,

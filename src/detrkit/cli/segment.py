@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, complain, count, load_detector, print_table
+from detrkit.cli.console import Debug, Engine, complain, count, load_detector, print_table
 from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
 from detrkit.cli.journal import Journal
 from detrkit.cli.output import check_save_dir, picture_names, save_picture, write_json
@@ -38,7 +38,7 @@ def segment(
     threshold: Annotated[
         float, typer.Option("--threshold", "-t", min=0, max=1, help="Keep only segments with a higher score.")
     ] = 0.85,
-    engine: Annotated[str, typer.Option(help="What runs the model: torch.")] = "torch",
+    engine: Engine = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
     ] = None,

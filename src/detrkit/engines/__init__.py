@@ -1,1 +1,65 @@
-"""Ways to run a model: the same call, different machinery."""
+"""Ways to run a model: the same call, different machinery.
+
+- ``torch``: eager, prepared for inference (:mod:`detrkit.engines.torch_engine`); the default.
+- ``compile``: the same through ``torch.compile`` (:mod:`detrkit.engines.compile_engine`).
+- ``onnx``, ``openvino``: an exported model in onnxruntime or OpenVINO, on the CPU and in float32
+  (:mod:`detrkit.engines.exported`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from detrkit.errors import SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+EXPORTED_ENGINES = ("onnx", "openvino")
+ENGINES = ("torch", "compile", *EXPORTED_ENGINES)
+
+
+def check_engine(engine: str) -> None:
+    """Raises what is wrong with an engine's name, or which extra it lacks.
+
+    Raises:
+        SettingError: There is no such engine.
+        MissingExtraError: Its package is not installed.
+    """
+    if engine not in ENGINES:
+        raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
+    if engine in EXPORTED_ENGINES:
+        from detrkit.engines.exported import runtime
+
+        runtime(engine)
+
+
+def start(model: Any, engine: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A model as an engine runs it.
+
+    Args:
+        model: A model of detrkit, which is changed by the engines of torch, or an exported model that was
+            loaded for ``engine``.
+        engine: One of ``ENGINES``. An exported one gets the model exported for this process alone.
+        device: Where to run.
+        dtype: Type of the weights.
+
+    Returns:
+        What can be called with ``pixel_values`` and ``pixel_mask``, and has a ``config``; for a model with
+        masks also ``detector`` and ``segment``.
+    """
+    if engine in EXPORTED_ENGINES:
+        from detrkit.engines.exported import ExportedModel
+
+        if isinstance(model, ExportedModel):
+            return model
+        from detrkit.engines.export import export_for_this_process
+
+        return export_for_this_process(model, engine)
+    if engine == "compile":
+        from detrkit.engines.compile_engine import compile_model
+
+        return compile_model(model, device, dtype)
+    from detrkit.engines.torch_engine import prepare
+
+    return prepare(model, device, dtype)

@@ -17,7 +17,11 @@ PROBE_SIZE = (96, 96)
 
 
 def prepare(
-    model: PreTrainedModel, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    fuse: bool = True,
 ) -> PreTrainedModel:
     """Prepares a model for inference, in place.
 
@@ -28,6 +32,7 @@ def prepare(
         model: A detrkit model.
         device: Where to run; None leaves the model where it is.
         dtype: Type of the weights; None leaves it.
+        fuse: Use the fused operators where there are some; a compiler brings its own.
 
     Returns:
         ``model`` itself.
@@ -41,7 +46,7 @@ def prepare(
                 module.inplace = True
     model.to(device=device, dtype=dtype)
     model.to(memory_format=torch.channels_last)
-    if model.device.type == "cpu" and model.dtype == torch.float32 and fused.available():
+    if fuse and model.device.type == "cpu" and model.dtype == torch.float32 and fused.available():
         for encoder in encoders:
             fused.fuse_backbone(encoder)
         fused.fuse_transformer(model)

@@ -100,18 +100,25 @@ class FeatureLevels:
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 4:
             return Surroundings(reference[..., :2], reference[..., 2:] * (0.5 / points))
-        sizes = [(1 / width, 1 / height) for height, width in self.shapes]
-        return Surroundings(reference, reference.new_tensor(sizes)[:, None])
+        return Surroundings(reference, (1 / self._extents(reference))[:, None])
+
+    def _extents(self, like: Tensor) -> Tensor:
+        """Width and height of each level: (levels, 2), of the type and on the device of ``like``."""
+        if torch.compiler.is_exporting():
+            # The numbers that ``new_tensor`` gets would become constants of the graph.
+            extents = [like.new_full((), size) for height, width in self.shapes for size in (width, height)]
+            return torch.stack(extents).unflatten(0, (-1, 2))
+        return like.new_tensor([(width, height) for height, width in self.shapes])
 
     def pixel_centres(self) -> Tensor:
         """Centre of every pixel relative to the real image: (batch or 1, pixels, 2) float32, x then y."""
-        levels = []
+        levels, device = [], self.pixels.device
+        extents = self._extents(torch.empty(0, dtype=torch.float32, device=device))
         for level, (height, width) in enumerate(self.shapes):
-            device = self.pixels.device
             y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
             x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
             grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
-            extent = torch.tensor([width, height], dtype=torch.float32, device=device)
+            extent = extents[level]
             if self.valid_ratios is not None:
                 extent = extent * self.valid_ratios[:, level, None]
             levels.append((grid / extent).reshape(-1, height * width, 2))

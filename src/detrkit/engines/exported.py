@@ -1,0 +1,139 @@
+"""Models that have left PyTorch: how a folder says what it holds, and how one is run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from detrkit.engines import EXPORTED_ENGINES
+from detrkit.errors import CheckpointError
+from detrkit.models.outputs import ObjectDetectionOutput
+
+MANIFEST = "engine.json"
+
+# From a graph's inputs by name to its outputs in their order.
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``engine.json`` in the folder of an exported model says.
+
+    Attributes:
+        engine: The engine that the model was exported for.
+        file: Name of the model's file in the folder.
+        outputs: Names of what the graph gives, in its order.
+        precision: Type of its weights.
+    """
+
+    engine: str
+    file: str
+    outputs: Sequence[str]
+    precision: str = "float32"
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into a folder."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
+    """The manifest of a folder; None where it holds no exported model, or is none.
+
+    Raises:
+        CheckpointError: The manifest cannot be read.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**{name: content[name] for name in ("engine", "file", "outputs", "precision")})
+        if manifest.engine not in EXPORTED_ENGINES:
+            raise ValueError(f"there is no engine {manifest.engine!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; export the model again") from error
+    return manifest
+
+
+def runtime(engine: str) -> ModuleType:
+    """The module that runs models for an engine: its ``load`` opens a file.
+
+    Raises:
+        MissingExtraError: The engine's package is not installed.
+        KeyError: The engine runs no exported models.
+    """
+    from detrkit.engines import onnx_engine, openvino_engine
+
+    module = {"onnx": onnx_engine, "openvino": openvino_engine}[engine]
+    module.check_installed()
+    return module
+
+
+class ExportedModel:
+    """An exported model, called as a model of detrkit is, with tensors on the CPU.
+
+    Args:
+        run: Runs the graph.
+        outputs: Names of what it gives.
+        config: The model's configuration.
+    """
+
+    def __init__(self, run: Run, outputs: Sequence[str], config: PretrainedConfig) -> None:
+        self.config = config
+        self._run = run
+        self._names = outputs
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
+        """Detects objects.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+        """
+        return ObjectDetectionOutput(**self._outputs(pixel_values, pixel_mask))
+
+    def _outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
+        """The graph's outputs by name."""
+        if pixel_mask is None:
+            pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[-2:], dtype=torch.long)
+        feeds = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.long().numpy()}
+        feeds |= {name: np.float32(value) for name, value in inputs.items()}
+        return {name: torch.from_numpy(value) for name, value in zip(self._names, self._run(feeds))}
+
+
+def open_exported(folder: str | os.PathLike[str], engine: str, config: PretrainedConfig) -> ExportedModel:
+    """Opens the model in a folder for an engine; OpenVINO also runs what was exported for onnxruntime.
+
+    Args:
+        folder: A folder with a manifest.
+        engine: What is to run the model.
+        config: The model's configuration.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is not one for ``engine``.
+        MissingExtraError: The engine's package is not installed.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise CheckpointError(f"{os.fspath(folder)} holds no exported model")
+    if engine != manifest.engine and (engine, manifest.engine) != ("openvino", "onnx"):
+        raise CheckpointError(
+            f"{os.fspath(folder)} holds a model exported for the engine {manifest.engine!r}, which "
+            f"{engine!r} cannot run; leave the engine out, or pass the model that was exported"
+        )
+    path = Path(folder) / manifest.file
+    try:
+        run = runtime(engine).load(path)
+    except (RuntimeError, OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"cannot read {path}: {said}; export the model again") from error
+    return ExportedModel(run, manifest.outputs, config)

@@ -1,0 +1,155 @@
+"""An exported model gives PyTorch's results, whatever the images' size, their number and their padding."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from detrkit.engines import export
+from detrkit.engines.export import export_model
+from detrkit.engines.exported import open_exported, read_manifest
+from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from tests.models.tiny import FAMILIES
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+SMALL = {"encoder_layers": 1, "decoder_layers": 2}
+# Recording the deformable ones takes longest; two-stage has all that the others have.
+MODELS = {
+    "detr": ("detr", {}),
+    "conditional_detr": ("conditional_detr", {}),
+    "two-stage": ("deformable_detr_two_stage", {}),
+    "slow: deformable_detr": ("deformable_detr", {}),
+    "slow: one-level": ("deformable_detr", {"num_feature_levels": 1}),
+    "slow: refined": ("deformable_detr", {"with_box_refine": True}),
+}
+CASES = [
+    pytest.param(name, id=name.removeprefix("slow: "), marks=pytest.mark.slow if "slow" in name else ())
+    for name in MODELS
+]
+SIZES = [(2, 128, 160), (1, 97, 210), (3, 200, 131)]
+
+
+def images(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise; the last image of several is padded below and to the right."""
+    pixels = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
+    mask = torch.ones(batch, height, width, dtype=torch.long)
+    if batch > 1:
+        mask[-1, height - 30 :] = 0
+        mask[-1, :, width // 2 :] = 0
+    return pixels * mask[:, None], mask
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory):
+    """A tiny model and the folder that it was exported to, for onnxruntime."""
+    family, options = MODELS[request.param]
+    model = FAMILIES[family].detector(**SMALL, **options)
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    return model, export_model(model, folder, "onnx")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_results_are_those_of_pytorch(exported, engine):
+    model, written = exported
+    run = open_exported(written.folder, engine, model.config)
+    for size in SIZES:
+        pixels, mask = images(*size)
+        with torch.no_grad():
+            expected = model(pixels, mask)
+        found = run(pixels, mask)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+
+
+def test_padding_counts_and_its_absence_needs_no_mask(exported):
+    model, written = exported
+    run = open_exported(written.folder, "onnx", model.config)
+    pixels, mask = images(2, 128, 160)
+    assert (run(pixels).logits - run(pixels, mask).logits).abs().max() > 1e-3
+    with torch.no_grad():
+        torch.testing.assert_close(run(pixels).logits, model(pixels).logits, atol=1e-4, rtol=0)
+
+
+def test_the_check_reports_how_far_results_lie_from_pytorch_s(exported):
+    _, written = exported
+    assert set(written.differences) == {"logits", "pred_boxes"}
+    assert all(0 < difference < 1e-4 for difference in written.differences.values())
+
+
+def test_the_model_stays_as_it_was(tmp_path):
+    model = FAMILIES["detr"].detector(**SMALL, auxiliary_loss=True)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_model(model, tmp_path / "model", "onnx", verify=False)
+    assert model.training
+    assert model.config.auxiliary_loss
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.requires_grad for p in model.class_labels_classifier.parameters())
+
+
+def test_openvino_s_folder_holds_its_own_format_and_runs(tmp_path):
+    model = FAMILIES["detr"].detector(**SMALL)
+    written = export_model(model, tmp_path / "model", "openvino")
+    names = sorted(path.name for path in written.folder.iterdir())
+    assert names == ["config.json", "engine.json", "model.bin", "model.xml"]
+    assert max(written.differences.values()) < 1e-4
+    with pytest.raises(CheckpointError, match="exported for the engine 'openvino', which 'onnx' cannot run"):
+        open_exported(written.folder, "onnx", model.config)
+
+
+class Dependent(nn.Module):
+    """A layer that a recording takes for a constant: it reads the batch's size as a number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tensor(float(x.shape[-1]))
+
+
+def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
+    model = FAMILIES["detr"].detector(**SMALL)
+    model.model.input_projection = nn.Sequential(model.model.input_projection, Dependent())
+    with pytest.raises(DetrkitError, match=r"logits lie .* from PyTorch's on images of 397x301"):
+        export_model(model, tmp_path / "model", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
+    real = export.importlib.util.find_spec
+    for package in ("onnxscript", "onnxruntime", "openvino"):
+        monkeypatch.setattr(
+            export.importlib.util,
+            "find_spec",
+            lambda name, missing=package: real(name) if name != missing else None,
+        )
+        with pytest.raises(MissingExtraError, match=r"detrkit\[export\]"):
+            export_model(None, tmp_path, "openvino" if package == "openvino" else "onnx")
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="cannot export to 'tflite'; use one of: onnx, openvino"):
+        export_model(None, tmp_path, "tflite")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"engine": "x", "file": "f", "outputs": [], "precision": "float32"}']
+)
+def test_a_broken_manifest_is_named(tmp_path, content):
+    (tmp_path / "engine.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"engine\.json.*export the model again"):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_without_a_manifest_holds_no_exported_model(tmp_path):
+    assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_a_damaged_file_is_named(tmp_path, engine):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    manifest = {"engine": "onnx", "file": "model.onnx", "outputs": [], "precision": "float32"}
+    (tmp_path / "engine.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.onnx"):
+        open_exported(tmp_path, engine, FAMILIES["detr"].config())
