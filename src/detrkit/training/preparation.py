@@ -98,7 +98,7 @@ def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, A
         processor.size = image_size(recipe.image_size, recipe.max_image_size)
     if recipe.masks and train.panoptic_dir is not None:
         processor.is_thing_map = train.is_thing
-    _choose_trained(model, recipe)
+    choose_trained(model, recipe)
     return model, processor, train
 
 
@@ -225,7 +225,7 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
     return options
 
 
-def _choose_trained(model: Any, recipe: TrainingRecipe) -> None:
+def choose_trained(model: Any, recipe: TrainingRecipe) -> None:
     """Freezes what the recipe says, and makes batch norm learn where it should."""
     live = recipe.live_batch_norm
     if live is None:

@@ -103,6 +103,7 @@ def train(
         train_data.sizes,
         recipe.batch_size,
         seed=recipe.seed,
+        drop_last=len(train_data) >= recipe.batch_size,  # as in the original; small batches spoil live norms
         rank=arguments.process_index,
         world_size=arguments.world_size,
     )
