@@ -60,7 +60,8 @@ def augmentation(preset: str, size: Mapping[str, int]) -> Transform:
         near = difflib.get_close_matches(preset, PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingError(f"unknown augmentation {preset!r}; use one of: {', '.join(PRESETS)}{hint}")
-    return PRESETS[preset](dict(size))
+    # Flipping a box rounds, and may leave it a hair outside.
+    return v2.Compose([PRESETS[preset](dict(size)), v2.ClampBoundingBoxes()])
 
 
 def original(size: dict[str, int]) -> Transform:
