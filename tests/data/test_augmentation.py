@@ -116,7 +116,7 @@ def test_boxes_lie_where_the_objects_are_in_the_picture(transform, seed, transpo
 
 
 def test_the_original_recipe_has_the_original_sizes():
-    recipe = aug.augmentation("original", {"shortest_edge": 800, "longest_edge": 1333})
+    recipe = aug.original({"shortest_edge": 800, "longest_edge": 1333})
     choice = recipe.transforms[1]
     plain, cropped = choice.transforms
     scales = [{"shortest_edge": edge, "longest_edge": 1333} for edge in range(480, 801, 32)]
