@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from detrkit import ConditionalDetrForSegmentation, DetrForSegmentation
 from detrkit.engines import export
 from detrkit.engines.export import export_model
 from detrkit.engines.exported import open_exported, read_manifest
 from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
-from tests.models.tiny import FAMILIES
+from tests.models.tiny import FAMILIES, shake, tiny_config
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -99,6 +100,44 @@ def test_openvino_s_folder_holds_its_own_format_and_runs(tmp_path):
     assert max(written.differences.values()) < 1e-4
     with pytest.raises(CheckpointError, match="exported for the engine 'openvino', which 'onnx' cannot run"):
         open_exported(written.folder, "onnx", model.config)
+
+
+@pytest.fixture(scope="module", params=[DetrForSegmentation, ConditionalDetrForSegmentation])
+def segmenter(request, tmp_path_factory):
+    """A tiny model with masks and the folder that it was exported to, for onnxruntime."""
+    config = tiny_config(request.param.config_class, encoder_attention_heads=8, **SMALL)
+    model = shake(request.param(config)).eval()
+    folder = tmp_path_factory.mktemp("segmenter") / "model"
+    return model, export_model(model, folder, "onnx")
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_masks_are_those_of_pytorch(segmenter, engine):
+    model, written = segmenter
+    run = open_exported(written.folder, engine, model.config)
+    for size in SIZES:
+        pixels, mask = images(*size)
+        with torch.no_grad():
+            everything = model(pixels, mask)
+            scores = model.object_scores(everything.logits)
+            threshold = float(scores.flatten().sort().values[-4:-2].mean())  # three survivors
+            surviving = model.segment(pixels, mask, threshold=threshold)
+        assert surviving.logits.shape[1] < everything.logits.shape[1]
+        for found, expected in (
+            (run(pixels, mask), everything),
+            (run.segment(pixels, mask, threshold=threshold), surviving),
+        ):
+            for name, tolerance in (("logits", 1e-4), ("pred_boxes", 1e-5), ("pred_masks", 1e-4)):
+                torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=0)
+        boxes = run.detector(pixels, mask)
+        torch.testing.assert_close(boxes.pred_boxes, everything.pred_boxes, atol=1e-5, rtol=0)
+        assert "pred_masks" not in boxes
+
+
+def test_one_query_stays_where_none_survives(segmenter):
+    model, written = segmenter
+    run = open_exported(written.folder, "onnx", model.config)
+    assert run.segment(*images(1, 97, 210), threshold=1.0).pred_masks.shape[:2] == (1, 1)
 
 
 class Dependent(nn.Module):

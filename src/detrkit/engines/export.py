@@ -3,6 +3,10 @@
 The graph takes ``pixel_values`` (batch, channels, height, width), float32, and ``pixel_mask`` (batch, height,
 width), int64, nonzero where pixels are real; batch, height and width are free. It gives ``logits`` and
 ``pred_boxes`` as the model does.
+
+A model with masks also takes ``threshold``, a number, and gives ``pred_masks`` (batch, n, mask height, mask
+width) of the n queries of each image that score above it, one at least, and ``query_indices`` (batch, n),
+which tells their numbers. With a threshold of -1 these are all queries.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -17,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,7 @@ from detrkit.engines.torch_engine import fold_batch_norm
 from detrkit.errors import DetrkitError, MissingExtraError, SettingError
 from detrkit.files import atomic_folder
 from detrkit.models.layers.backbone import ConvEncoder
+from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
 
 # How far outputs may lie from PyTorch's, relative to the largest of them or to 1.
 TOLERANCE = 1e-4
@@ -85,19 +91,20 @@ def export_model(
     check_format(to)
     output = Path(output)
     model = _for_export(model)
+    graph = (_Segmentation if isinstance(model, SegmentationModel) else _Detection)(model)
     with atomic_folder(output) as folder:
         model.config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
         onnx_file = folder / "model.onnx"
-        _write_onnx(model, onnx_file)
+        _write_onnx(graph, onnx_file)
         file = onnx_file
         if to == "openvino":
             file = folder / "model.xml"
             convert(onnx_file, file)
             onnx_file.unlink()
-        Manifest(engine=to, file=file.name, outputs=_Graph.output_names).write(folder)
-        differences = _compare(model, open_exported(folder, to, model.config)) if verify else {}
+        Manifest(engine=to, file=file.name, outputs=graph.outputs).write(folder)
+        differences = _compare(graph, open_exported(folder, to, model.config)) if verify else {}
     return Export(folder=output, differences=differences)
 
 
@@ -132,14 +139,16 @@ def _for_export(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-class _Graph(nn.Module):
-    """A model as a function from tensors to tensors.
+class _Detection(nn.Module):
+    """A detector as a function from tensors to tensors.
 
     Attributes:
-        output_names: Names of what it gives.
+        inputs: Name of each input -> its axes of free size.
+        outputs: Names of what it gives.
     """
 
-    output_names = ("logits", "pred_boxes")
+    inputs: ClassVar[dict[str, tuple[int, ...]]] = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
+    outputs: ClassVar[tuple[str, ...]] = ("logits", "pred_boxes")
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -153,22 +162,50 @@ class _Graph(nn.Module):
             output_hidden_states=False,
             return_dict=True,
         )
-        return tuple(found[name] for name in self.output_names)
+        return found["logits"], found["pred_boxes"]
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """Inputs: normalised images of noise and their mask; the last one of several is padded."""
+        size = (batch, self.model.config.num_channels, height, width)
+        pixels = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        mask = torch.ones(batch, height, width, dtype=torch.long)
+        if batch > 1:
+            mask[-1, height - height // 4 :] = 0
+            mask[-1, :, width - width // 3 :] = 0
+        return pixels * mask[:, None], mask
 
 
-def _write_onnx(model: PreTrainedModel, path: Path) -> None:
-    free = {
-        "pixel_values": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),
-        "pixel_mask": dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC),
-    }
-    graph = _Graph(model)
+class _Segmentation(_Detection):
+    """A model with masks, of which those of the best queries are computed."""
+
+    inputs: ClassVar[dict[str, tuple[int, ...]]] = {**_Detection.inputs, "threshold": ()}
+    outputs: ClassVar[tuple[str, ...]] = (*_Detection.outputs, "pred_masks", "query_indices")
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: Tensor, pixel_mask: Tensor, threshold: Tensor
+    ) -> tuple[Tensor, ...]:
+        features, masks_of = self.model.features(pixel_values, pixel_mask)
+        found = self.model.detector.read(features)
+        # One at least, as not every program can convolve nothing.
+        rows = best_queries(self.model.object_scores(found["logits"]), threshold, at_least=1)
+        masks = masks_of(gather_rows(features.last_hidden_state, rows))
+        return found["logits"], found["pred_boxes"], masks, rows
+
+    def example(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        """As of a detector, and a threshold that all queries survive."""
+        return *super().example(batch, height, width), torch.tensor(-1.0)
+
+
+def _write_onnx(graph: _Detection, path: Path) -> None:
+    free = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in graph.inputs.items()}
     with torch.no_grad(), _quiet():
-        program = torch.export.export(graph, _images(model, *_RECORDED), dynamic_shapes=free, strict=False)
+        example = graph.example(*_RECORDED)
+        program = torch.export.export(graph, example, dynamic_shapes=free, strict=False)
         exported = torch.onnx.export(
             program,
             dynamo=True,
             input_names=list(free),
-            output_names=list(graph.output_names),
+            output_names=list(graph.outputs),
             opset_version=_OPSET,
             verbose=False,
         )
@@ -191,31 +228,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _images(model: PreTrainedModel, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Normalised images of noise and their mask; the last one of several is padded."""
-    channels = model.config.num_channels
-    pixels = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(batch, height, width, dtype=torch.long)
-    if batch > 1:
-        mask[-1, height - height // 4 :] = 0
-        mask[-1, :, width - width // 3 :] = 0
-    return pixels * mask[:, None], mask
-
-
 @torch.no_grad()
-def _compare(model: PreTrainedModel, exported: ExportedModel) -> dict[str, float]:
+def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
     """The largest difference between the two for each output.
 
     Raises:
         DetrkitError: It is too large.
     """
-    graph = _Graph(model)
-    differences = dict.fromkeys(graph.output_names, 0.0)
+    differences = dict.fromkeys(graph.outputs, 0.0)
     for size in _CHECKED:
-        pixels, mask = _images(model, *size)
-        found = exported(pixels, mask)
-        for name, expected in zip(graph.output_names, graph(pixels, mask)):
-            difference = float((found[name] - expected).abs().max())
+        example = graph.example(*size)
+        found = exported.outputs(**dict(zip(graph.inputs, example)))
+        for name, expected in zip(graph.outputs, graph(*example)):
+            same_shape = found[name].shape == expected.shape
+            difference = float((found[name] - expected).abs().max()) if same_shape else math.inf
             # Written so that NaN is too large, too.
             if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise DetrkitError(

@@ -16,7 +16,8 @@ from transformers import PretrainedConfig
 
 from detrkit.engines import EXPORTED_ENGINES
 from detrkit.errors import CheckpointError
-from detrkit.models.outputs import ObjectDetectionOutput
+from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
+from detrkit.models.segmentation import gather_rows
 
 MANIFEST = "engine.json"
 
@@ -99,15 +100,43 @@ class ExportedModel:
             pixel_values: (batch, channels, height, width) normalised images.
             pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
         """
-        return ObjectDetectionOutput(**self._outputs(pixel_values, pixel_mask))
+        return ObjectDetectionOutput(**self.outputs(pixel_values, pixel_mask))
 
-    def _outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
-        """The graph's outputs by name."""
+    def outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
+        """The graph's outputs by name, of what a call takes and the inputs that the graph has beyond."""
         if pixel_mask is None:
             pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[-2:], dtype=torch.long)
         feeds = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.long().numpy()}
-        feeds |= {name: np.float32(value) for name, value in inputs.items()}
+        feeds |= {name: np.array(float(value), np.float32) for name, value in inputs.items()}
         return {name: torch.from_numpy(value) for name, value in zip(self._names, self._run(feeds))}
+
+
+class ExportedSegmenter(ExportedModel):
+    """An exported model with masks, which it computes only for queries that score above a threshold."""
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> SegmentationOutput:
+        """Detects objects and gives the masks of all queries; memory grows with their number."""
+        found = self.outputs(pixel_values, pixel_mask, threshold=-1.0)
+        return SegmentationOutput(**{name: found[name] for name in ("logits", "pred_boxes", "pred_masks")})
+
+    def detector(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
+        """Detects objects without masks; arguments as of a call."""
+        # The graph always computes the best query's mask, which takes little beside the rest.
+        found = self.outputs(pixel_values, pixel_mask, threshold=1.0)
+        return ObjectDetectionOutput(logits=found["logits"], pred_boxes=found["pred_boxes"])
+
+    def segment(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, threshold: float = 0.85
+    ) -> SegmentationOutput:
+        """See :meth:`detrkit.models.segmentation.SegmentationModel.segment`; gives one query at least."""
+        found = self.outputs(pixel_values, pixel_mask, threshold=threshold)
+        rows = found["query_indices"]
+        return SegmentationOutput(
+            logits=gather_rows(found["logits"], rows),
+            pred_boxes=gather_rows(found["pred_boxes"], rows),
+            pred_masks=found["pred_masks"],
+            query_indices=rows,
+        )
 
 
 def open_exported(folder: str | os.PathLike[str], engine: str, config: PretrainedConfig) -> ExportedModel:
@@ -136,4 +165,5 @@ def open_exported(folder: str | os.PathLike[str], engine: str, config: Pretraine
     except (RuntimeError, OSError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
         raise CheckpointError(f"cannot read {path}: {said}; export the model again") from error
-    return ExportedModel(run, manifest.outputs, config)
+    model_class = ExportedSegmenter if "pred_masks" in manifest.outputs else ExportedModel
+    return model_class(run, manifest.outputs, config)

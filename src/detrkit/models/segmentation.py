@@ -55,7 +55,7 @@ class SegmentationModel(ModelWithHeads):
 
     def run(self, labels: list[dict[str, Tensor]] | None, **inputs: Any) -> SegmentationOutput:
         """See :meth:`~detrkit.models.detection.ModelWithHeads.forward`."""
-        features, masks_of = self._features(**inputs)
+        features, masks_of = self.features(**inputs)
         states: Tensor = features.last_hidden_state
         masks = None
         if labels is None or not self.training:
@@ -66,7 +66,7 @@ class SegmentationModel(ModelWithHeads):
                 return masks[image, query]
             counts = [min(len(label["class_labels"]), states.shape[1]) for label in labels or ()]
             rows, slot = _by_image(image, query, counts)
-            return masks_of(_gather(states, rows))[image, slot]
+            return masks_of(gather_rows(states, rows))[image, slot]
 
         found = self.detector.read(features, labels, predict_masks if labels is not None else None)
         return SegmentationOutput(**found, pred_masks=masks)
@@ -92,19 +92,17 @@ class SegmentationModel(ModelWithHeads):
         Raises:
             ValueError: Shapes do not fit.
         """
-        features, masks_of = self._features(pixel_values, pixel_mask)
+        features, masks_of = self.features(pixel_values, pixel_mask)
         found = self.detector.read(features)
-        scores = self.object_scores(found["logits"].float())
-        count = int((scores > threshold).sum(1).max())
-        rows = scores.topk(count, dim=1).indices.sort(dim=1).values
+        rows = best_queries(self.object_scores(found["logits"].float()), threshold)
         return SegmentationOutput(
-            logits=_gather(found["logits"], rows),
-            pred_boxes=_gather(found["pred_boxes"], rows),
-            pred_masks=masks_of(_gather(features.last_hidden_state, rows)),
+            logits=gather_rows(found["logits"], rows),
+            pred_boxes=gather_rows(found["pred_boxes"], rows),
+            pred_masks=masks_of(gather_rows(features.last_hidden_state, rows)),
             query_indices=rows,
         )
 
-    def _features(
+    def features(
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None = None,
@@ -129,7 +127,25 @@ class SegmentationModel(ModelWithHeads):
         return features, masks_of
 
 
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
+def best_queries(scores: Tensor, threshold: float | Tensor, at_least: int = 0) -> Tensor:
+    """The queries that score above a threshold, and as many for each image.
+
+    Args:
+        scores: (batch, queries).
+        threshold: Least score, exclusive.
+        at_least: How many to give where fewer survive.
+
+    Returns:
+        (batch, most survivors in an image) indices in their order: an image's best ones.
+    """
+    count = (scores > threshold).sum(1).max().clamp(min=at_least).item()
+    # For torch.export, to which the number is a symbol.
+    torch._check(count >= at_least)
+    torch._check(count <= scores.shape[1])
+    return scores.topk(count, dim=1).indices.sort(dim=1).values
+
+
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Rows (batch, n, ...) by their indices (batch, k): (batch, k, ...)."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 

@@ -128,6 +128,8 @@ class MaskHead(nn.Module):
         base = F.conv2d(feature_map, self.lay1.weight[:, : self.image_channels], self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         adapted = [adapter(m) for adapter, m in zip(adapters, finer)]
+        if torch.compiler.is_exporting():
+            return self._decode(base, adapted, attention)  # a number of queries that only the run knows
         chunks = attention.split(_chunk_size(base, *adapted), dim=1)
         masks = [self._decode(base, adapted, chunk) for chunk in chunks]
         return torch.cat(masks, dim=1) if len(masks) > 1 else masks[0]
