@@ -46,6 +46,7 @@ def test_strings_become_paths():
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"freeze": "detector"}, "--masks"),
         ({"freeze": "backbone", "from_scratch": True}, "random weights"),
+        ({"freeze": "backbone", "live_batch_norm": True}, "--live-batch-norm"),
         ({"model_option": ["dropout"]}, "NAME=VALUE"),
         ({"train_panoptic_dir": "png"}, "--val-panoptic-dir"),
     ],

@@ -255,6 +255,7 @@ def test_a_new_model_learns_batch_norm_and_is_saved_frozen(recipe, monkeypatch):
         ({"augmentation": "lite"}, "did you mean 'light'"),
         ({"device": "cuda:9"}, "not available"),
         ({"masks": True}, "no models with masks"),
+        ({"report_to": ["tensorbord"]}, "--report-to tensorbord"),
     ],
 )
 def test_a_mistake_is_named_before_the_first_step(recipe, options, message):

@@ -276,6 +276,8 @@ class TrainingRecipe:
                 f"--freeze {self.freeze} would leave random weights as they are; fine-tune a checkpoint, or "
                 "fetch a --pretrained-backbone"
             )
+        if self.live_batch_norm and self.freeze in ("backbone", "detector"):
+            raise SettingError(f"--live-batch-norm trains what --freeze {self.freeze} leaves as it is")
         if self.freeze == "detector" and not self.masks:
             raise SettingError("--freeze detector leaves nothing to train without --masks")
         for text in self.model_option:

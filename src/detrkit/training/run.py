@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from detrkit.data.coco import DetectionDataset
@@ -241,6 +242,13 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     if recipe.device not in (None, "cpu") and on_cpu:
         raise SettingError(f"--device {recipe.device} is not available on this machine; use cpu")
+    available = get_available_reporting_integrations()
+    missing = [name for name in recipe.report_to if name not in available]
+    if missing:
+        raise SettingError(
+            f"--report-to {missing[0]} is not installed or unknown; available here: "
+            f"{', '.join(available) or 'none'}"
+        )
     wants_bf16 = recipe.precision == "bf16"
     if recipe.precision == "auto":
         wants_bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -165,8 +165,8 @@ class DetectionTrainer(Trainer):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise DetrkitError(
-                f"cannot write the checkpoint {folder}: {error}. The one before it is whole: make room, then "
-                "resume"
+                f"cannot write the checkpoint {folder}; is the disk full? ({error}) Those before it are "
+                "whole: make room, then resume"
             ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
