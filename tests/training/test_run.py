@@ -177,6 +177,12 @@ def test_a_run_is_not_overwritten_by_mistake(recipe):
     assert len(train(replace(chosen, resume=True)).rows) == 3
 
 
+def test_a_model_is_not_overwritten_by_mistake(recipe):
+    chosen = recipe()
+    with pytest.raises(SettingError, match="would be overwritten"):
+        train(replace(chosen, output=chosen.model))
+
+
 def test_resuming_where_nothing_began_begins(recipe, caplog):
     assert len(train(recipe(epochs=1, resume=True)).rows) == 3
     assert "from the beginning" in caplog.text

@@ -222,6 +222,10 @@ def _save_best(
 def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
     folder = recipe.output / CHECKPOINTS
     begun = (recipe.output / RECIPE_FILE).exists()
+    if not begun and (recipe.output / "config.json").exists():
+        raise SettingError(
+            f"{recipe.output} holds a model, which would be overwritten; choose another folder"
+        )
     if not recipe.resume:
         if begun and last_checkpoint(folder) is not None:
             raise SettingError(
