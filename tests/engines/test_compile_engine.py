@@ -1,0 +1,46 @@
+"""The compiled engine gives what the eager one gives, from one graph for all sizes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detrkit import Detector
+from detrkit.errors import SettingError
+from tests.conftest import make_picture
+
+SIZES = [(120, 80), (80, 120), (100, 90)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny_detr", "tiny_conditional_detr"])
+def test_one_graph_serves_all_sizes(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    pictures = [make_picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
+    expected = Detector.from_pretrained(folder, device="cpu")(pictures, threshold=0.3)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    detector = Detector.from_pretrained(folder, engine="compile", device="cpu")
+    for found, eager in zip(detector(pictures, threshold=0.3), expected):
+        np.testing.assert_allclose(found.boxes, eager.boxes, atol=1e-3)
+        np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)
+        np.testing.assert_array_equal(found.labels, eager.labels)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_a_model_with_masks_segments_the_same(tiny_panoptic: Path) -> None:
+    picture = make_picture(120, 80)
+    expected = Detector.from_pretrained(tiny_panoptic, device="cpu").segment(picture, threshold=0.3)
+    detector = Detector.from_pretrained(tiny_panoptic, engine="compile", device="cpu")
+    found = detector.segment(picture, threshold=0.3)
+    assert [s["category_id"] for s in found.segments] == [s["category_id"] for s in expected.segments]
+    assert (found.ids != expected.ids).mean() < 0.01
+
+
+def test_deformable_detr_is_refused(tiny_deformable_detr: Path) -> None:
+    with pytest.raises(SettingError, match="does not run Deformable DETR yet; use 'torch'"):
+        Detector.from_pretrained(tiny_deformable_detr, engine="compile", device="cpu")
