@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from detrkit import Detector
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, heed_interrupts
 from tests.conftest import make_picture, read_json
 from tests.hub_server import HubServer
 
@@ -381,6 +381,7 @@ def test_an_interrupt_keeps_the_results_so_far(tiny_detr: Path, tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        preexec_fn=heed_interrupts,
     )
     try:
         deadline = time.monotonic() + 60

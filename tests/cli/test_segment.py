@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from detrkit import Detector, PanopticSegmentation, rgb_to_id
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, heed_interrupts
 from tests.conftest import make_picture, read_json
 from tests.golden import DATA, GOLDEN, needs_data, needs_golden
 
@@ -166,7 +166,9 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
     out = tmp_path / "out"
-    process = subprocess.Popen([*command, str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, str(out)], env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 60
     while len(list(out.glob("panoptic/*.png"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
