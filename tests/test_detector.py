@@ -616,6 +616,32 @@ def test_a_model_without_masks_says_so(detector: Detector) -> None:
     assert all("isthing" not in entry for entry in detector.categories())
 
 
+def test_a_prediction_gives_at_any_threshold_what_a_call_gives_without_running_the_model_again(
+    detector: Detector, segmenter: Detector, spy: SpyModel
+) -> None:
+    picture = make_picture(120, 80)
+    prediction = detector.predict(picture, lowest=0.1)
+    for threshold in (0.1, 0.3, 0.7, 1):
+        assert_same(prediction.detections(threshold), detector(picture, threshold), 0)
+    assert len(spy.calls) == 1 + 4  # the prediction, and the calls it is compared with
+
+    prediction = segmenter.predict(picture, lowest=0.1)
+    for threshold in (0.1, 0.5, 0.85):
+        found, wanted = prediction.segmentation(threshold), segmenter.segment(picture, threshold)
+        assert found.names == wanted.names
+        assert (found.ids != wanted.ids).mean() < 0.01  # another number of masks is computed at once
+        assert_same(prediction.detections(threshold), segmenter(picture, threshold, masks=False))
+
+
+def test_a_prediction_refuses_thresholds_that_the_model_was_not_run_for(detector: Detector) -> None:
+    prediction = detector.predict(make_picture(120, 80), lowest=0.3)
+    for threshold in (0.2, 1.1, float("nan")):
+        with pytest.raises(SettingError, match=r"between 0\.3, which the model was run for, and 1"):
+            prediction.detections(threshold)
+    with pytest.raises(SettingError, match="finds boxes only"):
+        prediction.segmentation(0.5)
+
+
 def test_categories_say_what_is_a_thing(segmenter: Detector) -> None:
     assert segmenter.categories() == [
         {"id": 1, "name": "cat", "isthing": 1},

@@ -276,6 +276,24 @@ class Detector:
             raise self._no_masks()
         return self._stream(images, partial(self._segment, threshold=threshold), batch_size, exif_orientation)
 
+    def predict(self, image: Any, lowest: float = 0.1, *, exif_orientation: bool = False) -> Prediction:
+        """Runs the model on one image, for results at many thresholds without running it again.
+
+        Args:
+            image: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor.
+            lowest: Least threshold that will be asked for; with a model that gives masks, a higher one saves
+                time and memory.
+            exif_orientation: As for a call.
+
+        Raises:
+            ImageError: The image cannot be found or read.
+            SettingError: ``lowest`` is out of range.
+        """
+        _check_numbers(lowest, 1)
+        item = self._prepare(0, image, exif_orientation)
+        model = partial(self.model.segment, threshold=lowest) if self.has_masks else self.model
+        return Prediction(self, item, self._run([item], model), lowest)
+
     def _no_masks(self) -> SettingError:
         return SettingError(
             f"{type(self.model).__name__} finds boxes only; masks need a panoptic model such as "
@@ -333,6 +351,12 @@ class Detector:
             outputs = self._run(batch, self.model.detector if self.has_masks else self.model)
         else:
             outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
+        return self._read_detections(outputs, batch, threshold, with_masks)
+
+    def _read_detections(
+        self, outputs: Any, batch: Sequence[_Prepared], threshold: float, with_masks: bool
+    ) -> Iterator[Detections]:
+        """The detections that are in the model's outputs."""
         sizes = [item.image_size for item in batch]
         results = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=sizes
@@ -349,6 +373,12 @@ class Detector:
     def _segment(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[PanopticSegmentation]:
         """The segmentations of images of one processed size."""
         outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
+        return self._read_segments(outputs, batch, threshold)
+
+    def _read_segments(
+        self, outputs: Any, batch: Sequence[_Prepared], threshold: float
+    ) -> Iterator[PanopticSegmentation]:
+        """The segmentations that are in the model's outputs."""
         maps = self.processor.panoptic_maps(
             outputs,
             processed_sizes=[item.processed_size for item in batch],
@@ -442,6 +472,43 @@ class _Prepared:
         if self.pixel_mask is None:
             return self.shape[0], self.shape[1]
         return int(self.pixel_mask[0, :, 0].sum()), int(self.pixel_mask[0, 0].sum())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """What a model said of one image, from :meth:`Detector.predict`; thresholds are applied to it later."""
+
+    _detector: Detector
+    _item: _Prepared
+    _outputs: Any
+    _lowest: float
+
+    def detections(self, threshold: float = 0.5) -> Detections:
+        """What calling the detector with this threshold gives, without masks.
+
+        Raises:
+            SettingError: ``threshold`` is lower than what the model was run for.
+        """
+        self._check(threshold)
+        return next(self._detector._read_detections(self._outputs, [self._item], threshold, False))
+
+    def segmentation(self, threshold: float = 0.85) -> PanopticSegmentation:
+        """What ``Detector.segment`` gives with this threshold.
+
+        Raises:
+            SettingError: ``threshold`` is lower than what the model was run for, or the model gives no masks.
+        """
+        if not self._detector.has_masks:
+            raise self._detector._no_masks()
+        self._check(threshold)
+        return next(self._detector._read_segments(self._outputs, [self._item], threshold))
+
+    def _check(self, threshold: float) -> None:
+        if not self._lowest <= threshold <= 1:
+            raise SettingError(
+                f"threshold must lie between {self._lowest}, which the model was run for, and 1, "
+                f"not {threshold}"
+            )
 
 
 def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
