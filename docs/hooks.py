@@ -1,0 +1,216 @@
+"""What mkdocs makes while it builds: the reference, the notebooks' pages, tables of measurements, drawings.
+
+Pages that repeat what the program says of itself are made from the program, so that they cannot fall behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+import detrkit
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+_FAMILIES = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "deformable_detr": "DeformableDetr"}
+# What the three families inherit, and what lies one import deeper than detrkit itself.
+_SHARED = {
+    "Configuration": ("detrkit.models.configuration.DetrFamilyConfig",),
+    "Models": (
+        "detrkit.models.detection.ObjectDetectionModel",
+        "detrkit.models.segmentation.SegmentationModel",
+    ),
+    "Outputs": ("detrkit.models.outputs",),
+    "Image processors": ("detrkit.processing.image_processor.DetrImageProcessorBase",),
+    "Segments": ("detrkit.processing.segmentation_processor.SegmentationPostProcessing",),
+}
+_TOOLBOX = {
+    "Data sets": (
+        "detrkit.data.coco.DetectionDataset",
+        "detrkit.data.folders.read_yolo",
+        "detrkit.data.folders.read_voc",
+        "detrkit.data.checks.check_dataset",
+        "detrkit.data.checks.DatasetReport",
+    ),
+    "Training": ("detrkit.training.recipe.TrainingRecipe", "detrkit.training.run.train"),
+    "Evaluation": (
+        "detrkit.evaluation.evaluate.evaluate_detector",
+        "detrkit.evaluation.evaluate.evaluate_predictions",
+        "detrkit.evaluation.evaluate.Evaluation",
+    ),
+    "Export": ("detrkit.engines.export.export_model",),
+    "Errors": ("detrkit.errors",),
+}
+_CSV_MARK = re.compile(r"<!-- table: (?P<path>\S+) -->")
+_DRAWING = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[\w/.-]*figures/[\w-]+\.svg)\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages that are made here."""
+    made = {
+        "reference/commands.md": commands_page(),
+        "reference/shared.md": deeper_page("What the families share", _SHARED),
+        "reference/toolbox.md": deeper_page("Data, training, evaluation", _TOOLBOX),
+        **{f"reference/{name}.md": text for name, text in api_pages().items()},
+        **{
+            f"notebooks/{path.stem}.md": notebook_page(path)
+            for path in sorted((DOCS / "notebooks").glob("*.ipynb"))
+        },
+    }
+    for uri, text in made.items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Puts tables and drawings where the page asks for them."""
+    markdown = _CSV_MARK.sub(lambda match: csv_table(ROOT / match["path"]), markdown)
+    folder = (DOCS / page.file.src_uri).parent
+    return _DRAWING.sub(lambda match: drawing(folder / match["path"], match["alt"]), markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Takes the roles off names in docstrings, which mkdocs would print: ``:class:`Name```."""
+    return re.sub(r":(?:mod|class|func|meth|attr):<code>~?", "<code>", html)
+
+
+# The commands
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, from the program itself."""
+    import typer
+
+    from detrkit.cli import app
+
+    program = typer.main.get_command(app)
+    parts = [
+        "# Commands",
+        "Made from the program: `detrkit COMMAND --help` says the same, and so does `python -m detrkit`.",
+        "Results go to stdout or to files, messages and progress to stderr. The exit status is 0 when all "
+        "went well, 1 when some of the images could not be used or detrkit itself failed, 2 for a user's "
+        "mistake, 130 when interrupted.",
+    ]
+    for name, command in program.commands.items():
+        if not getattr(command, "hidden", False):
+            parts += [f"## detrkit {name}", _paragraphs(command.help), *_parameters(command.params)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parameters(parameters: Iterable[Any]) -> list[str]:
+    """A table for each heading that ``--help`` has."""
+    tables: dict[str, list[str]] = {}
+    for parameter in parameters:
+        if parameter.name == "help" or getattr(parameter, "hidden", False):
+            continue
+        argument = parameter.param_type_name == "argument"
+        heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
+        if argument:
+            names = f"`{parameter.metavar or parameter.name.upper()}`"
+        else:
+            names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+        says = " ".join((parameter.help or "").split())
+        tables.setdefault(heading, []).append(f"| {names} | {_cell(says + _default(parameter))} |")
+    lines = []
+    for heading, rows in tables.items():
+        lines.append("\n".join([f"| {heading} | |", "| --- | --- |", *rows]))
+    return lines
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return " Required."
+    value = parameter.default
+    if "[default" in (parameter.help or "") or value is None or callable(value) or value == []:
+        return ""
+    if getattr(parameter, "is_flag", False):
+        if not parameter.secondary_opts:
+            return ""
+        value = (parameter.opts if value else parameter.secondary_opts)[0]
+    return f"  [default: {value}]"
+
+
+def _paragraphs(text: str | None) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+# The interface in Python
+
+
+def api_pages() -> dict[str, str]:
+    """Name of a page -> its text; together they have every public name of ``detrkit``."""
+    names = [name for name in detrkit.__all__ if not name.startswith("__")]
+    pages = {}
+    for page, prefix in _FAMILIES.items():
+        own = [name for name in names if name.startswith(prefix)]
+        title = detrkit_title(page)
+        pages[page] = _api_page(title, f"The classes of {title}. Import them from `detrkit`.", own)
+        names = [name for name in names if name not in own]
+    pages["detector"] = _api_page("Detector", "The names to begin with. Import them from `detrkit`.", names)
+    return pages
+
+
+def detrkit_title(family: str) -> str:
+    """How a family is written in a sentence."""
+    from detrkit.checkpoints.registry import FAMILY_TITLES
+
+    return FAMILY_TITLES[family]  # type: ignore[index]
+
+
+def _api_page(title: str, introduction: str, names: Iterable[str]) -> str:
+    return f"# {title}\n\n{introduction}\n\n" + "\n\n".join(f"::: detrkit.{name}" for name in names) + "\n"
+
+
+def deeper_page(title: str, groups: Mapping[str, Iterable[str]]) -> str:
+    """A page of names that are imported from where they are defined."""
+    parts = [f"# {title}"]
+    for heading, names in groups.items():
+        parts.append(f"## {heading}")
+        for name in names:
+            parts.append(f"::: {name}\n    options:\n      heading_level: 3\n      show_root_full_path: true")
+    return "\n\n".join(parts) + "\n"
+
+
+# Notebooks
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook's text and code as a page; pictures are for whoever runs it."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]).strip()
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+    where = f"docs/notebooks/{path.name}"
+    parts.insert(1, f"This page is the notebook `{where}` of the repository; open it there to run it.")
+    return "\n\n".join(parts) + "\n"
+
+
+# Tables and drawings
+
+
+def csv_table(path: Path) -> str:
+    """A CSV file as a table, or how there comes to be one."""
+    if not path.is_file():
+        return f"*Not measured yet: `{path.relative_to(ROOT)}` does not exist.*"
+    with path.open(newline="", encoding="utf-8") as file:
+        heading, *rows = list(csv.reader(file))
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def drawing(path: Path, alt: str) -> str:
+    """A drawing inside the page, where it takes the colours of the page's scheme."""
+    text = path.resolve().read_text(encoding="utf-8")
+    text = re.sub(r"<\?xml.*?\?>|<style>.*?</style>|\n\s*", "", text, flags=re.DOTALL)
+    return f'<figure class="drawing" role="img" aria-label="{alt}">{text}</figure>'
