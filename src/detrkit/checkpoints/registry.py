@@ -1,6 +1,7 @@
 """The released checkpoints of the DETR family: names, files, published numbers, architecture.
 
-Numbers are those of the original repositories' READMEs, on COCO val2017. This module does not import torch.
+Numbers are those of the original repositories' READMEs, on COCO val2017. Beside them stand the models that
+come with this package, which need no download. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -272,6 +273,12 @@ _RELEASED = (
 #: Every released checkpoint by its short name.
 REGISTRY: dict[str, ReleasedCheckpoint] = {entry.name: entry for entry in _RELEASED}
 
+#: Models that come with the package: short name to folder.
+BUNDLED: dict[str, Path] = {
+    folder.parent.name: folder.parent
+    for folder in sorted((Path(__file__).parent.parent / "pretrained").glob("*/config.json"))
+}
+
 _BY_HUB_ID = {entry.hub_id: entry for entry in _RELEASED if entry.hub_id is not None}
 
 
@@ -283,7 +290,7 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
     """
     entry = REGISTRY.get(name) or _BY_HUB_ID.get(name)
     if entry is None:
-        raise CheckpointError(f"no released checkpoint is called {name!r}{_did_you_mean(name)}")
+        raise CheckpointError(f"no released checkpoint is called {name!r}{_did_you_mean(name, REGISTRY)}")
     return entry
 
 
@@ -291,10 +298,11 @@ def resolve_model(model: str) -> str:
     """What ``from_pretrained`` should be given for a model that a user named.
 
     Args:
-        model: A folder, a Hub id ("facebook/detr-resnet-50") or a short name ("detr-resnet-50").
+        model: A folder, a Hub id ("facebook/detr-resnet-50") or a short name: of a released checkpoint
+            ("detr-resnet-50") or of a model that comes with the package ("blood-cells").
 
     Returns:
-        The folder or Hub id unchanged; the Hub id that belongs to a short name.
+        The folder or Hub id unchanged; the Hub id or the folder that belongs to a short name.
 
     Raises:
         CheckpointError: The name is none of the three, is a file rather than a folder, or is a checkpoint
@@ -309,6 +317,8 @@ def resolve_model(model: str) -> str:
             f"{model} is a file, not a model folder; convert an original checkpoint first: "
             "detrkit convert CHECKPOINT OUTPUT --model NAME"
         )
+    if model in BUNDLED:
+        return str(BUNDLED[model])
     if model in REGISTRY:
         return _hub_id(REGISTRY[model])
     if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", model):
@@ -317,7 +327,7 @@ def resolve_model(model: str) -> str:
         raise CheckpointError(f"there is no model folder {model!r}")
     raise CheckpointError(
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
-        f"nor a released checkpoint{_did_you_mean(model)}"
+        f"nor a model's short name{_did_you_mean(model, (*BUNDLED, *REGISTRY))}"
     )
 
 
@@ -330,11 +340,12 @@ def _hub_id(entry: ReleasedCheckpoint) -> str:
     return entry.hub_id
 
 
-def _did_you_mean(name: str) -> str:
-    known = {key.lower(): key for key in (*REGISTRY, *_BY_HUB_ID)}
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Names and Hub ids that come close, or all names."""
+    known = {key.lower(): key for key in (*names, *_BY_HUB_ID)}
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     if not close:
-        return f"; known are {', '.join(REGISTRY)}"
+        return f"; known are {', '.join(names)}"
     return f"; did you mean {' or '.join(known[key] for key in close)}?"
 
 

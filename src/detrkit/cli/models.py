@@ -1,4 +1,4 @@
-"""``detrkit models``: the released checkpoints."""
+"""``detrkit models``: the models with a name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
     debug: Debug = False,
 ) -> None:
-    """List the released checkpoints: name, Hub id, size and published accuracy on COCO."""
-    from detrkit.checkpoints.registry import REGISTRY
+    """List the models with a name: the released checkpoints, with size and published accuracy on COCO."""
+    from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 
     if as_json:
         print(json.dumps([asdict(entry) for entry in REGISTRY.values()], indent=2))
@@ -39,6 +39,8 @@ def models(
             _number(entry.ap, decimals=1),
             _number(entry.pq, decimals=1),
         )
+    for name in BUNDLED:
+        table.add_row(name, "(comes with detrkit)")
     print_table(table)
 
 

@@ -116,11 +116,17 @@ class DetectionTrainer(Trainer):
         try:
             outputs = model(**inputs)
         except FloatingPointError as error:
-            raise self._not_finite(inputs, "the costs of the matching are", error) from error
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the matching's costs are {error}"
+            ) from error
         terms = {name: value.detach() for name, value in outputs.loss_dict.items()}
         if not torch.isfinite(outputs.loss):
-            bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
-            raise self._not_finite(inputs, f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
+            bad = [name for name, value in terms.items() if not torch.isfinite(value)]
+            images = ", ".join(str(int(label["image_id"])) for label in inputs["labels"])
+            raise TrainingError(
+                f"step {self.state.global_step + 1}, images {images}: not finite: "
+                f"{', '.join(bad) or 'the sum of the losses'}. Try a lower learning rate, or fp32"
+            )
         for name, value in terms.items():
             if not name[-1].isdigit():  # those of the earlier decoder layers would only fill the table
                 self._term_sums[name] = self._term_sums.get(name, 0) + value
@@ -186,16 +192,6 @@ class DetectionTrainer(Trainer):
             mask = inputs["pixel_mask"]
             resized["pixel_mask"] = F.interpolate(mask[None].float(), size=size)[0].to(mask.dtype)
         return resized
-
-    def _not_finite(
-        self, inputs: Mapping[str, Any], what: str, error: Exception | None = None
-    ) -> TrainingError:
-        images = ", ".join(str(int(label["image_id"])) for label in inputs["labels"])
-        detail = f" ({error})" if error else ""
-        return TrainingError(
-            f"step {self.state.global_step + 1}, images {images}: {what} not finite{detail}. Try a lower "
-            "learning rate, or fp32"
-        )
 
 
 def is_whole(folder: Path) -> bool:
