@@ -163,7 +163,7 @@ def encoder_attention(
     """
     look = _look(detector, image, exif_orientation)
     height, width = look.image_size
-    wanted = [_as_point(point, width, height) for point in points]
+    wanted = check_points(points, look.image_size)
     if not wanted:
         raise SettingError("encoder attention needs at least one point, x and y in pixels of the image")
     if not 0 <= level < len(look.grids):
@@ -176,12 +176,43 @@ def encoder_attention(
         [(columns + 0.5) / grid.real_width * width, (rows + 0.5) / grid.real_height * height], axis=-1
     )
     return look.attention(
+        "encoder",
         look.outputs.encoder_attentions,
         look.outputs.get("encoder_sampling_locations"),
         layer,
         cells,
         points=centres,
     )
+
+
+def check_points(points: Iterable[Sequence[float]], image_size: tuple[int, int]) -> list[tuple[float, float]]:
+    """The x and y of points, checked to lie in an image.
+
+    Args:
+        points: Pairs x, y in pixels, from 0, the left or upper edge, to the width and height.
+        image_size: Height and width of the image in pixels.
+
+    Raises:
+        SettingError: One does not, or is no pair of numbers.
+    """
+    height, width = image_size
+    checked = []
+    for point in points:
+        try:
+            x, y = (float(value) for value in point)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"a point is a pair of numbers x, y in pixels, not {point!r}") from error
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise SettingError(
+                f"the point {x:g},{y:g} lies outside of the image, which is {width} pixels wide and "
+                f"{height} high"
+            )
+        checked.append((x, y))
+    return checked
+
+
+class NothingDetectedError(SettingError):
+    """No object scores above the threshold."""
 
 
 def decoder_attention(
@@ -206,8 +237,9 @@ def decoder_attention(
         different classes can come from one query, except in DETR.
 
     Raises:
-        SettingError: No object scores above the threshold, there is no such layer, or the detector is not
-            run by PyTorch's eager mode.
+        NothingDetectedError: No object scores above the threshold.
+        SettingError: The threshold is out of range, there is no such layer, or the detector is not run by
+            PyTorch's eager mode.
         ImageError: The image cannot be found or read.
     """
     if not 0 <= threshold <= 1:
@@ -219,7 +251,7 @@ def decoder_attention(
     )[0]
     detections = detector._detections(found, look.item)
     if len(detections) == 0:
-        raise SettingError(
+        raise NothingDetectedError(
             f"no object scores above {threshold}: the best score is {float(candidates.max()):.3f}; "
             "lower the threshold"
         )
@@ -227,6 +259,7 @@ def decoder_attention(
     # In the order of the detections.
     queries = queries[np.argsort(-found["scores"].cpu().numpy(), kind="stable")]
     return look.attention(
+        "decoder",
         look.outputs.cross_attentions,
         look.outputs.get("cross_sampling_locations"),
         layer,
@@ -275,6 +308,7 @@ def query_statistics(
     batch_size: int = 1,
     *,
     exif_orientation: bool = False,
+    total: int | None = None,
 ) -> QueryStatistics:
     """Collects which queries fire where over many images (figure 7 of the DETR paper).
 
@@ -286,6 +320,7 @@ def query_statistics(
         threshold: Only boxes with a higher score; below 0, all that the queries give, as in the paper.
         batch_size: The most images that go through the model at once.
         exif_orientation: Turn each image as its EXIF entry says.
+        total: Number of images, for the progress bar, where ``images`` cannot tell.
 
     Raises:
         SettingError: ``threshold`` or ``batch_size`` are out of range.
@@ -299,7 +334,8 @@ def query_statistics(
     stream = detector._stream(
         images, partial(_fired, detector, model, threshold), batch_size, exif_orientation
     )
-    total = len(images) if isinstance(images, Sized) else None
+    if total is None and isinstance(images, Sized):
+        total = len(images)
     found = list(with_progress(stream, total, "Asking the queries"))
     if not found:
         raise ImageError("there are no images to collect the queries' boxes from")
@@ -365,6 +401,7 @@ class _Look:
 
     def attention(
         self,
+        part: str,
         weights: Sequence[torch.Tensor],
         locations: Sequence[torch.Tensor] | None,
         layer: int,
@@ -373,7 +410,7 @@ class _Look:
     ) -> AttentionMaps | AttentionSamples:
         """The attention of some rows of a layer, in the image's coordinates."""
         if not -len(weights) <= layer < len(weights):
-            raise SettingError(f"there is no layer {layer}: this model has {len(weights)}, from 0")
+            raise SettingError(f"there is no {part} layer {layer}: this model has {len(weights)}, from 0")
         about |= {"image_size": self.image_size, "layer": layer % len(weights)}
         if locations is None:
             grid = self.grids[0]
@@ -431,19 +468,6 @@ def _eager_model(detector: Detector) -> Any:
     if any(module._compiled_call_impl is not None for module in model.modules()):
         raise SettingError("a compiled model does not tell its attention; load it with engine='torch'")
     return model.detector if detector.has_masks else model
-
-
-def _as_point(point: Sequence[float], width: int, height: int) -> tuple[float, float]:
-    """The x and y of a point, checked to lie in the image."""
-    try:
-        x, y = (float(value) for value in point)
-    except (TypeError, ValueError) as error:
-        raise SettingError(f"a point is a pair of numbers x, y in pixels, not {point!r}") from error
-    if not (0 <= x <= width and 0 <= y <= height):
-        raise SettingError(
-            f"the point {x:g},{y:g} lies outside of the image, which is {width} pixels wide and {height} high"
-        )
-    return x, y
 
 
 def _covered(cells: int, length: int, start: float, end: float) -> np.ndarray:

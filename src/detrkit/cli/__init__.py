@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from detrkit import __version__
-from detrkit.cli import convert, detect, evaluate, export, models, segment, train
+from detrkit.cli import convert, detect, evaluate, explain, export, models, segment, train
 from detrkit.cli.console import complain, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
+app.command("explain")(explain.explain)
 app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
