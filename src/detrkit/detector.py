@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,29 +24,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from detrkit.detections import Detections
-from detrkit.engines import EXPORTED_ENGINES, check_engine, start
-from detrkit.errors import CheckpointError, SettingError
-from detrkit.integration import Family, family_of
+from detrkit.engines import check_engine, start
+from detrkit.engines.placement import place
+from detrkit.errors import SettingError
 from detrkit.panoptic import PanopticSegmentation
 from detrkit.progress import with_progress
+from detrkit.throughput import read_ahead, run_in_groups
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-_DTYPES = {
-    "float32": "float32",
-    "fp32": "float32",
-    "float16": "float16",
-    "fp16": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-}
-# A batch holds images of one processed size only. Up to this many batches' worth of images wait for others
-# of their size before they are run in a smaller batch.
-_WAITING_BATCHES = 4
-
-_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Detector:
@@ -87,7 +76,7 @@ class Detector:
             MissingExtraError: The engine's packages are not installed.
         """
         check_engine(engine)
-        self._device, self._dtype = _place(engine, device, dtype)
+        self._device, self._dtype = place(engine, device, dtype)
         from detrkit.engines.allocator import keep_memory
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
@@ -123,18 +112,15 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
+        from detrkit.checkpoints.loading import exported_for, load_for_engine
         from detrkit.checkpoints.registry import resolve_model
 
         # Mistakes in the settings should not wait for a download.
         name = resolve_model(os.fspath(model))
-        exported_for = _exported_for(name)
-        engine = engine or exported_for or "torch"
+        engine = engine or exported_for(name) or "torch"
         check_engine(engine)
-        device, dtype = _place(engine, device, dtype)
-        if exported_for is not None:
-            loaded, processor = _open_exported(name, engine)
-        else:
-            loaded, processor = load_pretrained(name, revision)
+        device, dtype = place(engine, device, dtype)
+        loaded, processor = load_for_engine(name, revision, engine)
         return cls(loaded, processor, engine=engine, device=device, dtype=dtype)
 
     def __repr__(self) -> str:
@@ -173,14 +159,8 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        run = partial(
-            self.stream,
-            threshold=threshold,
-            batch_size=batch_size,
-            masks=masks,
-            exif_orientation=exif_orientation,
-        )
-        return _one_or_many(run, images, "Detecting")
+        run = self._detecting(threshold, batch_size, masks)
+        return self._one_or_many(images, run, batch_size, exif_orientation, "Detecting")
 
     def stream(
         self,
@@ -193,13 +173,14 @@ class Detector:
     ) -> Iterator[Detections]:
         """Like calling the detector with many images, but gives each result as soon as it is there.
 
-        Only a few batches of images are held in memory, however many there are.
+        The next images are read and resized in a background thread, which also iterates over ``images``,
+        while the model runs. Only a few batches of images are held in memory, however many there are.
 
         Args:
             images: Images of any kind that a call takes.
-            threshold: Only objects with a higher score are given.
+            threshold: As for a call, like the others.
             batch_size: The most images that go through the model at once.
-            masks: Whether to give a mask for each object; by default where the model gives masks.
+            masks: Whether to give a mask for each object.
             exif_orientation: Turn each image as its EXIF entry says.
 
         Returns:
@@ -209,12 +190,9 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        _check_numbers(threshold, batch_size)
-        if masks and not self.has_masks:
-            raise self._no_masks()
-        with_masks = self.has_masks if masks is None else masks
-        detect = partial(self._detect, threshold=threshold, with_masks=with_masks)
-        return self._stream(images, detect, batch_size, exif_orientation)
+        return self._stream(
+            images, self._detecting(threshold, batch_size, masks), batch_size, exif_orientation
+        )
 
     def segment(
         self,
@@ -240,13 +218,8 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        run = partial(
-            self.stream_segments,
-            threshold=threshold,
-            batch_size=batch_size,
-            exif_orientation=exif_orientation,
-        )
-        return _one_or_many(run, images, "Segmenting")
+        run = self._segmenting(threshold, batch_size)
+        return self._one_or_many(images, run, batch_size, exif_orientation, "Segmenting")
 
     def stream_segments(
         self,
@@ -259,8 +232,8 @@ class Detector:
         """Like ``segment`` with many images, but gives each result as soon as it is there.
 
         Args:
-            images: Images of any kind that a call takes.
-            threshold: Only segments with a higher score are given.
+            images: Images of any kind that a call takes, read ahead as by ``stream``.
+            threshold: As for ``segment``, like the others.
             batch_size: The most images that go through the model at once.
             exif_orientation: Turn each image as its EXIF entry says.
 
@@ -271,10 +244,26 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
+        return self._stream(images, self._segmenting(threshold, batch_size), batch_size, exif_orientation)
+
+    def _detecting(
+        self, threshold: float, batch_size: int, masks: bool | None
+    ) -> Callable[[_Batch], Iterator[Detections]]:
+        """What finds the objects of a batch, its settings checked."""
+        _check_numbers(threshold, batch_size)
+        if masks and not self.has_masks:
+            raise self._no_masks()
+        with_masks = self.has_masks if masks is None else masks
+        return partial(self._detect, threshold=threshold, with_masks=with_masks)
+
+    def _segmenting(
+        self, threshold: float, batch_size: int
+    ) -> Callable[[_Batch], Iterator[PanopticSegmentation]]:
+        """What segments a batch, its settings checked."""
         _check_numbers(threshold, batch_size)
         if not self.has_masks:
             raise self._no_masks()
-        return self._stream(images, partial(self._segment, threshold=threshold), batch_size, exif_orientation)
+        return partial(self._segment, threshold=threshold)
 
     def predict(self, image: Any, lowest: float = 0.1, *, exif_orientation: bool = False) -> Prediction:
         """Runs the model on one image, for results at many thresholds without running it again.
@@ -290,7 +279,7 @@ class Detector:
             SettingError: ``lowest`` is out of range.
         """
         _check_numbers(lowest, 1)
-        item = self._prepare(0, image, exif_orientation)
+        item = self._prepare(image, exif_orientation)
         model = partial(self.model.segment, threshold=lowest) if self.has_masks else self.model
         return Prediction(self, item, self._run([item], model), lowest)
 
@@ -303,49 +292,43 @@ class Detector:
     def _stream(
         self,
         images: Iterable[Any],
-        run: Callable[[Sequence[_Prepared]], Iterator[_Item]],
+        run: Callable[[_Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,
-    ) -> Iterator[_Item]:
-        """Groups images by their processed size, runs each batch, and gives the results in order."""
-        waiting: dict[tuple[int, ...], list[_Prepared]] = {}
-        finished: dict[int, _Item] = {}
-        following = 0  # position of the next result to give
+    ) -> Iterator[_Result]:
+        """The result of each image, in order."""
+        prepared = (self._prepare(source, exif_orientation) for source in images)
+        ready = read_ahead(prepared, depth=batch_size + 1)
+        return run_in_groups(ready, run, kind=lambda item: item.shape, size=batch_size)
 
-        def finish(batch: list[_Prepared]) -> None:
-            finished.update(zip((item.position for item in batch), run(batch)))
+    def _one_or_many(
+        self,
+        images: Any,
+        run: Callable[[_Batch], Iterable[Any]],
+        batch_size: int,
+        exif_orientation: bool,
+        description: str,
+    ) -> Any:
+        """The result for one image, or the list of those for many, with a progress bar."""
+        if _is_one_image(images):
+            return next(iter(run([self._prepare(images, exif_orientation)])))
+        total = len(images) if hasattr(images, "__len__") else None
+        results = self._stream(images, run, batch_size, exif_orientation)
+        return list(with_progress(results, total, description))
 
-        for position, source in enumerate(images):
-            item = self._prepare(position, source, exif_orientation)
-            batch = waiting.setdefault(item.shape, [])
-            batch.append(item)
-            held_up = position + 1 - following >= _WAITING_BATCHES * batch_size
-            if len(batch) < batch_size and held_up:
-                # The first image in line holds up the results of all behind it.
-                batch = min(waiting.values(), key=lambda items: items[0].position)
-            if len(batch) == batch_size or held_up:
-                finish(waiting.pop(batch[0].shape))
-            while following in finished:
-                yield finished.pop(following)
-                following += 1
-        for batch in waiting.values():
-            finish(batch)
-        for position in sorted(finished):
-            yield finished[position]
-
-    def _prepare(self, position: int, source: Any, exif_orientation: bool) -> _Prepared:
+    def _prepare(self, source: Any, exif_orientation: bool) -> _Prepared:
         image = read_image(source, exif_orientation=exif_orientation)
         inputs = self.processor(images=[image], return_tensors="pt")
+        mask = inputs.get("pixel_mask")
         return _Prepared(
-            position=position,
             pixel_values=inputs["pixel_values"],
-            pixel_mask=inputs.get("pixel_mask"),
+            pixel_mask=None if mask is None or bool(mask.all()) else mask,
             image_size=(image.height, image.width),
             source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
             exif_orientation=exif_orientation,
         )
 
-    def _detect(self, batch: Sequence[_Prepared], threshold: float, with_masks: bool) -> Iterator[Detections]:
+    def _detect(self, batch: _Batch, threshold: float, with_masks: bool) -> Iterator[Detections]:
         """The detections of images of one processed size."""
         if not with_masks:
             outputs = self._run(batch, self.model.detector if self.has_masks else self.model)
@@ -354,7 +337,7 @@ class Detector:
         return self._read_detections(outputs, batch, threshold, with_masks)
 
     def _read_detections(
-        self, outputs: Any, batch: Sequence[_Prepared], threshold: float, with_masks: bool
+        self, outputs: Any, batch: _Batch, threshold: float, with_masks: bool
     ) -> Iterator[Detections]:
         """The detections that are in the model's outputs."""
         sizes = [item.image_size for item in batch]
@@ -370,14 +353,12 @@ class Detector:
         for result, item in zip(results, batch):
             yield self._detections(result, item)
 
-    def _segment(self, batch: Sequence[_Prepared], threshold: float) -> Iterator[PanopticSegmentation]:
+    def _segment(self, batch: _Batch, threshold: float) -> Iterator[PanopticSegmentation]:
         """The segmentations of images of one processed size."""
         outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
         return self._read_segments(outputs, batch, threshold)
 
-    def _read_segments(
-        self, outputs: Any, batch: Sequence[_Prepared], threshold: float
-    ) -> Iterator[PanopticSegmentation]:
+    def _read_segments(self, outputs: Any, batch: _Batch, threshold: float) -> Iterator[PanopticSegmentation]:
         """The segmentations that are in the model's outputs."""
         maps = self.processor.panoptic_maps(
             outputs,
@@ -397,15 +378,16 @@ class Detector:
                 exif_orientation=item.exif_orientation,
             )
 
-    def _run(self, batch: Sequence[_Prepared], model: Callable[..., Any]) -> Any:
+    def _run(self, batch: _Batch, model: Callable[..., Any]) -> Any:
         """A model's outputs for images of one processed size."""
         import torch
 
         inputs = {
             "pixel_values": torch.cat([item.pixel_values for item in batch]).to(self._device, self._dtype)
         }
-        masks = [item.pixel_mask for item in batch if item.pixel_mask is not None]
-        if masks and not all(bool(mask.all()) for mask in masks):
+        if any(item.pixel_mask is not None for item in batch):
+            whole = torch.ones(1, *batch[0].shape, dtype=torch.long)
+            masks = [whole if item.pixel_mask is None else item.pixel_mask for item in batch]
             inputs["pixel_mask"] = torch.cat(masks).to(self._device)
         with torch.inference_mode():
             outputs = model(**inputs)
@@ -453,9 +435,13 @@ class Detector:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Prepared:
-    """One image ready for the model: (1, 3, H, W) pixel values and (1, H, W) mask of the real pixels."""
+    """One image ready for the model.
 
-    position: int
+    Attributes:
+        pixel_values: (1, 3, height, width).
+        pixel_mask: (1, height, width), nonzero where pixels are real; None where all are.
+    """
+
     pixel_values: torch.Tensor
     pixel_mask: torch.Tensor | None
     image_size: tuple[int, int]
@@ -472,6 +458,10 @@ class _Prepared:
         if self.pixel_mask is None:
             return self.shape[0], self.shape[1]
         return int(self.pixel_mask[0, :, 0].sum()), int(self.pixel_mask[0, 0].sum())
+
+
+# Images of one processed size.
+_Batch = Sequence[_Prepared]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -543,175 +533,8 @@ def _is_one_image(images: Any) -> bool:
     return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image says what else is wrong
 
 
-def _place(
-    engine: str, device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    """Where an engine runs and in which type, checked to be possible."""
-    if engine not in EXPORTED_ENGINES:
-        return _torch_device(device), _torch_dtype(dtype)
-    place = _torch_device("cpu" if device is None else device), _torch_dtype(dtype)
-    if [str(setting) for setting in place] != ["cpu", "torch.float32"]:
-        raise SettingError(f"the engine {engine!r} runs on the device 'cpu' and in 'float32' only")
-    return place
-
-
-def _torch_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the default one; checked to be there."""
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise SettingError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise SettingError(
-            f"device '{found}' is not available: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingError("device 'mps' is not available on this machine; use 'cpu'")
-    return found
-
-
-def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    import torch
-
-    if isinstance(dtype, str) and dtype in _DTYPES:
-        return getattr(torch, _DTYPES[dtype])
-    if dtype is None:
-        return torch.float32
-    if dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return dtype
-    raise SettingError(f"unknown dtype {str(dtype)!r}; use 'float32', 'float16' or 'bfloat16'")
-
-
 def _check_numbers(threshold: float, batch_size: int) -> None:
     if not 0 <= threshold <= 1:
         raise SettingError(f"threshold must lie between 0 and 1, not {threshold}")
     if batch_size < 1:
         raise SettingError(f"batch_size must be at least 1, not {batch_size}")
-
-
-def _one_or_many(run: Callable[[Iterable[Any]], Iterator[Any]], images: Any, description: str) -> Any:
-    """The result for one image, or the list of those for many, with a progress bar."""
-    if _is_one_image(images):
-        return next(run([images]))
-    total = len(images) if hasattr(images, "__len__") else None
-    return list(with_progress(run(images), total, description))
-
-
-def read_config(name: str, revision: str | None) -> dict[str, Any]:
-    """The config.json of a Hub id or folder.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    from transformers import PretrainedConfig
-
-    try:
-        config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise unreadable(name, revision, "config.json", error) from error
-    if not config:
-        raise CheckpointError(f"{_where(name, revision)} has no config.json; {_remedy(name)}")
-    return config
-
-
-def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bool:
-    """Whether a checkpoint is a segmentation model's: its config says so, or else its tensors."""
-    architectures = config.get("architectures")
-    if architectures:
-        return any("Segmentation" in architecture for architecture in architectures)
-    from safetensors import SafetensorError, safe_open
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(name, "model.safetensors", revision=revision)
-        with safe_open(path, framework="pt") as file:
-            return any(key.startswith("mask_head.") for key in file.keys())  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError):  # what is wrong is told when the weights are loaded
-        return False
-
-
-def _exported_for(name: str) -> str | None:
-    """The engine that a folder's model was exported for; None where it holds a model for torch."""
-    if not os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
-        return None
-    from detrkit.engines.exported import read_manifest
-
-    manifest = read_manifest(name)
-    return manifest.engine if manifest else None
-
-
-def _open_exported(folder: str, engine: str) -> tuple[Any, Any]:
-    """The exported model in a folder, opened for an engine, and its image processor."""
-    from detrkit.engines.exported import open_exported
-
-    family = family_of(read_config(folder, None).get("model_type"), folder)
-    config = family.load(family.config).from_pretrained(folder)
-    return open_exported(folder, engine, config), read_processor(family, folder, None)
-
-
-def load_pretrained(name: str, revision: str | None) -> tuple[Any, Any]:
-    """The model of a Hub id or folder, as its family's class, and its image processor.
-
-    Raises:
-        CheckpointError: One of them cannot be found, read or used.
-    """
-    config = read_config(name, revision)
-    family = family_of(config.get("model_type"), name)
-    model = _load_model(family, _has_masks(config, name, revision), name, revision)
-    return model, read_processor(family, name, revision)
-
-
-def _load_model(family: Family, has_masks: bool, name: str, revision: str | None) -> Any:
-    from safetensors import SafetensorError
-
-    model_class = family.segmenter if has_masks and family.segmenter else family.detector
-    try:
-        model, report = family.load(model_class).from_pretrained(
-            name, revision=revision, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, SafetensorError) as error:
-        raise unreadable(name, revision, "weights", error) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # Transformers would fill these with random numbers and go on.
-        raise CheckpointError(
-            f"the weights of {_where(name, revision)} lack {len(missing)} of the model's tensors, such as "
-            f"{missing[0]}; {_remedy(name)}"
-        )
-    return model
-
-
-def read_processor(family: Family, name: str, revision: str | None) -> Any:
-    """The image processor of a Hub id or folder.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    try:
-        return family.load(family.processor).from_pretrained(name, revision=revision)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise unreadable(name, revision, "preprocessor_config.json", error) from error
-
-
-def _where(name: str, revision: str | None) -> str:
-    return f"{name} (revision {revision})" if revision else name
-
-
-def _remedy(name: str) -> str:
-    if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
-        return "save or convert the model again: detrkit convert CHECKPOINT OUTPUT --model NAME"
-    return (
-        "check the name and the revision, your network and, for a private model, your login (hf auth login)"
-    )
-
-
-def unreadable(name: str, revision: str | None, part: str, error: Exception) -> CheckpointError:
-    """One line that names the model and the part; the libraries' own messages run over many."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return CheckpointError(
-        f"cannot read the {part} of {_where(name, revision)}: {said.rstrip('.')}; {_remedy(name)}"
-    )

@@ -32,7 +32,7 @@ def export(
     name = resolve_model(model)  # a misspelt name should not wait for torch
     if not debug:
         quiet_libraries()
-    from detrkit.detector import load_pretrained
+    from detrkit.checkpoints.loading import load_pretrained
     from detrkit.engines.export import check_format, export_model
 
     check_format(to)

@@ -165,7 +165,7 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
 
 
 def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
-    from detrkit.detector import read_config, read_processor, unreadable
+    from detrkit.checkpoints.loading import read_config, read_processor, unreadable
 
     name = resolve_model(recipe.model)
     config = read_config(name, None)

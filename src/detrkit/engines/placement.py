@@ -1,0 +1,63 @@
+"""Where an engine runs, and in which type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detrkit.engines import EXPORTED_ENGINES
+from detrkit.errors import SettingError
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = {
+    "float32": "float32",
+    "fp32": "float32",
+    "float16": "float16",
+    "fp16": "float16",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+}
+
+
+def place(
+    engine: str, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where an engine runs and in which type, checked to be possible."""
+    if engine not in EXPORTED_ENGINES:
+        return _torch_device(device), _torch_dtype(dtype)
+    place = _torch_device("cpu" if device is None else device), _torch_dtype(dtype)
+    if [str(setting) for setting in place] != ["cpu", "torch.float32"]:
+        raise SettingError(f"the engine {engine!r} runs on the device 'cpu' and in 'float32' only")
+    return place
+
+
+def _torch_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the default one; checked to be there."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SettingError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'cuda:0'") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise SettingError(
+            f"device '{found}' is not available: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingError("device 'mps' is not available on this machine; use 'cpu'")
+    return found
+
+
+def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    import torch
+
+    if isinstance(dtype, str) and dtype in _DTYPES:
+        return getattr(torch, _DTYPES[dtype])
+    if dtype is None:
+        return torch.float32
+    if dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return dtype
+    raise SettingError(f"unknown dtype {str(dtype)!r}; use 'float32', 'float16' or 'bfloat16'")

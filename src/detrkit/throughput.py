@@ -1,0 +1,101 @@
+"""Many items on their way through a model: read ahead in a thread, run in groups, given back in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+# Up to this many groups' worth of items wait for others that they can be run with, before a smaller group is
+# run: long enough for most shapes of a mixed folder, short enough for the memory.
+WAITING_GROUPS = 4
+# How long to wait for the thread of a reader that nobody listens to any more; it ends at its next item.
+_PATIENCE = 5.0
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def read_ahead(items: Iterable[_Item], depth: int) -> Iterator[_Item]:
+    """Iterates in a background thread, so that the next items are made while the last one is used.
+
+    The thread starts with the first item that is asked for and ends with the iterator, however that ends.
+
+    Args:
+        items: What to iterate over.
+        depth: The most items that are made before they are asked for.
+
+    Returns:
+        An iterator of the items in their order. An error of ``items`` is raised in its place.
+    """
+    made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
+    abandoned = threading.Event()
+
+    def make() -> None:
+        try:
+            iterator = iter(items)
+            while room.acquire() and not abandoned.is_set():
+                made.put((next(iterator), None))
+        except BaseException as error:  # StopIteration too: whatever it is, the caller is to meet it
+            made.put((None, error))
+
+    thread = threading.Thread(target=make, name="detrkit-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            room.release()
+            yield item
+    finally:
+        abandoned.set()
+        room.release()
+        thread.join(_PATIENCE)
+
+
+def run_in_groups(
+    items: Iterable[_Item],
+    run: Callable[[Sequence[_Item]], Iterable[_Result]],
+    kind: Callable[[_Item], Hashable],
+    size: int,
+) -> Iterator[_Result]:
+    """Runs items together with others of their kind and gives the results in the order of the items.
+
+    Args:
+        items: What to run. Only a few groups of them are held at a time.
+        run: Gives one result for each item of a group.
+        kind: What items of a group have in common.
+        size: The most items of a group.
+
+    Returns:
+        An iterator of the results, each as soon as it and all before it are there.
+    """
+    waiting: dict[Hashable, list[tuple[int, _Item]]] = {}
+    finished: dict[int, _Result] = {}
+    following = 0  # position of the next result to give
+
+    def finish(group: list[tuple[int, _Item]]) -> None:
+        positions, members = zip(*group)
+        finished.update(zip(positions, run(members)))
+
+    for position, item in enumerate(items):
+        group = waiting.setdefault(kind(item), [])
+        group.append((position, item))
+        if len(group) == size:
+            finish(waiting.pop(kind(item)))
+        if position + 1 - following >= WAITING_GROUPS * size and following not in finished:
+            # The first item in line holds up the results of all behind it.
+            first = min(waiting, key=lambda name: waiting[name][0][0])
+            finish(waiting.pop(first))
+        while following in finished:
+            yield finished.pop(following)
+            following += 1
+    for group in waiting.values():
+        finish(group)
+    for position in sorted(finished):
+        yield finished[position]
