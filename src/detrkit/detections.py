@@ -150,22 +150,37 @@ class Detections:
         Raises:
             ImageError: The picture cannot be read, or is not of the size that the boxes refer to.
         """
-        from detrkit.processing.images import load_image
         from detrkit.visualization import class_color, draw_boxes
 
-        if image is None:
-            if self.source is None:
-                raise ImageError("these detections did not come from a file; give draw() the image")
-            image = self.source
-        picture = load_image(image, exif_orientation=self.exif_orientation)
-        height, width = self.image_size
-        if picture.size != (width, height):
-            raise ImageError(
-                f"the boxes refer to an image of {width}x{height} pixels, but the picture to draw on has "
-                f"{picture.width}x{picture.height}"
-            )
+        picture = picture_of(self, image, "boxes")
         captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
         return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
+
+
+def picture_of(results: Any, image: Any, what: str) -> Image:
+    """The picture that the results of an image are to be drawn on.
+
+    Args:
+        results: Its ``Detections`` or ``PanopticSegmentation``.
+        image: The picture (path, address, PIL image, array or tensor); the results' own source when None.
+        what: What the results are called.
+
+    Raises:
+        ImageError: The picture cannot be read, or is not of the size that the results refer to.
+    """
+    from detrkit.processing.images import load_image
+
+    if image is None and results.source is None:
+        raise ImageError(f"these {what} did not come from a file; give draw() the image")
+    source = results.source if image is None else image
+    picture = load_image(source, exif_orientation=results.exif_orientation)
+    height, width = results.image_size
+    if picture.size != (width, height):
+        raise ImageError(
+            f"the {what} refer to an image of {width}x{height} pixels, but the picture to draw on has "
+            f"{picture.width}x{picture.height}"
+        )
+    return picture
 
 
 def _as_index(index: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrkit.errors import ImageError
+from detrkit.detections import picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,20 +107,9 @@ class PanopticSegmentation:
         Raises:
             ImageError: The picture cannot be read, or is not of the size that the segments refer to.
         """
-        from detrkit.processing.images import load_image
         from detrkit.visualization import draw_segments, segment_colors
 
-        if image is None:
-            if self.source is None:
-                raise ImageError("this segmentation did not come from a file; give draw() the image")
-            image = self.source
-        picture = load_image(image, exif_orientation=self.exif_orientation)
-        height, width = self.image_size
-        if picture.size != (width, height):
-            raise ImageError(
-                f"the segments refer to an image of {width}x{height} pixels, but the picture to draw on has "
-                f"{picture.width}x{picture.height}"
-            )
+        picture = picture_of(self, image, "segments")
         colors = segment_colors([int(s["category_id"]) for s in self.segments])
         return draw_segments(picture, self.ids, [int(s["id"]) for s in self.segments], self.names, colors)
 

@@ -12,11 +12,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or addresses.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")]
 Engine = Annotated[
     str | None,
     typer.Option(
         help="What runs the model: torch, compile, onnx or openvino.  "
         "[default: what the folder was exported for, or torch]"
+    ),
+]
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
+]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(min=1, help="Most images at once; only images of the same processed size share a batch."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+ExifOrientation = Annotated[
+    bool,
+    typer.Option(
+        "--exif-orientation/--no-exif-orientation",
+        help="Turn images as their EXIF entry says; results then refer to the turned image.",
     ),
 ]
 

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, Engine, complain, count, load_detector, print_table
+from detrkit.cli.console import (
+    BatchSize,
+    Debug,
+    Device,
+    Dtype,
+    Engine,
+    ExifOrientation,
+    Images,
+    Model,
+    Revision,
+    complain,
+    count,
+    load_detector,
+    print_table,
+)
 from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
 from detrkit.cli.output import check_json_file, check_save_dir, save_picture, write_json
 from detrkit.cli.run import ImageRun
@@ -20,38 +34,21 @@ if TYPE_CHECKING:
 
 
 def detect(
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or addresses.")
-    ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
-    ] = "detr-resnet-50",
+    images: Images,
+    model: Model = "detr-resnet-50",
     threshold: Annotated[
         float, typer.Option("--threshold", "-t", min=0, max=1, help="Show only objects with a higher score.")
     ] = 0.5,
     engine: Engine = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Most images at once; only images of the same processed size share a batch."
-        ),
-    ] = 1,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 1,
+    revision: Revision = None,
     save_dir: Annotated[Path | None, typer.Option(help="Write the pictures with their boxes here.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write one COCO document here; - for stdout.")
     ] = None,
-    exif_orientation: Annotated[
-        bool,
-        typer.Option(
-            "--exif-orientation/--no-exif-orientation",
-            help="Turn images as their EXIF entry says; boxes then refer to the turned image.",
-        ),
-    ] = False,
+    exif_orientation: ExifOrientation = False,
     debug: Debug = False,
 ) -> None:
     """Find the objects in images.
