@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -281,7 +281,12 @@ class Detector:
         _check_numbers(lowest, 1)
         item = self._prepare(image, exif_orientation)
         model = partial(self.model.segment, threshold=lowest) if self.has_masks else self.model
-        return Prediction(self, item, self._run([item], model), lowest)
+        outputs = self._run([item], model)
+        # Predictions may be kept in numbers: without the model's features, and of the pixels only the shape.
+        read = ("logits", "pred_boxes", "pred_masks")
+        outputs = {name: outputs[name] for name in read if outputs.get(name) is not None}
+        pixels = item.pixel_values.new_empty(()).expand(item.pixel_values.shape)
+        return Prediction(self, replace(item, pixel_values=pixels), outputs, lowest)
 
     def _no_masks(self) -> SettingError:
         return SettingError(
