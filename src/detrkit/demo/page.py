@@ -1,0 +1,262 @@
+"""The page: an image and a model on the left, what was found on the right."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from detrkit.demo.choices import ModelChoices
+from detrkit.demo.results import LOWEST_THRESHOLD, Result, ResultStore, View, message
+from detrkit.errors import DetrkitError
+
+logger = logging.getLogger("detrkit")
+
+# The sides of a picture on the page, in pixels; what is downloaded has the size of the image.
+_PREVIEW_SIZE = 1600
+# Seconds between two searches for old files, and the age at which they go.
+_FILE_SEARCH, _FILE_AGE = 600, 3600
+
+_WAITING = "Drop an image on the left, or pick an example."
+_NO_MASKS = "This model finds boxes only. Choose a panoptic one, such as detr-resnet-50-panoptic."
+_NOT_ASKED = "Press Show attention: the model runs once more and tells where it looks."
+_ALL_OBJECTS = "The most confident objects together"
+_MOST_TOGETHER = 8
+_FAULT = "Something went wrong on the server, and the cause is in its log. Try another image or model."
+
+
+def _upload() -> gr.Image:
+    """An image as the visitor gave it: path on the server and name, or None.
+
+    ``gr.Image`` opens the file before it asks anybody else, and a broken one ends in a bare "Error"; the page
+    reads it itself and says what is wrong. (A subclass would do, if gradio did not write a file beside it.)
+    """
+
+    def as_given(payload: ImageData | None) -> tuple[str, str] | None:
+        if payload is None or not payload.path:
+            return None
+        return payload.path, Path(payload.orig_name or payload.path).name
+
+    image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300)
+    image.preprocess = as_given
+    return image
+
+
+class _Tab:
+    """Picture, details and downloads of one way to look at a result, below the tab's own controls."""
+
+    def __init__(self, noun: str, document: bool = True) -> None:
+        self.picture = gr.Image(
+            label=f"Picture with {noun}", interactive=False, height=440, buttons=["fullscreen"]
+        )
+        self.details = gr.HTML(message(_WAITING), label=f"List of {noun}")
+        with gr.Row():
+            self.json = gr.DownloadButton("Download JSON", interactive=False, size="md") if document else None
+            self.png = gr.DownloadButton("Download PNG", interactive=False, size="md")
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that ``show`` and ``clear`` give values for."""
+        return [self.picture, self.details, self.png, *([] if self.json is None else [self.json])]
+
+    def show(self, view: View) -> list[Any]:
+        """Values of ``outputs`` for what was found."""
+        # In gradio's own folder files are served as they are, and removed when they are old.
+        folder = Path(self.png.GRADIO_CACHE) / secrets.token_hex(16)
+        folder.mkdir(parents=True)
+        picture = folder / f"{view.file_stem}.png"
+        view.picture.save(picture, compress_level=1)
+        preview = picture
+        if max(view.picture.size) > _PREVIEW_SIZE:
+            preview = folder / "preview.jpg"
+            view.picture.thumbnail((_PREVIEW_SIZE, _PREVIEW_SIZE))
+            view.picture.save(preview, quality=90)
+        downloads = [picture]
+        if self.json is not None:
+            downloads.append(folder / f"{view.file_stem}.json")
+            downloads[-1].write_text(json.dumps(view.document) + "\n", encoding="utf-8")
+        buttons = [gr.DownloadButton(value=str(path), interactive=True) for path in downloads]
+        return [str(preview), view.details, *buttons]
+
+    def clear(self, text: str) -> list[Any]:
+        """Values of ``outputs`` for a message in their place."""
+        buttons = [gr.DownloadButton(value=None, interactive=False) for _ in self.outputs[2:]]
+        return [None, message(text), *buttons]
+
+
+def _threshold(noun: str, value: float) -> gr.Slider:
+    return gr.Slider(
+        LOWEST_THRESHOLD,
+        0.99,
+        value,
+        step=0.01,
+        label=f"Threshold of {noun}",
+        info=f"Only {noun} with a higher score are shown",
+    )
+
+
+def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size: int = 32) -> gr.Blocks:
+    """The page, ready to be launched.
+
+    Args:
+        choices: The models.
+        examples: Image files to offer.
+        queue_size: How many visitors may wait for the model; the next ones are told that it is busy.
+    """
+    store = ResultStore()
+    with gr.Blocks(title="detrkit", analytics_enabled=False, delete_cache=(_FILE_SEARCH, _FILE_AGE)) as page:
+        token = gr.State(None, time_to_live=_FILE_AGE, delete_callback=store.discard)
+        gr.HTML(
+            "<h1>detrkit</h1><p>Objects in images with DETR, Conditional DETR and Deformable DETR</p>",
+            elem_classes="detrkit-head",
+        )
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                image = _upload()
+                model = gr.Dropdown(choices.labels, value=choices.labels[0], label="Model")
+                if examples:
+                    gr.Examples(
+                        [[str(example)] for example in examples],
+                        [image],
+                        label="Examples",
+                        cache_examples=False,
+                    )
+            with gr.Column(scale=7, min_width=340), gr.Tabs():
+                with gr.Tab("Boxes"):
+                    least_score = _threshold("objects", 0.5)
+                    boxes = _Tab("objects")
+                with gr.Tab("Panoptic map"):
+                    least_segment_score = _threshold("segments", 0.85)
+                    segments = _Tab("segments")
+                with gr.Tab("Attention"):
+                    with gr.Row(equal_height=True):
+                        choice = gr.Dropdown([_ALL_OBJECTS], value=_ALL_OBJECTS, label="Object", scale=3)
+                        explain = gr.Button("Show attention", variant="primary", scale=1, min_width=150)
+                    attention = _Tab("attention", document=False)
+
+        def clear(text: str) -> list[Any]:
+            return [None, *boxes.clear(text), *segments.clear(text), *attention.clear(text), no_choice]
+
+        no_choice = gr.Dropdown([_ALL_OBJECTS], value=_ALL_OBJECTS)
+
+        def look(
+            upload: tuple[str, str] | None,
+            label: str,
+            score: float,
+            segment_score: float,
+            old: str | None,
+            progress: Any = gr.Progress(),  # noqa: B008 - gradio looks for it here
+        ) -> list[Any]:
+            store.discard(old)
+            if upload is None:
+                return clear(_WAITING)
+            try:
+                if not choices.is_loaded(label):
+                    progress(0, desc=f"Loading {label}")
+                result = Result.of(*upload, choices.get(label), label)
+                shown = boxes.show(result.boxes(score))
+                if result.detector.has_masks:
+                    shown += segments.show(result.segments(segment_score))
+                else:
+                    shown += segments.clear(_NO_MASKS)
+            except Exception as error:
+                text = _said(error)
+                gr.Warning(text, title="No result")
+                return clear(text)
+            return [store.put(result), *shown, *attention.clear(_NOT_ASKED), no_choice]
+
+        def look_inside(token: str | None, score: float) -> list[Any]:
+            if token is None:
+                return [*attention.clear(_WAITING), no_choice]
+            try:
+                result = store.get(token)
+                result.look_inside()
+                objects = result.attending(score)
+                if not objects:
+                    raise DetrkitError(f"no object scores above {score:.2f}; lower the threshold of objects")
+                view = result.attention_of(range(min(len(objects), _MOST_TOGETHER)))
+            except Exception as error:
+                return [*attention.clear(_said(error)), no_choice]
+            return [*attention.show(view), gr.Dropdown([_ALL_OBJECTS, *objects], value=_ALL_OBJECTS)]
+
+        def choose(token: str | None, chosen: str, score: float) -> list[Any]:
+            def view(result: Result) -> View | None:
+                if result.attention is None:
+                    return None
+                if chosen != _ALL_OBJECTS:
+                    return result.attention_of([int(chosen.split(":")[0]) - 1])
+                return result.attention_of(range(min(len(result.attending(score)), _MOST_TOGETHER)))
+
+            return _redraw(store, attention, token, view)
+
+        model_runs: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+        # The model is not needed, so nobody waits for those who wait for it.
+        drawing: dict[str, Any] = {
+            "trigger_mode": "always_last",
+            "queue": False,
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
+        gr.on(
+            [image.change, model.change],
+            look,
+            [image, model, least_score, least_segment_score, token],
+            [token, *boxes.outputs, *segments.outputs, *attention.outputs, choice],
+            trigger_mode="always_last",
+            api_name="detect",
+            api_visibility="undocumented",
+            **model_runs,
+        )
+        explain.click(
+            look_inside,
+            [token, least_score],
+            [*attention.outputs, choice],
+            api_visibility="private",
+            **model_runs,
+        )
+        choice.input(choose, [token, choice, least_score], attention.outputs, **drawing)
+        least_score.change(
+            lambda token, score: _redraw(store, boxes, token, lambda result: result.boxes(score)),
+            [token, least_score],
+            boxes.outputs,
+            **drawing,
+        )
+        least_segment_score.change(
+            lambda token, score: _redraw(
+                store,
+                segments,
+                token,
+                lambda result: result.segments(score) if result.detector.has_masks else None,
+            ),
+            [token, least_segment_score],
+            segments.outputs,
+            **drawing,
+        )
+        page.queue(max_size=queue_size, api_open=False)
+    return page
+
+
+def _redraw(
+    store: ResultStore, tab: _Tab, token: str | None, view: Callable[[Result], View | None]
+) -> list[Any]:
+    """The outputs of a tab for another view of a result, unchanged where there is none."""
+    try:
+        shown = None if token is None else view(store.get(token))
+    except Exception as error:
+        return tab.clear(_said(error))
+    return tab.show(shown) if shown is not None else [gr.skip()] * len(tab.outputs)
+
+
+def _said(error: Exception) -> str:
+    """What a visitor is told of an error: the remedy of a mistake, nothing of the server's inside."""
+    if isinstance(error, DetrkitError):
+        text = " ".join(str(error).split())
+        return text[:1].upper() + text[1:] + "."
+    logger.error("demo: %s", error, exc_info=error)
+    return _FAULT
