@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from detrkit.checkpoints.cards import Facts, backbone_title, looks_released, read_facts, released_card
+from detrkit.checkpoints.cost import CARD_SIZE, Cost, count_cost
 from detrkit.checkpoints.labels import label_names
-from detrkit.checkpoints.model_card import backbone_title, model_card
 from detrkit.checkpoints.original import Architecture, check_fits, hub_state_dict, read_architecture
 from detrkit.checkpoints.reading import read_checkpoint
 from detrkit.checkpoints.registry import (
@@ -26,9 +27,11 @@ from detrkit.checkpoints.registry import (
 )
 from detrkit.errors import CheckpointError, DetrkitError
 from detrkit.files import atomic_folder
+from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
 from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
 from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
+from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
@@ -88,7 +91,14 @@ def convert_checkpoint(
     model.eval()
 
     output = Path(output)
-    card = model_card(entry, architecture, title=output.resolve().name, source=Path(checkpoint).name)
+    released = looks_released(entry, architecture)
+    card = released_card(
+        entry,
+        read_facts(entry.name) if released else Facts(cost=_count_cost(model)),
+        title=output.resolve().name,
+        source=Path(checkpoint).name,
+        architecture=architecture,
+    )
     with atomic_folder(output) as folder:
         _write(folder, model, processor, card)
         if verify:
@@ -96,9 +106,15 @@ def convert_checkpoint(
     return output
 
 
+def _count_cost(model: DetrFamilyPreTrainedModel) -> Cost:
+    # Learned positions reach no further than 50 places of the feature map.
+    learned = model.config.position_embedding_type == "learned"
+    return count_cost(type(model), model.config, (600, 800) if learned else CARD_SIZE)
+
+
 def _build_detr(
     architecture: Architecture, entry: ReleasedCheckpoint
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
     config = DetrConfig(**_shared_options(architecture, entry))
     if architecture.task == "panoptic":
         return DetrForSegmentation(config), DetrImageProcessor(format=COCO_PANOPTIC)
@@ -107,14 +123,14 @@ def _build_detr(
 
 def _build_conditional_detr(
     architecture: Architecture, entry: ReleasedCheckpoint
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
     config = ConditionalDetrConfig(**_shared_options(architecture, entry))
     return ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessor()
 
 
 def _build_deformable_detr(
     architecture: Architecture, entry: ReleasedCheckpoint
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
     config = DeformableDetrConfig(
         **_shared_options(architecture, entry),
         num_feature_levels=architecture.num_feature_levels,
@@ -156,7 +172,7 @@ def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[
     return {**found, **{name: tensor for name, tensor in weights.items() if name not in copies}}
 
 
-_Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[PreTrainedModel, BaseImageProcessor]]
+_Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]]
 
 # What this version converts.
 _BUILDERS: dict[tuple[Family, Task], _Builder] = {
@@ -165,6 +181,33 @@ _BUILDERS: dict[tuple[Family, Task], _Builder] = {
     ("conditional_detr", "detection"): _build_conditional_detr,
     ("deformable_detr", "detection"): _build_deformable_detr,
 }
+
+
+def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
+    """What the tensors of a released checkpoint say, without its file."""
+    feed_forward = 1024 if entry.family == "deformable_detr" else 2048
+    return Architecture(
+        family=entry.family,
+        task=entry.task,
+        backbone=entry.backbone,
+        num_labels=entry.num_labels,
+        num_queries=None if entry.two_stage else entry.num_queries,
+        d_model=256,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_ffn_dim=feed_forward,
+        decoder_ffn_dim=feed_forward,
+        num_feature_levels=entry.num_feature_levels,
+        with_box_refine=entry.with_box_refine,
+        two_stage=entry.two_stage,
+    )
+
+
+def released_model(entry: ReleasedCheckpoint) -> tuple[type[DetrFamilyPreTrainedModel], DetrFamilyConfig]:
+    """Class and configuration of a released checkpoint, without its file."""
+    with torch.device("meta"):  # without numbers
+        model, _ = _BUILDERS[entry.family, entry.task](released_architecture(entry), entry)
+    return type(model), model.config
 
 
 def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> None:

@@ -1,0 +1,101 @@
+"""Writes the model cards of this folder, and the counted and measured facts on them.
+
+    python model_cards/generate.py            cards, with the speeds of benchmarks/results/*.csv
+    python model_cards/generate.py --count    counts parameters and multiply-adds anew first
+
+A CSV file with the columns model, engine, device, size and seconds holds speeds; others are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
+from detrkit.checkpoints.cards import FACTS_FILE, Speed, read_facts, released_card
+from detrkit.checkpoints.cards_bundled import IMAGE_SIZE, bundled_card
+from detrkit.checkpoints.cost import Cost, count_cost
+from detrkit.checkpoints.registry import BUNDLED, REGISTRY
+from detrkit.files import atomic_file
+from detrkit.processing.resize import size_for
+
+CARDS = Path(__file__).parent
+RESULTS = CARDS.parent / "benchmarks" / "results"
+SPEED_COLUMNS = {"model", "engine", "device", "size", "seconds"}
+
+
+def all_cards() -> dict[str, str]:
+    """File name -> text of every card, from the facts that are written down."""
+    released = {name: released_card(entry, read_facts(name)) for name, entry in REGISTRY.items()}
+    bundled = {name: bundled_card(folder, read_facts(name)) for name, folder in BUNDLED.items()}
+    return {f"{name}.md": text for name, text in (released | bundled).items()}
+
+
+def count(name: str) -> Cost:
+    """Counts what a released checkpoint or a bundled model costs."""
+    from detrkit.checkpoints.conversion import released_model
+
+    if name in REGISTRY:
+        return count_cost(*released_model(REGISTRY[name]))
+    config = DeformableDetrConfig.from_pretrained(BUNDLED[name])
+    processor = DeformableDetrImageProcessor.from_pretrained(BUNDLED[name])
+    return count_cost(DeformableDetrForObjectDetection, config, size_for(*IMAGE_SIZE, processor.size))
+
+
+def read_speeds(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """Model -> its speeds, of all tables of speeds in a folder."""
+    speeds: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not set(reader.fieldnames or ()) >= SPEED_COLUMNS:
+                continue
+            for row in reader:
+                speed = Speed(
+                    engine=row["engine"],
+                    device=row["device"],
+                    size=row["size"],
+                    seconds=float(row["seconds"]),
+                )
+                speeds.setdefault(row["model"], []).append(asdict(speed))
+    return speeds
+
+
+def gather_facts(recount: bool) -> dict[str, dict[str, Any]]:
+    """Everything that goes into the file of facts.
+
+    Args:
+        recount: Count the costs anew; otherwise those of the file are kept, and only missing ones counted.
+    """
+    known = json.loads(FACTS_FILE.read_text(encoding="utf-8")) if FACTS_FILE.exists() else {}
+    speeds = read_speeds()
+    facts = {}
+    for name in (*REGISTRY, *BUNDLED):
+        cost = None if recount else known.get(name, {}).get("cost")
+        cost = cost or asdict(count(name))
+        facts[name] = {"cost": cost, **({"speeds": speeds[name]} if name in speeds else {})}
+    return facts
+
+
+def main() -> None:
+    """Writes facts and cards."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", action="store_true", help="count parameters and multiply-adds anew")
+    _write(FACTS_FILE, json.dumps(gather_facts(parser.parse_args().count), indent=2) + "\n")
+    cards = all_cards()
+    for name, text in cards.items():
+        _write(CARDS / name, text)
+    print(f"{len(cards)} cards in {CARDS}")
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
