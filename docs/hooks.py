@@ -48,7 +48,7 @@ _TOOLBOX = {
     "Export": ("detrkit.engines.export.export_model",),
     "Errors": ("detrkit.errors",),
 }
-_CSV_MARK = re.compile(r"<!-- table: (?P<path>\S+) -->")
+_PUBLISHED_MARK, _RESULTS_MARK = "<!-- published -->", "<!-- results -->"
 _DRAWING = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[\w/.-]*figures/[\w-]+\.svg)\)")
 
 
@@ -71,7 +71,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Puts tables and drawings where the page asks for them."""
-    markdown = _CSV_MARK.sub(lambda match: csv_table(ROOT / match["path"]), markdown)
+    if _PUBLISHED_MARK in markdown:
+        markdown = markdown.replace(_PUBLISHED_MARK, published_table())
+    if _RESULTS_MARK in markdown:
+        markdown = markdown.replace(_RESULTS_MARK, benchmark_results(ROOT / "benchmarks" / "results"))
     folder = (DOCS / page.file.src_uri).parent
     return _DRAWING.sub(lambda match: drawing(folder / match["path"], match["alt"]), markdown)
 
@@ -199,12 +202,39 @@ def notebook_page(path: Path) -> str:
 # Tables and drawings
 
 
+def benchmark_results(folder: Path) -> str:
+    """Every CSV file of a folder as a table; without any, how they come to be."""
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        return (
+            "There are none yet. The scripts in `benchmarks/` write CSV files to `benchmarks/results/`; each "
+            "becomes a table here the next time this page is built."
+        )
+    return "\n\n".join(f"### {path.stem}\n\n{csv_table(path)}\n\n`{path.name}`" for path in files)
+
+
 def csv_table(path: Path) -> str:
-    """A CSV file as a table, or how there comes to be one."""
-    if not path.is_file():
-        return f"*Not measured yet: `{path.relative_to(ROOT)}` does not exist.*"
+    """A CSV file as a table."""
     with path.open(newline="", encoding="utf-8") as file:
         heading, *rows = list(csv.reader(file))
+    return _table(heading, rows)
+
+
+def published_table() -> str:
+    """The released checkpoints with their authors' numbers."""
+    from detrkit.checkpoints.registry import REGISTRY
+
+    fields = ("ap", "ap_small", "ap_medium", "ap_large", "mask_ap", "pq", "params", "gflops")
+    heading = ["name", "AP", "small", "medium", "large", "mask AP", "PQ", "params (M)", "GFLOPs", "Hub"]
+    rows = []
+    for entry in REGISTRY.values():
+        numbers = ["" if getattr(entry, field) is None else f"{getattr(entry, field):g}" for field in fields]
+        hub = f"[{entry.hub_id}](https://huggingface.co/{entry.hub_id})" if entry.hub_id else "no"
+        rows.append([f"[{entry.name}]({entry.url})", *numbers, hub])
+    return _table(heading, rows)
+
+
+def _table(heading: list[str], rows: Iterable[list[str]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
