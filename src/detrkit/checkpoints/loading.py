@@ -79,16 +79,25 @@ def load_pretrained(name: str, revision: str | None) -> tuple[Any, Any]:
     Raises:
         CheckpointError: One of them cannot be found, read or used.
     """
+    family, model_class = find_classes(name, revision)
+    return _load_model(family, model_class, name, revision), read_processor(family, name, revision)
+
+
+def find_classes(name: str, revision: str | None) -> tuple[Family, str]:
+    """The family of a Hub id or folder, and the name of its model's class.
+
+    Raises:
+        CheckpointError: There is no config.json, or one of another kind of model.
+    """
     config = read_config(name, revision)
     family = family_of(config.get("model_type"), name)
-    model = _load_model(family, _has_masks(config, name, revision), name, revision)
-    return model, read_processor(family, name, revision)
+    has_masks = _has_masks(config, name, revision)
+    return family, family.segmenter if has_masks and family.segmenter else family.detector
 
 
-def _load_model(family: Family, has_masks: bool, name: str, revision: str | None) -> Any:
+def _load_model(family: Family, model_class: str, name: str, revision: str | None) -> Any:
     from safetensors import SafetensorError
 
-    model_class = family.segmenter if has_masks and family.segmenter else family.detector
     try:
         model, report = family.load(model_class).from_pretrained(
             name, revision=revision, output_loading_info=True

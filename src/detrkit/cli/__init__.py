@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from detrkit import __version__
-from detrkit.cli import convert, demo, detect, evaluate, explain, export, models, segment, train
+from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
 from detrkit.cli.console import complain, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
@@ -35,6 +35,7 @@ app.command("explain")(explain.explain)
 app.command("train")(train.train)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.command("benchmark")(benchmark.benchmark)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
 

@@ -1,0 +1,93 @@
+"""What a measurement was made on: versions, processor, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_PACKAGES = ("torch", "transformers", "timm", "onnxruntime", "openvino")
+# Instructions that decide how fast arithmetic can be.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve")
+_MATRIX = 2048
+
+
+def columns(threads: int, device: str = "cpu") -> dict[str, str | int]:
+    """The configuration, as columns of a CSV file: date, versions, processor or card, threads."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "processor": processor() if device == "cpu" else torch.cuda.get_device_name(device),
+        "cpu_flags": " ".join(cpu_flags()),
+        "threads": threads,
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """Those of the processor's instruction sets that matter here; none are known outside of Linux."""
+    known = (_cpu_info("flags") or _cpu_info("Features")).split()
+    return [flag for flag in _FLAGS if flag in known]
+
+
+def matrix_rate(threads: int, device: str = "cpu", dtype: str = "float32", runs: int = 10) -> float:
+    """How fast this machine multiplies large matrices: the limit for convolutions and linear layers.
+
+    Args:
+        threads: How many of the processor's are used.
+        device: Where.
+        dtype: Type of the matrices.
+        runs: How many products; the fastest counts, as what disturbs a machine makes it slower.
+
+    Returns:
+        10^9 operations a second, two for each multiply-add.
+    """
+    size = _MATRIX if device == "cpu" else 4 * _MATRIX
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        best = float("inf")
+        for _ in range(runs + 2):  # the first two also fetch libraries and memory
+            begin = time.perf_counter()
+            float((a @ b)[0, 0])  # reading a number waits for the card
+            best = min(best, time.perf_counter() - begin)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * size**3 / best / 1e9
+
+
+def peak_memory(device: str = "cpu") -> float:
+    """The most memory that this process has held so far: of the card, or else resident, in 10^6 bytes."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        # What getrusage says would count the process that started this one too.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, StopIteration):
+        return float("nan")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu_info(name: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -1,0 +1,93 @@
+"""The models that are measured: as folders for every side, and what an image costs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detrkit.checkpoints.cost import Cost, count_cost
+from detrkit.checkpoints.loading import find_classes
+from detrkit.checkpoints.registry import find_checkpoint
+from detrkit.errors import DetrkitError
+
+# As many queries of a panoptic model have a mask, about as many as in a photo.
+SURVIVORS = 10
+
+
+def save_random(name: str, folder: Path, **changes: Any) -> None:
+    """Saves a released architecture with random weights.
+
+    Args:
+        name: Name in the registry.
+        folder: Where to.
+        **changes: Options of the configuration.
+
+    Raises:
+        CheckpointError: There is no such architecture.
+    """
+    import torch
+
+    from detrkit.checkpoints.conversion import released_model
+    from detrkit.integration import FAMILIES
+
+    entry = find_checkpoint(name)
+    model_class, config = released_model(entry)
+    for option, value in changes.items():
+        setattr(config, option, value)
+    family = FAMILIES[entry.family]
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(folder)
+    panoptic = {"format": "coco_panoptic"} if entry.task == "panoptic" else {}
+    family.load(family.processor)(**panoptic).save_pretrained(folder)
+
+
+def cost_of(model: str, size: tuple[int, int]) -> Cost:
+    """What an image costs a model, counted on its plain form.
+
+    Args:
+        model: Hub id or folder.
+        size: Height and width of the image in pixels.
+    """
+    family, name = find_classes(model, None)
+    config = family.load(family.config).from_pretrained(model)
+    return count_cost(family.load(name), config, size)
+
+
+def export(model: str, engine: str, folder: Path) -> None:
+    """Exports a model for an engine, in a process of its own, which gives its memory back.
+
+    Raises:
+        DetrkitError: It cannot be exported.
+    """
+    command = [sys.executable, "-m", "detrkit", "export", str(folder), "--model", model, "--to", engine]
+    done = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DetrkitError(f"cannot export {model} for {engine!r}: {done.stderr.strip()}")
+
+
+def threshold_of(model: str, settings: Mapping[str, Any]) -> float:
+    """The least score for end-to-end runs: 0, or where there are masks one that few queries survive.
+
+    Args:
+        model: Hub id or folder.
+        settings: Those of a side.
+    """
+    import torch
+
+    from detrkit.benchmark.sides import Settings
+    from detrkit.checkpoints.loading import load_pretrained
+
+    _, name = find_classes(model, None)
+    if not name.endswith("Segmentation"):
+        return 0.0
+    network, processor = load_pretrained(model, None)
+    one = Settings(**{**settings, "batch": 1, "threshold": 0.0, "device": "cpu", "dtype": "float32"})
+    inputs = processor(images=one.pictures, size=one.size, return_tensors="pt")
+    with torch.inference_mode():
+        logits = network.eval().detector(**inputs)["logits"]
+    scores = processor._query_probabilities(logits)[0].amax(-1)[0].sort(descending=True).values
+    # Both sides find the same queries: the threshold lies between the scores of two of them.
+    return float(scores[SURVIVORS - 1 : SURVIVORS + 1].mean())

@@ -1,0 +1,130 @@
+"""Rows of a measurement, and files of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrkit.errors import DetrkitError
+from detrkit.files import atomic_file
+
+if TYPE_CHECKING:
+    from detrkit.benchmark.sides import Settings
+    from detrkit.benchmark.turns import Times
+    from detrkit.checkpoints.cost import Cost
+
+
+def make_rows(
+    results: Sequence[Times],
+    settings: Settings,
+    cost: Cost,
+    rate: float,
+    *,
+    reference: str | None = None,
+    about: Mapping[str, Any] | None = None,
+    configuration: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each side and stage.
+
+    Args:
+        results: What was measured.
+        settings: Size, batch, device and dtype, which the sides have in common.
+        cost: The model's work for one image.
+        rate: What :func:`~detrkit.benchmark.machine.matrix_rate` gave, in 10^9 operations a second.
+        reference: The side that the others are compared with.
+        about: Columns to begin with.
+        configuration: Columns to end with.
+
+    Returns:
+        Rows with the columns ``side``, ``stage``, ``device``, ``dtype``, ``height``, ``width``, ``batch``,
+        ``repeats``, ``median_s``, ``fastest_s``, ``slowest_s`` (seconds of a batch), ``images_per_s``,
+        ``ratio`` of the reference's median to the side's, ``ratio_low`` and ``ratio_high`` over the turns,
+        ``peak_mb`` (10^6 bytes), ``gmac`` (10^9 multiply-adds of an image in convolutions, linear layers and
+        attention), ``sampling_gmac`` (those of deformable attention's samples), ``gflops`` (the machine's
+        rate), ``share_of_limit`` (time of that arithmetic at that rate / median; forward only), and
+        ``failure``.
+    """
+    theirs = next((r for r in results if r.name == reference), None)
+    limit = settings.batch * 2 * (cost.macs + cost.sampling_macs) / (rate * 1e9)
+    rows = []
+    for result in results:
+        stages = ("forward", "end to end") if result.seconds else ("",)
+        for stage in stages:
+            seconds = result.seconds.get(stage)
+            if stage and not seconds:
+                continue
+            row: dict[str, Any] = {
+                **(about or {}),
+                "side": result.name,
+                "stage": stage,
+                "device": settings.device,
+                "dtype": settings.dtype,
+                "height": settings.height,
+                "width": settings.width,
+                "batch": settings.batch,
+                "repeats": len(seconds or ()),
+                **_times(result, stage, settings.batch),
+                **_ratios(result, theirs, stage),
+                "peak_mb": None if result.megabytes is None else round(result.megabytes),
+                "gmac": round(cost.macs / 1e9, 1),
+                "sampling_gmac": round(cost.sampling_macs / 1e9, 2),
+                "gflops": round(rate),
+                "share_of_limit": None,
+                "failure": result.failure,
+                **(configuration or {}),
+            }
+            median = result.median(stage)
+            if stage == "forward" and median:
+                row["share_of_limit"] = round(limit / median, 3)
+            rows.append(row)
+    return rows
+
+
+def _times(result: Times, stage: str, batch: int) -> dict[str, float | None]:
+    median, seconds = result.median(stage), result.seconds.get(stage)
+    if median is None or not seconds:
+        return dict.fromkeys(("median_s", "fastest_s", "slowest_s", "images_per_s"))
+    return {
+        "median_s": round(median, 5),
+        "fastest_s": round(min(seconds), 5),
+        "slowest_s": round(max(seconds), 5),
+        "images_per_s": round(batch / median, 3),
+    }
+
+
+def _ratios(result: Times, theirs: Times | None, stage: str) -> dict[str, float | None]:
+    ours = result.seconds.get(stage)
+    other = theirs.seconds.get(stage) if theirs else None
+    if not ours or not other:
+        return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
+    assert theirs is not None
+    turns = [b / a for a, b in zip(ours, other)]
+    median = (theirs.median(stage) or 0) / (result.median(stage) or 1)
+    return {"ratio": round(median, 3), "ratio_low": round(min(turns), 3), "ratio_high": round(max(turns), 3)}
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows to a CSV file, which is made where there is none.
+
+    Raises:
+        DetrkitError: The file has other columns, or cannot be written.
+    """
+    if not rows:
+        return
+    names = list(rows[0])
+    text = ""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        header = next(csv.reader(text.splitlines()), [])
+        if header != names:
+            raise DetrkitError(f"{path} has other columns; name another file, or move it away")
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
+    if not text:
+        writer.writeheader()
+    writer.writerows(rows)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + stream.getvalue(), encoding="utf-8")
