@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback address, for tests of the real ``from_pretrained`` without the internet.
+"""A Hugging Face Hub on the loopback address, for tests of real downloads and uploads without the internet.
 
 The client reads ``HF_ENDPOINT`` when it is imported, so a test runs its code in a subprocess with
 ``HubServer.environment()``.
@@ -6,6 +6,7 @@ The client reads ``HF_ENDPOINT`` when it is imported, so a test runs its code in
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -22,7 +23,15 @@ Repositories = Mapping[str, Mapping[str, Mapping[str, bytes | Path]]]
 
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
+_PREUPLOAD = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)")
+_COMMIT = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)")
+_BATCH = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_STORE = re.compile(r"/store/(?P<oid>[0-9a-f]{64})")
 _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+
+
+# Who may upload, as a token tells: its account's name, or that it may only read.
+WRITER, READER, ACCOUNT = "hf_writer", "hf_reader", "someone"
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
@@ -33,11 +42,19 @@ def folder_files(folder: Path) -> dict[str, Path]:
 class HubServer:
     """Serves repositories and records what was asked.
 
-    Use as a context manager. ``requests`` holds ``(method, path)`` of every request in order.
+    Use as a context manager. ``requests`` holds ``(method, path)`` of every request in order. Uploads need
+    the token ``WRITER``, and go to ``repositories`` under ``ACCOUNT``; ``stored`` holds the large files by
+    their hash, ``private`` the ids of repositories that were made so.
     """
 
     def __init__(self, repositories: Repositories) -> None:
-        self.repositories = repositories
+        self.repositories = {
+            repo: {name: dict(files) for name, files in revisions.items()}
+            for repo, revisions in repositories.items()
+        }
+        self.stored: dict[str, bytes] = {}
+        self.private: set[str] = set()
+        self.commits: list[str] = []
         self.requests: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -84,7 +101,8 @@ class HubServer:
 
     def commit(self, repo: str, revision: str) -> str:
         """The 40 digits that stand for a revision's commit."""
-        return hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
+        made = sum(committed == repo for committed in self.commits)
+        return hashlib.sha1(f"{repo}@{revision}{made or ''}".encode()).hexdigest()
 
     def find_revision(self, repo: str, revision: str) -> Mapping[str, bytes | Path] | None:
         """The files of a branch or commit; None where there is no such revision."""
@@ -110,6 +128,89 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path))
+        if path == "/api/validate-yaml":
+            self._send_json({"errors": [], "warnings": []})
+        elif not self._may_write():
+            return
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif match := _PREUPLOAD.fullmatch(path):
+            self._tell_upload_modes(json.loads(body))
+        elif match := _BATCH.fullmatch(path):
+            self._tell_where_to_store(json.loads(body))
+        elif match := _COMMIT.fullmatch(path):
+            self._commit(match["repo"], match["revision"], [json.loads(line) for line in body.splitlines()])
+        else:
+            self._refuse("RepoNotFound")
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((self.command, path))
+        match = _STORE.fullmatch(path)
+        if match is None or hashlib.sha256(body).hexdigest() != match["oid"]:
+            self._send_json({"error": "the content is not what was announced"}, 400)
+            return
+        self.hub.stored[match["oid"]] = body
+        self._send_json({})
+
+    def _may_write(self) -> bool:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token == WRITER:
+            return True
+        status, said = (
+            (403, "You may only read") if token == READER else (401, "Invalid username or password.")
+        )
+        self._send_json({"error": said}, status)
+        return False
+
+    def _create(self, wanted: Mapping[str, str]) -> None:
+        owner = wanted.get("organization") or ACCOUNT
+        repo = f"{owner}/{wanted['name']}"
+        if owner != ACCOUNT:
+            said = f'You don\'t have the rights to create a model under the namespace "{owner}"'
+            self._send_json({"error": said}, 403)
+            return
+        status = 409 if repo in self.hub.repositories else 200
+        self.hub.repositories.setdefault(repo, {"main": {}})
+        if wanted.get("private") or wanted.get("visibility") == "private":
+            self.hub.private.add(repo)
+        self._send_json({"url": f"{self.hub.url}/{repo}"}, status)
+
+    def _tell_upload_modes(self, wanted: Mapping[str, list[Mapping[str, str]]]) -> None:
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
+                "shouldIgnore": False,
+            }
+            for file in wanted["files"]
+        ]
+        self._send_json({"files": modes})
+
+    def _tell_where_to_store(self, wanted: Mapping[str, list[dict[str, object]]]) -> None:
+        objects = [
+            {**entry, "actions": {"upload": {"href": f"{self.hub.url}/store/{entry['oid']}"}}}
+            for entry in wanted["objects"]
+        ]
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, repo: str, revision: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        files = self.hub.repositories[repo][revision]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+        self.hub.commits.append(repo)
+        commit = self.hub.commit(repo, revision)
+        self._send_json({"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit})
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -181,8 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         status = 401 if code == "RepoNotFound" else 404  # the real Hub does not tell missing from private
         self._send(status, b"", {"X-Error-Code": code, **(headers or {})})
 
-    def _send_json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _send_json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
@@ -190,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
 

@@ -34,6 +34,7 @@ _EXPORTS = {
     "PanopticSegmentation": "detrkit.panoptic",
     "id_to_rgb": "detrkit.processing.panoptic_png",
     "pipeline": "detrkit.integration",
+    "push_to_hub": "detrkit.hub",
     "register": "detrkit.integration",
     "rgb_to_id": "detrkit.processing.panoptic_png",
 }
@@ -43,6 +44,7 @@ __all__ = ["__version__", *_EXPORTS]
 if TYPE_CHECKING:
     from detrkit.detections import Detections as Detections
     from detrkit.detector import Detector as Detector
+    from detrkit.hub import push_to_hub as push_to_hub
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import register as register
     from detrkit.models.conditional_detr.configuration_conditional_detr import (

@@ -21,6 +21,7 @@ from detrkit.training import run as run_module
 from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
+from tests.hub_server import WRITER, HubServer
 
 REPORTS = {
     "README.md",
@@ -319,23 +320,33 @@ def test_data_sets_can_be_given_instead_of_files(recipe, annotations):
     assert len(train(chosen, train_dataset=data, val_dataset=data).rows) == 3
 
 
-def test_the_upload_leaves_checkpoints_out(recipe, monkeypatch):
-    calls = {}
+def test_the_model_is_uploaded_without_checkpoints(recipe, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with HubServer({}) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        chosen = recipe(epochs=1, push_to_hub=True, hub_id="someone/cells")
+        train(chosen)
+        files = hub.repositories["someone/cells"]["main"]
+    assert {"model.safetensors", "config.json", "README.md", "metrics.csv", "recipe.json"} <= files.keys()
+    assert files["model.safetensors"] == (chosen.output / "model.safetensors").read_bytes()
+    assert not any("checkpoint" in name for name in files)
 
-    class Hub:
-        def create_repo(self, name, exist_ok):
-            calls["name"] = name
-            return type("Repository", (), {"repo_id": f"someone/{name}"})
 
-        def upload_folder(self, **options):
-            calls.update(options)
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+def test_a_missing_login_is_told_before_training(recipe, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     chosen = recipe(epochs=1, push_to_hub=True)
-    train(chosen)
-    assert calls == {
-        "name": "run",
-        "repo_id": "someone/run",
-        "folder_path": chosen.output,
-        "ignore_patterns": ["checkpoints/*"],
-    }
+    with pytest.raises(DetrkitError, match="hf auth login"):
+        train(chosen)
+    assert not chosen.output.exists()
+
+
+def test_a_model_that_cannot_be_uploaded_is_not_lost(recipe, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_unknown")
+    with HubServer({}) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        chosen = recipe(epochs=1, push_to_hub=True)
+        with pytest.raises(DetrkitError, match=r"the model is in .*, but it could not be uploaded: .*401"):
+            train(chosen)
+    assert (chosen.output / "model.safetensors").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from detrkit.checkpoints import card_texts as texts
-from detrkit.checkpoints.registry import FAMILY_TITLES, Family, ReleasedCheckpoint
+from detrkit.checkpoints.registry import FAMILY_TITLES, Family, ReleasedCheckpoint, Task
 
 if TYPE_CHECKING:
     from detrkit.checkpoints.cost import Cost
@@ -174,6 +174,35 @@ def _wrap(section: str) -> str:
     if section.startswith(("---", "#", "|", "- ", "```")) or "```" in section:
         return section
     return "\n\n".join(_paragraph(part) for part in section.split("\n\n"))
+
+
+def plain_card(config: Mapping[str, Any], title: str) -> str:
+    """The card of a model of which nothing is known but its configuration.
+
+    Args:
+        config: What ``config.json`` holds.
+        title: Name of the model.
+    """
+    family: Family = config["model_type"]
+    task: Task = "panoptic" if "Segmentation" in (config.get("architectures") or [""])[0] else "detection"
+    names = list((config.get("id2label") or {}).values())
+    classes = f"{len(names)} classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    return join_sections(
+        [
+            front_matter(title, PIPELINE_TAGS[task], family),
+            f"# {title}",
+            f"{FAMILY_TITLES[family]} for {classes}. Its data, training and accuracy are not known here.",
+            "## Model description",
+            texts.DESCRIPTIONS[family],
+            "## Intended uses and limits",
+            texts.OTHER_USES,
+            texts.OTHER_LIMITS,
+            "## How to use",
+            how_to_use(_CLASS_PREFIXES[family], task, title, 0.7 if family == "detr" else 0.5),
+            "## How to cite",
+            citation(family),
+        ]
+    )
 
 
 def _front_matter(entry: ReleasedCheckpoint, title: str, released: bool) -> str:

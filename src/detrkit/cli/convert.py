@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from detrkit import hub
 from detrkit.cli.console import Debug, complain, quiet_libraries
+from detrkit.errors import SettingError
 
 
 def convert(
@@ -21,6 +23,17 @@ def convert(
             "--model", "-m", metavar="NAME", help="Which released checkpoint it is: see detrkit models."
         ),
     ],
+    push_to_hub: Annotated[
+        bool, typer.Option("--push-to-hub", help="Upload the folder to the Hugging Face Hub.")
+    ] = False,
+    hub_id: Annotated[
+        str | None,
+        typer.Option(help="Repository on the Hub.  [default: OUTPUT's name, under your account]"),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    handler: Annotated[
+        bool, typer.Option("--handler", help="Upload a handler.py for Inference Endpoints as well.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Convert a checkpoint of an original repository to a model folder.
@@ -30,9 +43,17 @@ def convert(
     from detrkit.checkpoints.registry import find_checkpoint
 
     name = find_checkpoint(model).name  # a misspelt name should not wait for torch
+    if push_to_hub:
+        hub.check_login()  # nor should a missing login
+    elif hub_id is not None or private or handler:
+        raise SettingError("--hub-id, --private and --handler need --push-to-hub")
     if not debug:
         quiet_libraries()
     from detrkit.checkpoints.conversion import convert_checkpoint
 
     folder = convert_checkpoint(checkpoint, output, name)
     complain(f"Wrote {folder}. Try: detrkit detect IMAGE --model {folder}")
+    if push_to_hub:
+        # An account's own setting decides unless a private repository is asked for.
+        address = hub.push_to_hub(folder, hub_id, private=private or None, handler=handler)
+        complain(f"Uploaded to {address}.")

@@ -81,6 +81,19 @@ def load_image(
         return _decode(stream, name, exif_orientation, max_pixels)
 
 
+def decode_image(content: bytes, name: str) -> PIL.Image.Image:
+    """An image from the bytes of its file, as :func:`load_image` reads it.
+
+    Args:
+        content: What the file holds.
+        name: What errors call it.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    return _decode(io.BytesIO(content), name, False, DEFAULT_MAX_PIXELS)
+
+
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Converts a PIL image of any mode to RGB; an RGB image is returned as it is.
 

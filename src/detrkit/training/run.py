@@ -24,6 +24,7 @@ from detrkit.engines.allocator import keep_memory
 from detrkit.errors import DetrkitError, SettingError
 from detrkit.evaluation import evaluate_detector
 from detrkit.files import atomic_folder
+from detrkit.hub import CHECKPOINTS, check_login, push_to_hub
 from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
@@ -42,7 +43,7 @@ logger = logging.getLogger("detrkit")
 
 _PATIENCE_SECONDS = 3 * 3600  # the other processes wait while the main one evaluates
 
-CHECKPOINTS, RECIPE_FILE = "checkpoints", "recipe.json"
+RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def train(
         DetrkitError: Files cannot be written.
         MissingExtraError: A package that training needs is not installed.
     """
+    if recipe.push_to_hub:
+        check_login()
     preparation.check_packages()
     preparation.check_output(recipe.output)
     checkpoint = _checkpoint_to_resume(recipe)
@@ -286,17 +289,9 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
 
 
 def _upload(recipe: TrainingRecipe) -> None:
-    """Uploads the model folder without its checkpoints."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     try:
-        repository = api.create_repo(recipe.hub_id or recipe.output.resolve().name, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository.repo_id, folder_path=recipe.output, ignore_patterns=[f"{CHECKPOINTS}/*"]
-        )
-    except Exception as error:  # of the network or the Hub, of many classes
+        push_to_hub(recipe.output, recipe.hub_id)
+    except DetrkitError as error:
         raise DetrkitError(
-            f"the model is in {recipe.output}, but it could not be uploaded: {error}. Check your network and "
-            "login (hf auth login)"
+            f"the model is in {recipe.output}, but it could not be uploaded: {error}"
         ) from error
