@@ -30,12 +30,17 @@ _ALL_OBJECTS = "The most confident objects together"
 _MOST_TOGETHER = 8
 _FAULT = "Something went wrong on the server, and the cause is in its log. Try another image or model."
 
+# Pictures to click on, which would have no name for those who do not see them.
+_NAME_EXAMPLES = """() => document.querySelectorAll('#detrkit-examples button').forEach(
+    (button, index) => button.setAttribute('aria-label', `Example image ${index + 1}`))"""
+
 
 def _upload() -> gr.Image:
     """An image as the visitor gave it: path on the server and name, or None.
 
     ``gr.Image`` opens the file before it asks anybody else, and a broken one ends in a bare "Error"; the page
-    reads it itself and says what is wrong. (A subclass would do, if gradio did not write a file beside it.)
+    reads it itself and says what is wrong. This is no subclass, since gradio writes a file beside the source
+    of each; so no event may answer with ``gr.update`` for this component, which would make it anew.
     """
 
     def as_given(payload: ImageData | None) -> tuple[str, str] | None:
@@ -53,7 +58,11 @@ class _Tab:
 
     def __init__(self, noun: str, document: bool = True) -> None:
         self.picture = gr.Image(
-            label=f"Picture with {noun}", interactive=False, height=440, buttons=["fullscreen"]
+            label=f"Picture with {noun}",
+            show_label=False,  # it would hide a corner
+            interactive=False,
+            height=440,
+            buttons=["fullscreen"],
         )
         self.details = gr.HTML(message(_WAITING), label=f"List of {noun}")
         with gr.Row():
@@ -81,12 +90,12 @@ class _Tab:
         if self.json is not None:
             downloads.append(folder / f"{view.file_stem}.json")
             downloads[-1].write_text(json.dumps(view.document) + "\n", encoding="utf-8")
-        buttons = [gr.DownloadButton(value=str(path), interactive=True) for path in downloads]
+        buttons = [gr.update(value=str(path), interactive=True) for path in downloads]
         return [str(preview), view.details, *buttons]
 
     def clear(self, text: str) -> list[Any]:
         """Values of ``outputs`` for a message in their place."""
-        buttons = [gr.DownloadButton(value=None, interactive=False) for _ in self.outputs[2:]]
+        buttons = [gr.update(value=None, interactive=False) for _ in self.outputs[2:]]
         return [None, message(text), *buttons]
 
 
@@ -120,13 +129,14 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             with gr.Column(scale=4, min_width=300):
                 image = _upload()
                 model = gr.Dropdown(choices.labels, value=choices.labels[0], label="Model")
-                if examples:
-                    gr.Examples(
-                        [[str(example)] for example in examples],
-                        [image],
-                        label="Examples",
-                        cache_examples=False,
-                    )
+                gallery = gr.Dataset(
+                    components=[gr.Image(render=False)],
+                    samples=[[str(example)] for example in examples],
+                    type="index",
+                    label="Examples",
+                    elem_id="detrkit-examples",
+                    visible=bool(examples),
+                )
             with gr.Column(scale=7, min_width=340), gr.Tabs():
                 with gr.Tab("Boxes"):
                     least_score = _threshold("objects", 0.5)
@@ -137,13 +147,13 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                 with gr.Tab("Attention"):
                     with gr.Row(equal_height=True):
                         choice = gr.Dropdown([_ALL_OBJECTS], value=_ALL_OBJECTS, label="Object", scale=3)
-                        explain = gr.Button("Show attention", variant="primary", scale=1, min_width=150)
+                        explain = gr.Button("Show attention", variant="primary", scale=1, min_width=190)
                     attention = _Tab("attention", document=False)
 
         def clear(text: str) -> list[Any]:
             return [None, *boxes.clear(text), *segments.clear(text), *attention.clear(text), no_choice]
 
-        no_choice = gr.Dropdown([_ALL_OBJECTS], value=_ALL_OBJECTS)
+        no_choice = gr.update(choices=[_ALL_OBJECTS], value=_ALL_OBJECTS)
 
         def look(
             upload: tuple[str, str] | None,
@@ -183,7 +193,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                 view = result.attention_of(range(min(len(objects), _MOST_TOGETHER)))
             except Exception as error:
                 return [*attention.clear(_said(error)), no_choice]
-            return [*attention.show(view), gr.Dropdown([_ALL_OBJECTS, *objects], value=_ALL_OBJECTS)]
+            return [*attention.show(view), gr.update(choices=[_ALL_OBJECTS, *objects], value=_ALL_OBJECTS)]
 
         def choose(token: str | None, chosen: str, score: float) -> list[Any]:
             def view(result: Result) -> View | None:
@@ -203,16 +213,18 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             "show_progress": "hidden",
             "api_visibility": "private",
         }
-        gr.on(
-            [image.change, model.change],
-            look,
-            [image, model, least_score, least_segment_score, token],
-            [token, *boxes.outputs, *segments.outputs, *attention.outputs, choice],
-            trigger_mode="always_last",
-            api_name="detect",
-            api_visibility="undocumented",
+        looking: dict[str, Any] = {
+            "fn": look,
+            "inputs": [image, model, least_score, least_segment_score, token],
+            "outputs": [token, *boxes.outputs, *segments.outputs, *attention.outputs, choice],
+            "trigger_mode": "always_last",
             **model_runs,
-        )
+        }
+        gr.on([image.input, model.input], **looking, api_name="detect", api_visibility="undocumented")
+        gallery.click(
+            lambda index: str(examples[index]), gallery, image, queue=False, api_visibility="private"
+        ).then(**looking, api_visibility="private")
+        page.load(js=_NAME_EXAMPLES)
         explain.click(
             look_inside,
             [token, least_score],
@@ -257,6 +269,6 @@ def _said(error: Exception) -> str:
     """What a visitor is told of an error: the remedy of a mistake, nothing of the server's inside."""
     if isinstance(error, DetrkitError):
         text = " ".join(str(error).split())
-        return text[:1].upper() + text[1:] + "."
+        return f"{text}."
     logger.error("demo: %s", error, exc_info=error)
     return _FAULT

@@ -84,7 +84,8 @@ class Demo:
             font=["ui-sans-serif", "system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         )
-        self._page = build_page(choices, example_images(), queue_size)
+        examples = example_images()
+        self._page = build_page(choices, examples, queue_size)
         try:
             _, self.address, self.share_address = self._page.launch(
                 server_name=host,
@@ -96,6 +97,7 @@ class Demo:
                 css_paths=Path(__file__).parent / "style.css",
                 footer_links=[],
                 ssr_mode=False,
+                allowed_paths=sorted({str(example.parent) for example in examples}),
                 max_file_size=MAX_FILE_SIZE,
                 app_kwargs={"middleware": [Middleware(_SameOrigin)]},
             )
