@@ -51,7 +51,9 @@ class Running:
         self.address = demo.address.rstrip("/")
 
     def client(self):
-        return self.library.Client(self.address, verbose=False, analytics_enabled=False)
+        # A machine may be busy.
+        patient = {"timeout": 120}
+        return self.library.Client(self.address, verbose=False, analytics_enabled=False, httpx_kwargs=patient)
 
     def ask(self, client, picture: Path):
         return client.submit(
@@ -112,7 +114,7 @@ def serve_many(running: Running, clients: int, folder: Path) -> None:
 
     def visit(number: int) -> int:
         begin.wait()
-        found = annotations(running.ask(connected[number], pictures[number]).result(timeout=60))
+        found = annotations(running.ask(connected[number], pictures[number]).result(timeout=120))
         assert [entry["bbox"][0] for entry in found] == [number]
         return found[0]["category_id"]
 
