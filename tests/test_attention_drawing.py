@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.attention_drawing import draw_attention, draw_panels, draw_queries, size_color
+from detrkit.attention_drawing import draw_attention, draw_panels, draw_queries, row_color, size_color
 from detrkit.detections import Detections
 from detrkit.errors import ImageError
 from detrkit.inspection import Attention, AttentionMaps, AttentionSamples, QueryStatistics
-from detrkit.visualization import class_color
 from tests.conftest import make_picture
 
 WIDTH, HEIGHT = 90, 60
@@ -135,9 +134,17 @@ def test_panels_stand_side_by_side(picture: Image.Image) -> None:
     panels = draw_panels(picture, attention, columns=2)
     assert panels.size == (2 * WIDTH + 8, 2 * HEIGHT + 8)
     for place, (left, top) in enumerate([(0, 0), (WIDTH + 8, 0), (0, HEIGHT + 8)]):
-        alone = draw_attention(picture, attention[[place]], colors=[class_color(place)])
+        alone = draw_attention(picture, attention[[place]], colors=[row_color(place)])
         np.testing.assert_array_equal(panels.crop((left, top, left + WIDTH, top + HEIGHT)), alone)
     assert draw_panels(picture, attention[:1]).size == picture.size
+
+
+def test_rows_have_different_colours_that_show_on_a_pale_ground() -> None:
+    colors = [row_color(place) for place in range(12)]
+    assert len(set(colors)) == 12
+    for red, green, blue in colors:
+        assert 0.299 * red + 0.587 * green + 0.114 * blue < 137
+        assert max(red, green, blue) - min(red, green, blue) > 60
 
 
 @pytest.mark.parametrize("draw", [draw_attention, draw_panels])

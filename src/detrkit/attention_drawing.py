@@ -20,6 +20,7 @@ from detrkit.visualization import Color, class_color, draw_boxes
 _OVERSAMPLING = 3
 _MOST_PIXELS = 8_000_000
 _GAP = 8
+_MOST_BRIGHTNESS = 135
 
 
 def draw_attention(
@@ -57,7 +58,7 @@ def draw_attention(
             f"{image.width}x{image.height}"
         )
     if colors is None:
-        colors = [class_color(place) for place in range(len(attention))]
+        colors = [row_color(place) for place in range(len(attention))]
     if len(colors) != len(attention):
         raise ValueError(f"{len(colors)} colors for {len(attention)} rows of attention")
     picture = _faded(image)
@@ -93,7 +94,7 @@ def draw_panels(
     if len(attention) == 0:
         raise ImageError("there is no attention to draw: nothing was chosen")
     panels = [
-        draw_attention(image, attention[[row]], colors=[class_color(row)], opacity=opacity)
+        draw_attention(image, attention[[row]], colors=[row_color(row)], opacity=opacity)
         for row in range(len(attention))
     ]
     if columns is None:
@@ -162,6 +163,20 @@ def draw_queries(
         text = f"query {query}: {counts[query]} of {statistics.image_count}"
         draw.text((left, top - head / 2), text, fill=(60, 60, 60), font=font, anchor="lm")
     return picture
+
+
+def row_color(place: int) -> Color:
+    """The colour of a place in a list: far from its neighbours', and dark enough for a pale ground.
+
+    Returns:
+        Red, green and blue in [0, 255].
+    """
+    color = class_color(place)
+    # Brightness as ITU-R BT.601 weighs it.
+    brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    scale = min(1.0, _MOST_BRIGHTNESS / brightness)
+    red, green, blue = (round(part * scale) for part in color)
+    return red, green, blue
 
 
 def size_color(width: float, height: float) -> Color:
