@@ -3,7 +3,7 @@
     python model_cards/generate.py            cards, with the speeds of benchmarks/results/*.csv
     python model_cards/generate.py --count    counts parameters and multiply-adds anew first
 
-A CSV file with the columns model, engine, device, size and seconds holds speeds; others are passed over.
+Speeds are those that ``detrkit benchmark --csv`` measured; CSV files of other measurements are passed over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from detrkit.processing.resize import size_for
 
 CARDS = Path(__file__).parent
 RESULTS = CARDS.parent / "benchmarks" / "results"
-SPEED_COLUMNS = {"model", "engine", "device", "size", "seconds"}
+SPEED_COLUMNS = {"model", "allocator", "side", "stage", "dtype", "height", "width", "batch", "median_s"}
+SPEED_COLUMNS |= {"processor", "threads"}
 
 
 def all_cards() -> dict[str, str]:
@@ -47,22 +48,33 @@ def count(name: str) -> Cost:
 
 
 def read_speeds(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
-    """Model -> its speeds, of all tables of speeds in a folder."""
-    speeds: dict[str, list[dict[str, Any]]] = {}
+    """Short name of a model -> its speeds for single images, of all measurements in a folder."""
+    found: dict[str, dict[tuple[str, ...], Speed]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if not set(reader.fieldnames or ()) >= SPEED_COLUMNS:
                 continue
             for row in reader:
+                ours = not row["side"].startswith("transformers") and row["allocator"] == "as is"
+                if not ours or row["batch"] != "1" or not row["median_s"]:
+                    continue
+                threads = f"{row['threads']} thread{'' if row['threads'] == '1' else 's'}"
+                dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
                 speed = Speed(
-                    engine=row["engine"],
-                    device=row["device"],
-                    size=row["size"],
-                    seconds=float(row["seconds"]),
+                    engine=row["side"],
+                    stage=row["stage"],
+                    device=f"{row['processor']}, {threads}{dtype}",
+                    size=f"{row['height']}x{row['width']}",
+                    seconds=float(row["median_s"]),
                 )
-                speeds.setdefault(row["model"], []).append(asdict(speed))
-    return speeds
+                key = (speed.engine, speed.stage, speed.device, speed.size)
+                found.setdefault(_short_name(row["model"]), {})[key] = speed  # a later measurement counts
+    return {name: [asdict(speed) for speed in speeds.values()] for name, speeds in found.items()}
+
+
+def _short_name(model: str) -> str:
+    return next((entry.name for entry in REGISTRY.values() if entry.hub_id == model), model)
 
 
 def gather_facts(recount: bool) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ _INFO = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>
 
 
 # Who may upload, as a token tells: its account's name, or that it may only read.
-WRITER, READER, ACCOUNT = "hf_writer", "hf_reader", "someone"
+WRITER, READER, ACCOUNT = "hf_writer", "hf_reader", "you"
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
@@ -83,6 +83,7 @@ class HubServer:
         return kept | {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
+            "HF_TOKEN": WRITER,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",

@@ -9,6 +9,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from detrkit import Detector
+from detrkit.benchmark.report import append_csv, make_rows
+from detrkit.benchmark.sides import Settings
+from detrkit.benchmark.turns import Times
 from detrkit.checkpoints.cards import Facts, Speed, read_facts, released_card
 from detrkit.checkpoints.cards_bundled import bundled_card
 from detrkit.checkpoints.conversion import released_architecture
@@ -159,15 +162,25 @@ def test_the_snippets_of_a_card_run(name, request, pictures, detrkit_here, worki
     assert {verb for _, verb, *_ in commands} >= {"evaluate"}
 
 
-def test_a_measured_speed_has_a_row_and_one_that_is_not_has_none(tmp_path):
-    table = tmp_path / "speed.csv"
-    table.write_text(
-        "model,engine,device,size,seconds\ndetr-resnet-50,onnx,a laptop,800x1066,0.25\n", encoding="utf-8"
-    )
+def test_measured_speeds_have_rows_and_those_that_are_not_have_none(tmp_path):
+    cost = Cost(parameters=1, macs=1, sampling_macs=0, bytes=1, height=800, width=1066)
+    for batch, seconds in ((1, 0.25), (4, 0.75)):
+        settings = Settings(
+            maker="", model="", engine="onnx", height=800, width=1066, batch=batch, threads=2, device="cpu",
+            dtype="float32", threshold=0.5,
+        )  # fmt: skip
+        sides = [
+            Times(name, seconds={"forward": [seconds * factor]})
+            for name, factor in (("onnx", 1), ("transformers", 2))
+        ]
+        about = {"model": "facebook/detr-resnet-50", "allocator": "as is"}
+        configuration = {"processor": "a laptop", "threads": 2}
+        rows = make_rows(sides, settings, cost, 1.0, about=about, configuration=configuration)
+        append_csv(tmp_path / "speed.csv", rows)
     (tmp_path / "other.csv").write_text("losses,ms\nfocal,3\n", encoding="utf-8")
-    speeds = tuple(Speed(**speed) for speed in generate.read_speeds(tmp_path)["detr-resnet-50"])
-    facts = replace(read_facts("detr-resnet-50"), speeds=speeds)
-    row = "| onnx, a laptop, 800x1066 | 0.25 s an image |  |"
+    (measured,) = generate.read_speeds(tmp_path)["detr-resnet-50"]
+    facts = replace(read_facts("detr-resnet-50"), speeds=(Speed(**measured),))
+    row = "| onnx, forward, 800x1066, a laptop, 2 threads | 0.25 s an image |  |"
     assert row in released_card(REGISTRY["detr-resnet-50"], facts)
     assert "onnx" not in released_card(REGISTRY["detr-resnet-50"], replace(facts, speeds=()))
 

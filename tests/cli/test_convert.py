@@ -32,20 +32,20 @@ def convert(detrkit_here, tiny_detr, monkeypatch):
 def test_a_converted_model_is_uploaded_under_its_folders_name(convert, hub):
     done = convert("--push-to-hub")
     assert done.returncode == 0, done.stderr
-    assert f"Uploaded to {hub.url}/someone/mine." in done.stderr
-    files = hub.repositories["someone/mine"]["main"]
+    assert f"Uploaded to {hub.url}/you/mine." in done.stderr
+    files = hub.repositories["you/mine"]["main"]
     assert files["model.safetensors"] == Path("mine/model.safetensors").read_bytes()
     assert "handler.py" not in files
     assert not hub.private
 
 
 def test_name_privacy_and_handler_can_be_chosen(convert, hub):
-    assert convert("--push-to-hub", "--hub-id", "someone/detr", "--private", "--handler").returncode == 0
-    assert hub.private == {"someone/detr"}
-    assert "handler.py" in hub.repositories["someone/detr"]["main"]
+    assert convert("--push-to-hub", "--hub-id", "you/detr", "--private", "--handler").returncode == 0
+    assert hub.private == {"you/detr"}
+    assert "handler.py" in hub.repositories["you/detr"]["main"]
 
 
-@pytest.mark.parametrize("options", [["--hub-id", "someone/detr"], ["--private"], ["--handler"]])
+@pytest.mark.parametrize("options", [["--hub-id", "you/detr"], ["--private"], ["--handler"]])
 def test_options_of_an_upload_that_is_not_asked_for_are_refused(convert, options):
     done = convert(*options)
     assert (done.returncode, done.stdout) == (2, "")

@@ -325,9 +325,9 @@ def test_the_model_is_uploaded_without_checkpoints(recipe, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with HubServer({}) as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        chosen = recipe(epochs=1, push_to_hub=True, hub_id="someone/cells")
+        chosen = recipe(epochs=1, push_to_hub=True, hub_id="you/cells")
         train(chosen)
-        files = hub.repositories["someone/cells"]["main"]
+        files = hub.repositories["you/cells"]["main"]
     assert {"model.safetensors", "config.json", "README.md", "metrics.csv", "recipe.json"} <= files.keys()
     assert files["model.safetensors"] == (chosen.output / "model.safetensors").read_bytes()
     assert not any("checkpoint" in name for name in files)

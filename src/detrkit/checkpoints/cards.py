@@ -79,12 +79,14 @@ class Speed:
 
     Attributes:
         engine: What ran the model: "torch", "onnx", ...
-        device: The hardware, in words.
+        stage: "forward" for the model alone, "end to end" from picture to boxes.
+        device: Processor and number of threads, in words.
         size: Size of the image, such as "800x1066".
         seconds: Time for one image.
     """
 
     engine: str
+    stage: str
     device: str
     size: str
     seconds: float
@@ -489,7 +491,11 @@ def size_rows(facts: Facts, published_parameters: str = "", published_cost: str 
 def speed_rows(facts: Facts) -> list[list[str]]:
     """Rows of a table: one for each measured speed."""
     return [
-        [f"{speed.engine}, {speed.device}, {speed.size}", f"{speed.seconds:.3g} s an image", ""]
+        [
+            f"{speed.engine}, {speed.stage}, {speed.size}, {speed.device}",
+            f"{speed.seconds:.3g} s an image",
+            "",
+        ]
         for speed in facts.speeds
     ]
 
