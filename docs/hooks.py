@@ -48,6 +48,10 @@ _TOOLBOX = {
     "Export": ("detrkit.engines.export.export_model",),
     "Errors": ("detrkit.errors",),
 }
+RESULTS = ROOT / "benchmarks" / "results"
+_CHARTS = "figures/benchmarks"  # where charts of measurements are in the site
+# Columns of measurements that would make the tables too wide.
+_LEFT_TO_THE_FILE = {"fastest_s", "slowest_s", "ratio_low", "ratio_high", "gmac", "sampling_gmac", "gflops"}
 _PUBLISHED_MARK, _RESULTS_MARK = "<!-- published -->", "<!-- results -->"
 _DRAWING = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[\w/.-]*figures/[\w-]+\.svg)\)")
 
@@ -66,6 +70,8 @@ def on_files(files: Files, config: Any) -> Files:
     }
     for uri, text in made.items():
         files.append(File.generated(config, uri, content=text))
+    for chart in sorted(RESULTS.glob("*.png")):
+        files.append(File.generated(config, f"{_CHARTS}/{chart.name}", abs_src_path=str(chart)))
     return files
 
 
@@ -74,7 +80,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if _PUBLISHED_MARK in markdown:
         markdown = markdown.replace(_PUBLISHED_MARK, published_table())
     if _RESULTS_MARK in markdown:
-        markdown = markdown.replace(_RESULTS_MARK, benchmark_results(ROOT / "benchmarks" / "results"))
+        markdown = markdown.replace(_RESULTS_MARK, benchmark_results(RESULTS))
     folder = (DOCS / page.file.src_uri).parent
     return _DRAWING.sub(lambda match: drawing(folder / match["path"], match["alt"]), markdown)
 
@@ -210,14 +216,34 @@ def benchmark_results(folder: Path) -> str:
             "There are none yet. The scripts in `benchmarks/` write CSV files to `benchmarks/results/`; each "
             "becomes a table here the next time this page is built."
         )
-    return "\n\n".join(f"### {path.stem}\n\n{csv_table(path)}\n\n`{path.name}`" for path in files)
+    parts = []
+    for path in files:
+        parts += [f"### {path.stem.replace('_', ' ').capitalize()}", *csv_table(path)]
+        if path.with_suffix(".png").is_file():
+            parts.append(f"![{path.stem}]({_CHARTS}/{path.stem}.png)")
+        script = ROOT / "benchmarks" / f"{path.stem}.py"
+        made = f"Made by `python benchmarks/{script.name}`. " if script.is_file() else ""
+        parts.append(f"{made}All columns: `benchmarks/results/{path.name}`.")
+    return "\n\n".join(parts)
 
 
-def csv_table(path: Path) -> str:
-    """A CSV file as a table."""
+def csv_table(path: Path) -> list[str]:
+    """A CSV file as a table of what differs from row to row, and a line of what does not."""
     with path.open(newline="", encoding="utf-8") as file:
-        heading, *rows = list(csv.reader(file))
-    return _table(heading, rows)
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return ["Empty."]
+    columns = {name: [row[name] or "" for row in rows] for name in rows[0]}
+    if "ratio_low" in columns:
+        columns["ratio"] = [
+            f"{ratio} ({low} to {high})" if ratio else ""
+            for ratio, low, high in zip(columns["ratio"], columns["ratio_low"], columns["ratio_high"])
+        ]
+    same = {name: values[0] for name, values in columns.items() if len(rows) > 1 and len(set(values)) == 1}
+    shown = [name for name in columns if name not in same and name not in _LEFT_TO_THE_FILE]
+    setting = ", ".join(f"{name} {value}" for name, value in same.items() if value)
+    table = _table(shown, [[columns[name][i] for name in shown] for i in range(len(rows))])
+    return [table, f"The same in all rows: {setting}."] if setting else [table]
 
 
 def published_table() -> str:
