@@ -220,7 +220,12 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             "trigger_mode": "always_last",
             **model_runs,
         }
-        gr.on([image.input, model.input], **looking, api_name="detect", api_visibility="undocumented")
+        gr.on(
+            [image.input, image.clear, model.input],
+            **looking,
+            api_name="detect",
+            api_visibility="undocumented",
+        )
         gallery.click(
             lambda index: str(examples[index]), gallery, image, queue=False, api_visibility="private"
         ).then(**looking, api_visibility="private")
