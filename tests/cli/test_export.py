@@ -1,5 +1,6 @@
 """``detrkit export`` writes a folder that the other commands run."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_an_exported_folder_detects_the_same_without_the_torch_weights(
         (("--model", "detr-resnet-5", "--to", "onnx"), "detr-resnet-50"),
         (("--model", "{model}", "--to", "tflite"), "onnx, openvino"),
         (("--model", "{model}"), "--to"),
+        (("--model", "{model}", "--to", "openvino", "--int8"), "--calibration"),
+        (("--model", "{model}", "--to", "openvino", "--calibration", "."), "for --int8"),
+        (("--model", "{model}", "--to", "onnx", "--int8", "--calibration", "."), "int8 is for OpenVINO only"),
+        (
+            ("--model", "{model}", "--to", "openvino", "--int8", "--calibration", "."),
+            "no images in this folder",
+        ),
+        (("--model", "{model}", "--to", "openvino", "--int8", "--calibration", "gone"), "no folder gone"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(
@@ -52,6 +61,45 @@ def test_mistakes_give_one_line_and_status_2(
     done = detrkit_here("export", *given, tmp_path / "exported")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert message in done.stderr
+    assert not (tmp_path / "exported").exists()
+
+
+def test_int8_is_calibrated_on_a_folder_and_its_cost_is_told(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf")
+    pytest.importorskip("faster_coco_eval")
+    (pictures[0].parent / "broken.jpg").write_bytes(b"no picture")
+    document = {
+        "images": [{"id": 1, "file_name": "wide.jpg", "width": 120, "height": 80}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 50, 40], "area": 2000, "iscrowd": 0}
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    annotations, folder = tmp_path / "boxes.json", tmp_path / "exported"
+    annotations.write_text(json.dumps(document))
+    settings = ("--int8", "--calibration", pictures[0].parent, "--annotations", annotations)
+    done = detrkit_here("export", "--model", tiny_detr, "--to", "openvino", *settings, folder)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert lines[0] == ["AP", "AP50", "AP75"]
+    assert [line[0] for line in lines if len(line) == 4] == ["float32", "int8", "difference"]
+    assert "broken.jpg" in done.stderr
+    assert f"Calibrated int8 on 4 images of {pictures[0].parent}" in done.stderr
+    assert read_json(folder / "engine.json")["precision"] == "int8"
+
+
+def test_a_calibration_without_any_readable_image_is_one_error(
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nncf")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    settings = ("--int8", "--calibration", tmp_path / "pictures")
+    done = detrkit_here("export", "--model", tiny_detr, "--to", "openvino", *settings, tmp_path / "exported")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no image in" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "exported").exists()
 
 

@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from detrkit import ConditionalDetrForSegmentation, DetrForSegmentation
+import detrkit
+from detrkit import ConditionalDetrForSegmentation, Detector, DetrForSegmentation
+from detrkit.checkpoints.registry import REGISTRY
 from detrkit.engines import export
 from detrkit.engines.export import export_model
 from detrkit.engines.exported import open_exported, read_manifest
 from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from tests.conftest import make_picture
 from tests.models.tiny import FAMILIES, shake, tiny_config
 
 pytest.importorskip("onnxscript")
@@ -140,11 +144,32 @@ def test_one_query_stays_where_none_survives(segmenter):
     assert run.segment(*images(1, 97, 210), threshold=1.0).pred_masks.shape[:2] == (1, 1)
 
 
+def test_queries_may_change_places_but_not_values():
+    expected = {"logits": torch.randn(2, 5, 3), "pred_boxes": torch.rand(2, 5, 4)}
+    order = [3, 1, 0, 4, 2]
+    moved = export._in_order_of(expected, {name: value[:, order] for name, value in expected.items()})
+    assert all(torch.equal(moved[name], expected[name]) for name in expected)
+    expected["logits"][0, 0] = torch.nan
+    assert export._in_order_of(expected, moved)["logits"].shape == (2, 5, 3)
+
+
 class Dependent(nn.Module):
     """A layer that a recording takes for a constant: it reads the batch's size as a number."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.tensor(float(x.shape[-1]))
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_a_detector_exports_on_the_fly(engine, tiny_detr):
+    pictures = [make_picture(120, 80), make_picture(80, 120, seed=1)]
+    expected = Detector.from_pretrained(tiny_detr, device="cpu")(pictures, threshold=0.3)
+    found = Detector.from_pretrained(tiny_detr, engine=engine)(pictures, threshold=0.3)
+    assert min(map(len, expected)) > 3
+    for ours, theirs in zip(found, expected):
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
 
 
 def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
@@ -192,3 +217,48 @@ def test_a_damaged_file_is_named(tmp_path, engine):
     (tmp_path / "engine.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"cannot read .*model\.onnx"):
         open_exported(tmp_path, engine, FAMILIES["detr"].config())
+
+
+def released(name: str) -> nn.Module:
+    """A model of full size with the architecture of a released checkpoint and random weights."""
+    entry = REGISTRY[name]
+    family = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "deformable_detr": "DeformableDetr"}
+    options = {
+        "backbone": entry.backbone,
+        "use_timm_backbone": True,
+        "use_pretrained_backbone": False,
+        "dilation": entry.dilation,
+        "num_queries": entry.num_queries,
+        "num_labels": entry.num_labels,
+    }
+    if entry.family == "deformable_detr":
+        for key in ("num_feature_levels", "with_box_refine", "two_stage"):
+            options[key] = getattr(entry, key)
+    config = getattr(detrkit, f"{family[entry.family]}Config")(**options)
+    task = "Segmentation" if entry.task == "panoptic" else "ObjectDetection"
+    torch.manual_seed(0)
+    model = getattr(detrkit, f"{family[entry.family]}For{task}")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(std=0.02)  # else offsets and boxes would not depend on the image
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_released_architecture_gives_pytorch_s_results(name, tmp_path):
+    model = released(name)
+    written = export_model(model, tmp_path / "model", "onnx")  # checked in onnxruntime on writing
+    run = open_exported(written.folder, "openvino", model.config)
+    pixels, mask = images(2, 300, 410)
+    with torch.no_grad():
+        expected, found = model(pixels, mask), run(pixels, mask)
+    if getattr(model.config, "two_stage", False):
+        found = export._in_order_of(expected, found)
+    names = [key for key in ("logits", "pred_boxes", "pred_masks") if key in expected]
+    differences = {key: float((found[key] - expected[key]).abs().max()) for key in names}
+    print(f"{name}: onnxruntime {written.differences}, OpenVINO {differences}")
+    assert set(names) <= set(written.differences)
+    assert max(*written.differences.values(), *differences.values()) < 1e-4

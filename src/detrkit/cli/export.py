@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, quiet_libraries
+from detrkit.cli.console import Debug, complain, count, print_table, quiet_libraries
+from detrkit.cli.inputs import find_images
+from detrkit.cli.run import ImageRun
+from detrkit.errors import ImageError, SettingError
+from detrkit.progress import with_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# More images hardly change the ranges that are measured on them.
+_CALIBRATION_IMAGES = 128
 
 
 def export(
@@ -16,6 +29,21 @@ def export(
         str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
     ],
     to: Annotated[str, typer.Option("--to", help="onnx or openvino.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise large layers to int8; OpenVINO only, with --calibration.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Folder of images like those that the model is for; {_CALIBRATION_IMAGES} of them are used."
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO instances JSON: measure what int8 costs in AP.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the annotated images.  [default: that of --calibration]")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch before the folder is kept.")
@@ -30,15 +58,76 @@ def export(
     from detrkit.checkpoints.registry import resolve_model
 
     name = resolve_model(model)  # a misspelt name should not wait for torch
+    _check_settings(int8, calibration, annotations, images)
     if not debug:
         quiet_libraries()
     from detrkit.checkpoints.loading import load_pretrained
+    from detrkit.detector import Detector
     from detrkit.engines.export import check_format, export_model
+    from detrkit.evaluation import evaluate_detector
 
-    check_format(to)
+    check_format(to, int8=int8)
+    sample = None if calibration is None else _calibration_images(calibration, debug)
     loaded, processor = load_pretrained(name, revision)
-    exported = export_model(loaded, output, to, processor=processor, verify=verify)
+    pictures = images or calibration
+    measure = None
+    if annotations is not None and pictures is not None:
+        measure = partial(evaluate_detector, images_dir=pictures, annotations_file=annotations, masks=False)
+        # A copy, as a detector changes its model; and before the export, as it shows mistakes in annotations.
+        before = measure(Detector(copy.deepcopy(loaded), processor, device="cpu")).stats
+    exported = export_model(loaded, output, to, processor=processor, verify=verify, calibration=sample)
     if verify:
         largest = max(exported.differences.values())
-        complain(f"On images of three sizes the results differ from PyTorch's by at most {largest:.1g}.")
+        stage = "Before quantisation, on" if int8 else "On"
+        complain(f"{stage} images of three sizes the results differ from PyTorch's by at most {largest:.1g}.")
+    if sample is not None:
+        complain(f"Calibrated int8 on {count(len(sample), 'image')} of {calibration}.")
+    if measure is not None:
+        print_table(_cost_table(before, measure(Detector.from_pretrained(output)).stats))
     complain(f"Wrote {output}. Try: detrkit detect IMAGE --model {output}")
+
+
+def _check_settings(
+    int8: bool, calibration: Path | None, annotations: Path | None, images: Path | None
+) -> None:
+    """Raises a SettingError where options do not fit each other."""
+    if int8 and calibration is None:
+        raise SettingError("--int8 measures ranges on images: give a folder of some with --calibration")
+    if not int8 and any(option is not None for option in (calibration, annotations, images)):
+        raise SettingError("--calibration, --annotations and --images are for --int8")
+    if images is not None and annotations is None:
+        raise SettingError("--images are those of --annotations, which is missing")
+
+
+def _calibration_images(folder: Path, debug: bool) -> list[str]:
+    """Readable images of a folder, evenly spread over it; the others among them are reported on stderr.
+
+    Raises:
+        ImageError: There are none.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"there is no folder {folder} of images to calibrate with")
+    found, mistakes = find_images([str(folder)])
+    if mistakes:
+        raise ImageError(f"cannot calibrate: {mistakes[0]}")
+    step = max(1.0, len(found) / _CALIBRATION_IMAGES)
+    chosen = [found[int(i * step)] for i in range(min(len(found), _CALIBRATION_IMAGES))]
+    run = ImageRun(chosen, exif_orientation=False, debug=debug)
+    readable = with_progress(run.read(), len(chosen), "Reading")
+    sample = [chosen[position].source for position, _ in readable]
+    if not sample:
+        raise ImageError(f"cannot calibrate: no image in {folder} can be read")
+    return sample
+
+
+def _cost_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """AP in percent of the model and of its int8 form, and the difference."""
+    from rich import box
+    from rich.table import Table
+
+    names = ("AP", "AP50", "AP75")
+    table = Table("", *names, box=box.SIMPLE)
+    table.add_row("float32", *(f"{100 * before[name]:.1f}" for name in names))
+    table.add_row("int8", *(f"{100 * after[name]:.1f}" for name in names))
+    table.add_row("difference", *(f"{100 * (after[name] - before[name]):+.1f}" for name in names))
+    return table

@@ -13,32 +13,42 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.engines import EXPORTED_ENGINES
-from detrkit.engines.exported import ExportedModel, Manifest, open_exported, runtime
+from detrkit.engines import EXPORTED_ENGINES, quantization
+from detrkit.engines.exported import ExportedModel, Manifest, graph_inputs, open_exported, runtime
 from detrkit.engines.openvino_engine import convert
+from detrkit.engines.quiet import quiet
 from detrkit.engines.torch_engine import fold_batch_norm
 from detrkit.errors import DetrkitError, MissingExtraError, SettingError
 from detrkit.files import atomic_folder
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
+from detrkit.processing.images import load_image
 
 # How far outputs may lie from PyTorch's, relative to the largest of them or to 1.
 TOLERANCE = 1e-4
+
+_TALKATIVE = (
+    "onnxscript",
+    "onnx_ir",
+    "torch.onnx",
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+)
 
 # The first operator set that has everything.
 _OPSET = 18
@@ -69,6 +79,7 @@ def export_model(
     *,
     processor: Any = None,
     verify: bool = True,
+    calibration: Sequence[Any] | None = None,
 ) -> Export:
     """Exports a model into a folder that ``Detector.from_pretrained`` runs.
 
@@ -81,14 +92,20 @@ def export_model(
         processor: The model's image processor.
         verify: Run the file, before it gets its name, on images of two sizes and on a padded batch, and
             compare with PyTorch.
+        calibration: Makes it an int8 model (:mod:`detrkit.engines.quantization`), ranges measured on these
+            images: of any kind that a ``Detector`` takes, and like those that the model is for. What is
+            compared with PyTorch is the model before that.
 
     Raises:
-        SettingError: There is no such format.
+        SettingError: There is no such format, or it has no int8, or there are no images to calibrate with.
+        ImageError: One of them cannot be read.
         MissingExtraError: Packages that this needs are not installed.
         DetrkitError: The exported model gives other results, or the folder cannot be written. Nothing of it
             is left then.
     """
-    check_format(to)
+    check_format(to, int8=calibration is not None)
+    if calibration is not None and not len(calibration):
+        raise SettingError("int8 needs images to calibrate with, and there are none")
     output = Path(output)
     model = _for_export(model)
     graph = (_Segmentation if isinstance(model, SegmentationModel) else _Detection)(model)
@@ -102,9 +119,16 @@ def export_model(
         if to == "openvino":
             file = folder / "model.xml"
             convert(onnx_file, file)
-            onnx_file.unlink()
-        Manifest(engine=to, file=file.name, outputs=graph.outputs).write(folder)
+        manifest = Manifest(engine=to, file=file.name, outputs=graph.outputs)
+        manifest.write(folder)
         differences = _compare(graph, open_exported(folder, to, model.config)) if verify else {}
+        if calibration is not None:
+            for float32 in (file, file.with_suffix(".bin")):
+                float32.unlink()  # not written over: the runtime may still have it mapped
+            quantization.quantize(onnx_file, file, calibration, partial(_inputs, graph, processor))
+            replace(manifest, precision="int8").write(folder)
+        if file != onnx_file:
+            onnx_file.unlink()
     return Export(folder=output, differences=differences)
 
 
@@ -115,15 +139,23 @@ def export_for_this_process(model: PreTrainedModel, engine: str) -> ExportedMode
         return open_exported(folder, engine, model.config)
 
 
-def check_format(to: str) -> None:
+def check_format(to: str, *, int8: bool = False) -> None:
     """Raises what is wrong with a format's name, or which extra it lacks.
 
+    Args:
+        to: "onnx" or "openvino".
+        int8: Whether it is to be an int8 model.
+
     Raises:
-        SettingError: There is no such format.
+        SettingError: There is no such format, or it has no int8.
         MissingExtraError: Packages that the export needs are not installed.
     """
     if to not in EXPORTED_ENGINES:
         raise SettingError(f"cannot export to {to!r}; use one of: {', '.join(EXPORTED_ENGINES)}")
+    if int8:
+        if to != "openvino":
+            raise SettingError(f"int8 is for OpenVINO only, not for {to!r}")
+        quantization.check_installed()
     runtime(to)
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise MissingExtraError("exporting a model", "export")
@@ -198,7 +230,7 @@ class _Segmentation(_Detection):
 
 def _write_onnx(graph: _Detection, path: Path) -> None:
     free = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in graph.inputs.items()}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet(*_TALKATIVE):
         example = graph.example(*_RECORDED)
         program = torch.export.export(graph, example, dynamic_shapes=free, strict=False)
         exported = torch.onnx.export(
@@ -212,20 +244,11 @@ def _write_onnx(graph: _Detection, path: Path) -> None:
     exported.save(path)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's remarks, which are about its own insides, off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+def _inputs(graph: _Detection, processor: Any, image: Any) -> dict[str, np.ndarray]:
+    """The inputs of an exported graph for an image."""
+    found = processor(images=[load_image(image)], return_tensors="pt")
+    beyond = dict.fromkeys(list(graph.inputs)[2:], 1.0)  # a threshold that leaves one mask: they stay float32
+    return graph_inputs(found["pixel_values"], found.get("pixel_mask"), **beyond)
 
 
 @torch.no_grad()
@@ -239,7 +262,10 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
     for size in _CHECKED:
         example = graph.example(*size)
         found = exported.outputs(**dict(zip(graph.inputs, example)))
-        for name, expected in zip(graph.outputs, graph(*example)):
+        wanted = dict(zip(graph.outputs, graph(*example)))
+        if getattr(exported.config, "two_stage", False):
+            found = _in_order_of(wanted, found)
+        for name, expected in wanted.items():
             same_shape = found[name].shape == expected.shape
             difference = float((found[name] - expected).abs().max()) if same_shape else math.inf
             # Written so that NaN is too large, too.
@@ -250,3 +276,14 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
                 )
             differences[name] = max(differences[name], difference)
     return differences
+
+
+def _in_order_of(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The queries found in the order of those expected, as proposals of nearly one score change places."""
+    names = ("logits", "pred_boxes")
+    rows = [torch.cat([outputs[name] for name in names], dim=-1) for outputs in (expected, found)]
+    if rows[0].shape != rows[1].shape:
+        return found
+    far = torch.cdist(*rows, p=math.inf).nan_to_num(nan=1e9, posinf=1e9)
+    order = torch.stack([torch.as_tensor(linear_sum_assignment(image)[1]) for image in far])
+    return {name: gather_rows(found[name], order) for name in names}

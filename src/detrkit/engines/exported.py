@@ -33,7 +33,7 @@ class Manifest:
         engine: The engine that the model was exported for.
         file: Name of the model's file in the folder.
         outputs: Names of what the graph gives, in its order.
-        precision: Type of its weights.
+        precision: "float32", or "int8" where large layers are quantised.
     """
 
     engine: str
@@ -79,6 +79,16 @@ def runtime(engine: str) -> ModuleType:
     return module
 
 
+def graph_inputs(
+    pixel_values: Tensor, pixel_mask: Tensor | None = None, **inputs: float
+) -> dict[str, np.ndarray]:
+    """A graph's inputs: images, their mask (nothing is padded without one) and the numbers beyond."""
+    if pixel_mask is None:
+        pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[-2:], dtype=torch.long)
+    images = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.long().numpy()}
+    return images | {name: np.array(float(value), np.float32) for name, value in inputs.items()}
+
+
 class ExportedModel:
     """An exported model, called as a model of detrkit is, with tensors on the CPU.
 
@@ -104,11 +114,8 @@ class ExportedModel:
 
     def outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
         """The graph's outputs by name, of what a call takes and the inputs that the graph has beyond."""
-        if pixel_mask is None:
-            pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[-2:], dtype=torch.long)
-        feeds = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.long().numpy()}
-        feeds |= {name: np.array(float(value), np.float32) for name, value in inputs.items()}
-        return {name: torch.from_numpy(value) for name, value in zip(self._names, self._run(feeds))}
+        found = self._run(graph_inputs(pixel_values, pixel_mask, **inputs))
+        return {name: torch.from_numpy(value) for name, value in zip(self._names, found)}
 
 
 class ExportedSegmenter(ExportedModel):

@@ -26,7 +26,8 @@ def convert(onnx_file: Path, path: Path) -> None:
     """Writes an ONNX file as OpenVINO's pair of .xml and .bin, in the precision that it has."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(onnx_file), path, compress_to_fp16=False)
+    # Not convert_model, which tells OpenVINO's makers of each use.
+    openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
 
 
 def load(path: Path) -> Run:
