@@ -158,6 +158,9 @@ def test_a_name_that_the_hub_does_not_take_is_told(hub, here, folder, name):
 def test_what_is_no_model_is_refused(hub, here, tmp_path, tiny_detr):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         push_to_hub(tmp_path, "you/nothing")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="bert"):
+        push_to_hub(tmp_path, "you/nothing")
     with pytest.raises(SettingError, match="not a dict"):
         push_to_hub({}, "you/nothing")
     model = DetrForObjectDetection.from_pretrained(tiny_detr)

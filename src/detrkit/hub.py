@@ -122,8 +122,11 @@ def _files(folder: Path) -> Iterator[Path]:
 def _card(folder: Path, title: str) -> str:
     from detrkit.checkpoints.cards import plain_card
     from detrkit.checkpoints.loading import read_config
+    from detrkit.integration import family_of
 
-    return plain_card(read_config(str(folder), None), title)
+    config = read_config(str(folder), None)
+    family_of(config.get("model_type"), str(folder))  # refuses a model that is none of ours
+    return plain_card(config, title)
 
 
 @contextmanager

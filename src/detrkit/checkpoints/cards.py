@@ -301,7 +301,10 @@ or on the command line
 detrkit detect photo.jpg --model {model} --threshold {threshold} --save-dir out
 ```
 
-or with the calls of Transformers:
+Boxes are left, top, right and bottom edge in pixels of the photo."""
+
+_DETECT_AS_TRANSFORMERS = """\
+Or with the calls of Transformers:
 
 ```python
 import torch
@@ -316,9 +319,7 @@ with torch.inference_mode():
     outputs = model(**processor(images=image, return_tensors="pt"))
 sizes = torch.tensor([image.size[::-1]])
 results = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=sizes)[0]
-```
-
-Boxes are left, top, right and bottom edge in pixels of the photo."""
+```"""
 
 _SEGMENT = """\
 ```python
@@ -335,9 +336,10 @@ or on the command line
 
 ```bash
 detrkit segment photo.jpg --model {model} --save-dir out
-```
+```"""
 
-or with the calls of Transformers:
+_SEGMENT_AS_TRANSFORMERS = """\
+Or with the calls of Transformers:
 
 ```python
 import torch
@@ -357,7 +359,13 @@ result = processor.post_process_panoptic_segmentation(outputs, target_sizes=size
 `result["segmentation"]` has the id of each pixel's segment, `result["segments_info"]` tells the segments."""
 
 
-def how_to_use(prefix: str, task: str, model: str, threshold: float) -> str:
+_SNIPPETS: dict[Task, tuple[str, str]] = {
+    "detection": (_DETECT, _DETECT_AS_TRANSFORMERS),
+    "panoptic": (_SEGMENT, _SEGMENT_AS_TRANSFORMERS),
+}
+
+
+def how_to_use(prefix: str, task: Task, model: str, threshold: float, *, as_transformers: bool = True) -> str:
     """The snippets of a card.
 
     Args:
@@ -365,9 +373,10 @@ def how_to_use(prefix: str, task: str, model: str, threshold: float) -> str:
         task: "detection" or "panoptic".
         model: What the snippets load: a Hub id, a folder or a short name.
         threshold: Least score of a detection.
+        as_transformers: Whether to show the calls of Transformers too, which take no short names.
     """
-    template = _SEGMENT if task == "panoptic" else _DETECT
-    return template.format(model=model, prefix=prefix, threshold=threshold)
+    snippets = _SNIPPETS[task] if as_transformers else _SNIPPETS[task][:1]
+    return "\n\n".join(snippets).format(model=model, prefix=prefix, threshold=threshold)
 
 
 _UNKNOWN_TRAINING = "Nothing is known here of the data and the training of this checkpoint."

@@ -47,7 +47,7 @@ medical device."""
 
 _USES = """\
 For learning how detrkit works, for tests and demonstrations, and as an example of what `detrkit train`
-makes of 205 images on a CPU."""
+makes of 205 images."""
 
 _LIMITS = """\
 Not for diagnosis or for counting cells of patients. It has seen images of one data set with one way of
@@ -111,10 +111,10 @@ def _card(
         f"# {name}",
         _SUMMARY,
         "## Model description",
-        f"A {backbone_title(backbone)} backbone, a Transformer of width {config['d_model']} with "
-        f"{config['encoder_layers']} encoder and {config['decoder_layers']} decoder layers, "
-        f"{queries} object queries "
-        f"and {len(config['id2label'])} classes: {', '.join(config['id2label'].values())}.",
+        f"The backbone is {backbone_title(backbone)}; a Transformer of width {config['d_model']} with "
+        f"{config['encoder_layers']} encoder and {config['decoder_layers']} decoder layers follows, with "
+        f"{queries} object queries and {len(config['id2label'])} classes: "
+        f"{', '.join(config['id2label'].values())}.",
         texts.DESCRIPTIONS["deformable_detr"],
         *([texts.MULTI_SCALE] if config["num_feature_levels"] > 1 else []),
         *([texts.BOX_REFINE] if config["with_box_refine"] else []),
@@ -126,7 +126,7 @@ def _card(
         _USES,
         _LIMITS,
         "## How to use",
-        how_to_use("DeformableDetr", "detection", name, 0.5),
+        how_to_use("DeformableDetr", "detection", name, 0.5, as_transformers=False),
         "## Training",
         _DATA,
         *_procedure(recipe, rows),
@@ -177,18 +177,16 @@ def _front_matter(name: str, boxes: Mapping[str, Any]) -> str:
 
 def _procedure(recipe: Mapping[str, Any], rows: list[dict[str, str]]) -> Iterable[str]:
     best = max(rows, key=lambda row: float(row["AP"]))
-    start = "From random weights" if recipe["from_scratch"] else f"From `{recipe['model']}`"
-    rate = "the family's learning rate" if recipe["learning_rate"] is None else f"{recipe['learning_rate']:g}"
+    # The name of a local model would tell nobody anything.
+    start = "From random weights" if recipe["from_scratch"] else "From the weights of an earlier run"
+    rate = "2e-4" if recipe["learning_rate"] is None else f"{recipe['learning_rate']:g}"  # the family's
     yield (
-        f"{start} with `detrkit train`, {recipe['epochs']} epochs of batches of "
-        f"{recipe['batch_size']} images: AdamW "
-        f"with {rate}, weight decay {recipe['weight_decay']:g}, gradients clipped to a norm of "
-        f"{recipe['clip_norm']:g}, a {recipe['schedule']} schedule, `{recipe['augmentation']}` "
-        "augmentation, and an "
-        f"average of the weights with decay {recipe['ema_decay']:g}. The weights are those after epoch "
-        f"{float(best['epoch']):.0f}, the best on the validation split. All options are in "
-        "`recipe.json`, the course "
-        "of the run is in `metrics.csv`."
+        f"{start} with `detrkit train`, {recipe['epochs']} epochs of batches of {recipe['batch_size']} "
+        f"images: AdamW with a learning rate of {rate}, weight decay {recipe['weight_decay']:g}, gradients "
+        f"clipped to a norm of {recipe['clip_norm']:g}, a {recipe['schedule']} schedule, "
+        f"`{recipe['augmentation']}` augmentation, and an average of the weights with decay "
+        f"{recipe['ema_decay']:g}. The weights are those after epoch {float(best['epoch']):.0f}, the best on "
+        "the validation split. All options are in `recipe.json`, the course of the run is in `metrics.csv`."
     )
 
 
