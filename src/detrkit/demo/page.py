@@ -155,6 +155,10 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
 
         no_choice = gr.update(choices=[_ALL_OBJECTS], value=_ALL_OBJECTS)
 
+        def forget(old: str | None) -> list[Any]:
+            store.discard(old)
+            return clear(_WAITING)
+
         def look(
             upload: tuple[str, str] | None,
             label: str,
@@ -163,9 +167,9 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             old: str | None,
             progress: Any = gr.Progress(),  # noqa: B008 - gradio looks for it here
         ) -> list[Any]:
-            store.discard(old)
             if upload is None:
-                return clear(_WAITING)
+                return forget(old)
+            store.discard(old)
             try:
                 if not choices.is_loaded(label):
                     progress(0, desc=f"Loading {label}")
@@ -221,7 +225,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             **model_runs,
         }
         gr.on(
-            [image.input, image.clear, model.input],
+            [image.upload, model.input],
             **looking,
             api_name="detect",
             api_visibility="undocumented",
@@ -230,6 +234,8 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             lambda index: str(examples[index]), gallery, image, queue=False, api_visibility="private"
         ).then(**looking, api_visibility="private")
         page.load(js=_NAME_EXAMPLES)
+        # Of an example that is removed, the browser still sends the image.
+        image.clear(forget, [token], looking["outputs"], queue=False, api_visibility="private")
         explain.click(
             look_inside,
             [token, least_score],
