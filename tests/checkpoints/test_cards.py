@@ -218,7 +218,7 @@ def test_nothing_is_claimed_for_tensors_that_cannot_be_the_released_ones(change)
     assert "AP" not in text
     assert not any(word in text for word in ("42.0", "41 M", "COCO", "Flickr", "V100"))
     assert "| parameters | 7.0 M |\n" in text
-    assert ModelCard(text).data.eval_results is None
+    assert (ModelCard(text).data.eval_results, ModelCard(text).data.license) == (None, None)
 
 
 @pytest.fixture(scope="module")

@@ -141,7 +141,7 @@ def released_card(
         f"# {title or entry.name}",
         _summary(entry, architecture, source),
         "## Model description",
-        _description(entry),
+        _description(entry, released),
         "## Intended uses and limits",
         *(
             (texts.COCO_USES[entry.task], texts.COCO_LIMITS)
@@ -223,10 +223,11 @@ def _front_matter(entry: ReleasedCheckpoint, title: str, released: bool) -> str:
         )
         for name, value in _published(entry).items()
     ]
+    if not released:  # whoever trained it decides on its licence
+        return front_matter(title, task, entry.family)
     return front_matter(
-        title, task, entry.family, license="apache-2.0", datasets=["coco"] if released else None,
-        eval_results=results if released else None,
-    )  # fmt: skip
+        title, task, entry.family, license="apache-2.0", datasets=["coco"], eval_results=results
+    )
 
 
 def front_matter(title: str, task: str, family: str, **entries: Any) -> str:
@@ -263,8 +264,9 @@ def _summary(entry: ReleasedCheckpoint, architecture: Architecture | None, sourc
     )
 
 
-def _description(entry: ReleasedCheckpoint) -> str:
+def _description(entry: ReleasedCheckpoint, released: bool) -> str:
     paper = texts.PAPERS[entry.family]
+    licence = " Licence: Apache 2.0." if released else ""
     parts = [texts.DESCRIPTIONS[entry.family]]
     if entry.family == "deformable_detr":
         parts.append(texts.SINGLE_SCALE if entry.num_feature_levels == 1 else texts.MULTI_SCALE)
@@ -272,7 +274,7 @@ def _description(entry: ReleasedCheckpoint) -> str:
     parts += [texts.TWO_STAGE] if entry.two_stage else []
     parts += [texts.DC5] if entry.dilation else []
     parts += [texts.PANOPTIC] if entry.task == "panoptic" else []
-    parts.append(f"Paper: [{paper.title}]({paper.url}), {paper.venue} {paper.year}. Licence: Apache 2.0.")
+    parts.append(f"Paper: [{paper.title}]({paper.url}), {paper.venue} {paper.year}.{licence}")
     return "\n\n".join(parts)
 
 
