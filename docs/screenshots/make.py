@@ -56,7 +56,7 @@ def _take(page: Page, name: str) -> None:
     page.wait_for_timeout(1500)  # until the picture is there and nothing moves any more
     path = HERE / f"{name}.png"
     page.screenshot(path=path, full_page=True)
-    # 256 colours are a quarter of the size and look the same here.
+    # 256 colours keep the files small.
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
