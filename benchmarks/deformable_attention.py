@@ -12,9 +12,7 @@ should run on the machine meanwhile.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +22,8 @@ import torch
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from detrkit.benchmark import machine
+from detrkit.benchmark.report import append_csv
 from detrkit.models.layers.deformable_attention import deformable_attention
 
 LARGE = [(100, 134), (50, 67), (25, 34), (13, 17)]
@@ -49,7 +49,9 @@ def main() -> None:
             f"({row['lowest']:.2f} to {row['highest']:.2f})"
         )
     if args.csv:
-        write_csv(rows, args)
+        common = {"device": args.device, "dtype": args.dtype, "repeats": args.repeats}
+        configuration = machine.columns(args.threads, args.device)
+        append_csv(args.csv, [{**row, **common, **configuration} for row in rows])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -137,27 +139,6 @@ def summarise(case: str, what: str, times: dict[str, list[float]], difference: f
         "highest": round(max(ratios), 3),
         "largest_difference": f"{difference:.1e}",
     }
-
-
-def write_csv(rows: list[dict], args: argparse.Namespace) -> None:
-    import transformers
-
-    common = {
-        "device": args.device,
-        "dtype": args.dtype,
-        "threads": args.threads,
-        "repeats": args.repeats,
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.csv.exists()
-    with args.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *common])
-        if new:
-            writer.writeheader()
-        writer.writerows({**row, **common} for row in rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python benchmarks/gpu.py --device cpu --size 64x96 --repeats 1 --threads 1    # only to try the script
 
 ``engines.py`` with a card's defaults: both sides on the same card, in turns; ``share_of_limit`` is that of
-the card's own rate of matrix products in the same precision. Deformable attention alone, Triton against
+the card's own rate of matrix products in the same precision (in float32 without TF32, which convolutions use
+by default: there it can exceed 1). Deformable attention alone, Triton against
 Transformers, follows into a file of its own. A side that cannot run a model leaves a row that says so.
 """
 

@@ -13,7 +13,9 @@ CSV columns: ``program``, ``batch``, ``images``, ``seconds`` (median of the roun
 ``images_per_s`` (of the whole program), ``images_per_s_after_start``, ``ratio`` (images a second of the whole
 program, over the pipeline's best), ``ratio_after_start``, ``peak_mb`` and ``peak_mb_start`` (of the long and
 the short run: alike where memory does not grow with the number of pictures), ``same`` (share of the
-pipeline's detections at batch 1 that this program has too), and the configuration.
+detections of the pipeline's first batch size that this program has too), and the configuration.
+
+The pipeline takes long: find its best batch size with ``--limit 24``, then measure that one.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class ImageRun:
             yield position, image, result
 
     def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
-        """Hands pictures on, keeping those whose results are still to come."""
+        """Hands pictures on (in the detector's thread), keeping those whose results are still to come."""
         for position, image in readable:
             self._read.append((position, image))
             yield image
