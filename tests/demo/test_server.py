@@ -46,14 +46,17 @@ def gradio_client() -> object:
 class Running:
     """A demo whose only loaded model is a number reader, and what talks to it."""
 
-    def __init__(self, demo, reader: NumberReader, gradio_client) -> None:
+    def __init__(self, demo, reader: NumberReader, gradio_client, downloads: Path) -> None:
         self.demo, self.reader, self.library = demo, reader, gradio_client
+        self.downloads = downloads
         self.address = demo.address.rstrip("/")
 
     def client(self):
         # A machine may be busy.
         patient = {"timeout": 120}
-        return self.library.Client(self.address, verbose=False, analytics_enabled=False, httpx_kwargs=patient)
+        return self.library.Client(
+            self.address, download_files=self.downloads, verbose=False, httpx_kwargs=patient
+        )
 
     def ask(self, client, picture: Path):
         return client.submit(
@@ -73,7 +76,7 @@ class Running:
 
 
 @pytest.fixture
-def start(number_reader: NumberReader, gradio_client: object) -> Iterator[object]:
+def start(number_reader: NumberReader, gradio_client: object, tmp_path: Path) -> Iterator[object]:
     from detrkit.demo.server import Demo
 
     demos = []
@@ -81,7 +84,7 @@ def start(number_reader: NumberReader, gradio_client: object) -> Iterator[object
     def start(**settings: object) -> Running:
         choices = ModelChoices(["numbers/model"], load=lambda model: number_reader)
         demos.append(Demo(choices, port=None, **settings))
-        return Running(demos[-1], number_reader, gradio_client)
+        return Running(demos[-1], number_reader, gradio_client, tmp_path / "downloads")
 
     yield start
     number_reader.gate.set()
