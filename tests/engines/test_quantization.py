@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 
 from detrkit import DeformableDetrImageProcessor, Detector
@@ -23,7 +24,8 @@ PICTURES = [make_picture(120, 80, seed) for seed in range(3)]
 
 @pytest.fixture(scope="module")
 def model():
-    return FAMILIES["deformable_detr_two_stage"].detector(encoder_layers=1, decoder_layers=2)
+    small = {"num_feature_levels": 1, "encoder_layers": 1, "decoder_layers": 1}  # quick to record
+    return FAMILIES["deformable_detr_two_stage"].detector(**small)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,11 @@ def processor():
 
 
 @pytest.fixture(scope="module")
-def folders(model, processor, tmp_path_factory):
-    """The model exported for OpenVINO in float32 and in int8."""
-    parent = tmp_path_factory.mktemp("exported")
-    export_model(model, parent / "float32", "openvino", processor=processor, verify=False)
-    written = export_model(model, parent / "int8", "openvino", processor=processor, calibration=PICTURES)
-    assert max(written.differences.values()) < 1e-4  # of the model before
-    return parent / "float32", parent / "int8"
+def folder(model, processor, tmp_path_factory):
+    """The model exported for OpenVINO in int8."""
+    folder = tmp_path_factory.mktemp("exported") / "int8"
+    export_model(model, folder, "openvino", processor=processor, verify=False, calibration=PICTURES)
+    return folder
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -46,14 +46,11 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_quantised(node) -> bool:
-    """Whether both inputs of a matrix product or convolution come from a FakeQuantize."""
-    sources = [node.input_value(index).get_node() for index in (0, 1)]
-    while any(source.get_type_name() in ("Reshape", "Convert", "Transpose") for source in sources):
-        sources = [
-            s.input_value(0).get_node() if s.get_type_name() in ("Reshape", "Convert", "Transpose") else s
-            for s in sources
-        ]
-    return all(source.get_type_name() == "FakeQuantize" for source in sources)
+    """Whether the input of a matrix product or convolution is quantised and its weights are integers."""
+    value, weight = (node.input_value(index).get_node() for index in (0, 1))
+    while weight.get_type_name() in ("Multiply", "Convert"):
+        weight = weight.input_value(0).get_node()
+    return value.get_type_name() == "FakeQuantize" and weight.get_element_type().to_string() == "i8"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,32 +63,32 @@ def test_heads_and_coordinates_stay_float32_and_the_rest_does_not(family):
     assert sum(chosen.values()) > 20
 
 
-def test_the_layers_chosen_are_those_quantised(model, folders):
+def test_the_layers_chosen_are_those_quantised(model, folder):
     import openvino
 
     expected = sum(bool(quantization._QUANTIZED.search(name)) for name in layers(model))
-    graph = openvino.Core().read_model(folders[1] / "model.xml")
+    graph = openvino.Core().read_model(folder / "model.xml")
     products = [node for node in graph.get_ops() if node.get_type_name() in ("MatMul", "Convolution")]
     assert sum(map(is_quantised, products)) == expected
     assert len(products) > expected
 
 
-def test_an_int8_folder_says_so_and_is_smaller(folders):
-    float32, int8 = folders
-    assert read_manifest(int8).precision == "int8"
-    assert sorted(p.name for p in int8.iterdir()) == sorted(p.name for p in float32.iterdir())
-    assert (int8 / "model.bin").stat().st_size < 0.7 * (float32 / "model.bin").stat().st_size
+def test_an_int8_folder_says_so_and_is_smaller(model, folder):
+    assert read_manifest(folder).precision == "int8"
+    names = ["config.json", "engine.json", "model.bin", "model.xml", "preprocessor_config.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    float32 = sum(4 * parameter.numel() for parameter in model.parameters())
+    assert (folder / "model.bin").stat().st_size < 0.85 * float32
 
 
-def test_an_int8_model_detects_nearly_the_same(folders):
-    found = []
-    for folder in folders:
-        detector = Detector.from_pretrained(folder)
-        inputs = detector.processor(images=PICTURES[0], return_tensors="pt")
-        found.append(detector.model(**inputs).logits.sort(dim=1).values)
-        assert len(detector(PICTURES, threshold=0.0)) == len(PICTURES)
-    difference = (found[0] - found[1]).abs().mean()
-    assert 0 < difference < 0.2 * found[0].std()
+def test_an_int8_model_detects_nearly_the_same(model, folder):
+    detector = Detector.from_pretrained(folder)
+    inputs = detector.processor(images=PICTURES[0], return_tensors="pt")
+    with torch.no_grad():
+        expected, found = (run(**inputs).logits.sort(dim=1).values for run in (model, detector.model))
+    difference = (found - expected).abs().mean()
+    assert 0 < difference < 0.2 * expected.std()
+    assert [d.image_size for d in detector(PICTURES, threshold=0.0)] == [(80, 120)] * len(PICTURES)
 
 
 def test_int8_is_refused_where_it_cannot_be(model, processor, tmp_path, monkeypatch):
