@@ -250,14 +250,23 @@ def published_table() -> str:
     """The released checkpoints with their authors' numbers."""
     from detrkit.checkpoints.registry import REGISTRY
 
-    fields = ("ap", "ap_small", "ap_medium", "ap_large", "mask_ap", "pq", "params", "gflops")
-    heading = ["name", "AP", "small", "medium", "large", "mask AP", "PQ", "params (M)", "GFLOPs", "Hub"]
+    heading = ["name", "AP", "small, medium, large", "mask AP", "PQ", "params (M)", "GFLOPs", "Hub"]
     rows = []
     for entry in REGISTRY.values():
-        numbers = ["" if getattr(entry, field) is None else f"{getattr(entry, field):g}" for field in fields]
-        hub = f"[{entry.hub_id}](https://huggingface.co/{entry.hub_id})" if entry.hub_id else "no"
-        rows.append([f"[{entry.name}]({entry.url})", *numbers, hub])
+        sizes = (entry.ap_small, entry.ap_medium, entry.ap_large)
+        numbers = [
+            _number(entry.ap),
+            ", ".join(map(_number, sizes)) if None not in sizes else "",
+            *map(_number, (entry.mask_ap, entry.pq)),
+            *(f"{value:g}" if value else "" for value in (entry.params, entry.gflops)),
+        ]
+        hub = f"[yes](https://huggingface.co/{entry.hub_id})" if entry.hub_id else f"[file]({entry.url})"
+        rows.append([f"`{entry.name}`", *numbers, hub])
     return _table(heading, rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _table(heading: list[str], rows: Iterable[list[str]]) -> str:

@@ -26,6 +26,7 @@ SUBSTITUTIONS = (
     (r"epochs=\d+", 'epochs=1, device="cpu", workers=0'),
     (r"--batch-size 4", "--batch-size 2"),
     (r"torchrun --nproc-per-node \d+", "torchrun --nproc-per-node 2"),
+    (r"--size 800x1066", "--size 64x96 --repeats 1"),
     (r"accelerate launch --num_processes \d+", "accelerate launch --cpu --num_processes 2"),
 )
 
