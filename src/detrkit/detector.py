@@ -27,6 +27,7 @@ from detrkit.detections import Detections
 from detrkit.engines import check_engine, start
 from detrkit.engines.placement import place
 from detrkit.errors import SettingError
+from detrkit.limits import ImageLimits
 from detrkit.panoptic import PanopticSegmentation
 from detrkit.progress import with_progress
 from detrkit.throughput import read_ahead, run_in_groups
@@ -46,6 +47,7 @@ class Detector:
         processor: The image processor that belongs to it.
         names: Class id -> class name.
         has_masks: Whether the model gives masks, so that it can segment.
+        limits: How large image files may be and which addresses are asked; can be set.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Detector:
         engine: str = "torch",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        limits: ImageLimits | None = None,
     ) -> None:
         """Prepares a model for inference; ``from_pretrained`` loads model and processor as well.
 
@@ -70,6 +73,7 @@ class Detector:
                 folder that ``detrkit export`` wrote to save that.
             device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
+            limits: How large image files may be and which addresses are asked, where not as usual.
 
         Raises:
             SettingError: Engine, device or dtype do not exist or are not available here.
@@ -81,6 +85,7 @@ class Detector:
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
+        self.limits = limits or ImageLimits()
         self.has_masks = hasattr(model, "segment")
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
         if self._device.type == "cpu":
@@ -96,6 +101,7 @@ class Detector:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
+        limits: ImageLimits | None = None,
     ) -> Detector:
         """Loads a model and its image processor.
 
@@ -106,6 +112,7 @@ class Detector:
             device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
             revision: Branch, tag or commit on the Hub.
+            limits: How large image files may be and which addresses are asked, where not as usual.
 
         Raises:
             CheckpointError: The model cannot be found, read or used.
@@ -121,7 +128,7 @@ class Detector:
         check_engine(engine)
         device, dtype = place(engine, device, dtype)
         loaded, processor = load_for_engine(name, revision, engine)
-        return cls(loaded, processor, engine=engine, device=device, dtype=dtype)
+        return cls(loaded, processor, engine=engine, device=device, dtype=dtype, limits=limits)
 
     def __repr__(self) -> str:
         return (
@@ -322,7 +329,7 @@ class Detector:
         return list(with_progress(results, total, description))
 
     def _prepare(self, source: Any, exif_orientation: bool) -> _Prepared:
-        image = read_image(source, exif_orientation=exif_orientation)
+        image = read_image(source, exif_orientation=exif_orientation, limits=self.limits)
         inputs = self.processor(images=[image], return_tensors="pt")
         mask = inputs.get("pixel_mask")
         return _Prepared(
@@ -506,12 +513,13 @@ class Prediction:
             )
 
 
-def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
+def read_image(source: Any, *, exif_orientation: bool = False, limits: ImageLimits | None = None) -> Image:
     """Reads one image and leaves its EXIF block behind: whether to turn the image is settled here, once.
 
     Args:
         source: Path, address, PIL image, array or tensor.
         exif_orientation: Turn the image as its EXIF entry says.
+        limits: See :func:`detrkit.processing.images.load_image`.
 
     Returns:
         The RGB image.
@@ -521,7 +529,7 @@ def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
     """
     from detrkit.processing.images import load_image
 
-    image = load_image(source, exif_orientation=exif_orientation)
+    image = load_image(source, exif_orientation=exif_orientation, limits=limits)
     if image.info or image.format is not None:
         image = image.copy()
         image.info = {}
@@ -530,7 +538,7 @@ def read_image(source: Any, *, exif_orientation: bool = False) -> Image:
 
 def _is_one_image(images: Any) -> bool:
     """Whether the argument of a call is one image rather than many."""
-    if isinstance(images, (str, os.PathLike)):
+    if isinstance(images, (str, bytes, bytearray, os.PathLike)):
         return True
     dimensions = getattr(images, "ndim", None)  # arrays and tensors
     if dimensions is not None:

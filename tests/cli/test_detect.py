@@ -228,7 +228,7 @@ def test_folders_patterns_and_addresses_are_images(
         address = f"{server.url}/some/pictures/resolve/main/far.png"
         done = detrkit(
             *("detect", folder, address, folder / "inside" / "*.jpg", folder / "wide.jpg"),
-            *("--model", tiny_detr, "--json", "-"),
+            *("--model", tiny_detr, "--json", "-", "--allow-private-addresses"),
             environment={"NO_PROXY": "127.0.0.1"},
         )
     assert done.returncode == 0, done.stderr

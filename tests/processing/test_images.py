@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detrkit.errors import ImageError
+from detrkit.limits import ImageLimits
 from detrkit.processing.images import flatten_images, load_image, to_raster, to_rgb
 from tests.golden import DATA, needs_data
 
@@ -55,11 +56,12 @@ def test_reads_paths_and_file_urls(png):
 
 
 def test_reads_web_addresses_and_names_those_that_fail(server):
-    equal(load_image(f"{server}/photo.png"), PIXELS)
+    limits = ImageLimits(allow_private=True)
+    equal(load_image(f"{server}/photo.png", limits=limits), PIXELS)
     with pytest.raises(ImageError, match=r"/gone\.png.*404"):
-        load_image(f"{server}/gone.png")
-    with pytest.raises(ImageError, match="larger than"):
-        load_image(f"{server}/photo.png", max_pixels=3)
+        load_image(f"{server}/gone.png", limits=limits)
+    with pytest.raises(ImageError, match="larger than 3 bytes"):
+        load_image(f"{server}/photo.png", limits=ImageLimits(allow_private=True, max_bytes=3))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def broken_files(folder):
 def test_broken_files_are_named_with_a_remedy(tmp_path):
     for path, reason in broken_files(tmp_path):
         with pytest.raises(ImageError) as error:
-            load_image(path, max_pixels=1_000_000)
+            load_image(path, limits=ImageLimits(max_pixels=1_000_000))
         assert str(path) in str(error.value)
         assert reason in str(error.value)
         assert "\n" not in str(error.value)

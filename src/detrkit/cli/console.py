@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from detrkit.limits import ImageLimits
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,6 +40,30 @@ ExifOrientation = Annotated[
         help="Turn images as their EXIF entry says; results then refer to the turned image.",
     ),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Most pixels of an image; larger ones are refused unread.  [default: 178956970]"
+    ),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most bytes of an image from an address or a pipe.  [default: 268435456]"),
+]
+AllowPrivate = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-addresses",
+        help="Fetch images from this computer and from private networks too, not only from the internet.",
+    ),
+]
+
+
+def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_addresses: bool) -> ImageLimits:
+    """The limits that options ask for; what is not asked for is as usual."""
+    given: dict[str, Any] = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+    given["allow_private"] = allow_private_addresses or None
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def complain(message: str, *, title: str | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrkit.cli.console import (
+    AllowPrivate,
     BatchSize,
     Debug,
     Device,
@@ -18,10 +19,13 @@ from detrkit.cli.console import (
     Engine,
     ExifOrientation,
     Images,
+    MaxBytes,
+    MaxPixels,
     Model,
     Revision,
     complain,
     count,
+    image_limits,
     load_detector,
     print_table,
 )
@@ -49,6 +53,9 @@ def detect(
         Path | None, typer.Option("--json", help="Write one COCO document here; - for stdout.")
     ] = None,
     exif_orientation: ExifOrientation = False,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+    allow_private_addresses: AllowPrivate = False,
     debug: Debug = False,
 ) -> None:
     """Find the objects in images.
@@ -66,7 +73,8 @@ def detect(
     for mistake in mistakes:
         complain(mistake)
 
-    run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug)
+    limits = image_limits(max_pixels, max_bytes, allow_private_addresses)
+    run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
     readable = run.read()
     first = next(readable, None)
     if first is None:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, count, load_detector
+from detrkit.cli.console import (
+    AllowPrivate,
+    Debug,
+    MaxBytes,
+    MaxPixels,
+    complain,
+    count,
+    image_limits,
+    load_detector,
+)
 from detrkit.cli.inputs import ImageInput, find_images
 from detrkit.cli.output import check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
@@ -58,6 +67,9 @@ def explain(
             "--exif-orientation/--no-exif-orientation", help="Turn images as their EXIF entry says."
         ),
     ] = False,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+    allow_private_addresses: AllowPrivate = False,
     debug: Debug = False,
 ) -> None:
     """Draw what a detector attends to in an image.
@@ -82,7 +94,8 @@ def explain(
     inputs, mistakes = find_images([queries]) if queries is not None else ([], [])
     if mistakes:
         raise ImageError(mistakes[0])
-    picture = read_image(image, exif_orientation=exif_orientation)
+    limits = image_limits(max_pixels, max_bytes, allow_private_addresses)
+    picture = read_image(image, exif_orientation=exif_orientation, limits=limits)
     points: Sequence[Sequence[float]] = check_points(
         [_parse_point(text) for text in point or ()], (picture.height, picture.width)
     )
@@ -108,7 +121,7 @@ def explain(
     failed = 0
     if inputs:
         written.append(Path(f"{stem}_queries.png"))
-        run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug)
+        run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
         _draw_queries(detector, run, threshold, batch_size, written[-1])
         failed = run.failed
     complain(f"{count(len(written), 'picture')}: {', '.join(map(str, written))}.")

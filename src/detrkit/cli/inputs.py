@@ -60,7 +60,7 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
 
 
 def _expand(argument: str) -> tuple[list[str], str | None]:
-    if is_address(argument):
+    if is_address(argument) or "://" in argument:  # file: is read, others are refused by their name
         return [argument], None
     path = Path(argument)
     try:

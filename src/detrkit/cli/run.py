@@ -12,6 +12,7 @@ from detrkit.cli.console import complain
 from detrkit.cli.inputs import ImageInput
 from detrkit.cli.output import picture_names
 from detrkit.errors import ImageError
+from detrkit.limits import ImageLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,12 +29,14 @@ class ImageRun:
         inputs: The images that the user named.
         exif_orientation: Whether to turn images as their EXIF entry says.
         debug: Whether to show tracebacks of images that cannot be read.
+        limits: How large image files may be and which addresses are asked.
         failed: How many could not be read so far.
     """
 
     inputs: Sequence[ImageInput]
     exif_orientation: bool
     debug: bool
+    limits: ImageLimits = field(default_factory=ImageLimits)
     failed: int = 0
     _read: deque[tuple[int, Image]] = field(default_factory=deque)
 
@@ -46,7 +49,7 @@ class ImageRun:
 
         for position, item in enumerate(self.inputs):
             try:
-                image = read_image(item.source, exif_orientation=self.exif_orientation)
+                image = read_image(item.source, exif_orientation=self.exif_orientation, limits=self.limits)
             except ImageError as error:
                 self.failed += 1
                 if self.debug:

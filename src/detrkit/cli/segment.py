@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrkit.cli.console import (
+    AllowPrivate,
     BatchSize,
     Debug,
     Device,
@@ -19,10 +20,13 @@ from detrkit.cli.console import (
     Engine,
     ExifOrientation,
     Images,
+    MaxBytes,
+    MaxPixels,
     Model,
     Revision,
     complain,
     count,
+    image_limits,
     load_detector,
     print_table,
 )
@@ -61,6 +65,9 @@ def segment(
         bool, typer.Option("--resume", help="Go on where an interrupted run into --save-dir ended.")
     ] = False,
     exif_orientation: ExifOrientation = False,
+    max_pixels: MaxPixels = None,
+    max_bytes: MaxBytes = None,
+    allow_private_addresses: AllowPrivate = False,
     debug: Debug = False,
 ) -> None:
     """Give every pixel of images to an object or a kind of background.
@@ -89,7 +96,12 @@ def segment(
     }
     output = None if save_dir is None else _Output(save_dir, inputs, settings, resume)
     todo = [i for i in range(len(inputs)) if output is None or i not in output.done]
-    run = ImageRun([inputs[i] for i in todo], exif_orientation=exif_orientation, debug=debug)
+    run = ImageRun(
+        [inputs[i] for i in todo],
+        exif_orientation=exif_orientation,
+        debug=debug,
+        limits=image_limits(max_pixels, max_bytes, allow_private_addresses),
+    )
     readable = run.read()
     first = next(readable, None)
     if first is None and not (output and output.done):

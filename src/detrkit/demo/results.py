@@ -40,10 +40,11 @@ def read_upload(path: str, name: str) -> Image:
     Raises:
         ImageError: It cannot be read or is too large; the message says ``name`` rather than ``path``.
     """
+    from detrkit.limits import ImageLimits
     from detrkit.processing.images import load_image
 
     try:
-        return load_image(path, exif_orientation=True, max_pixels=MAX_PIXELS)
+        return load_image(path, exif_orientation=True, limits=ImageLimits(max_pixels=MAX_PIXELS))
     except ImageError as error:
         said = str(error).replace(path, name)
         if f"exceeds {MAX_PIXELS}" in said:

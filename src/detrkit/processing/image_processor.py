@@ -36,7 +36,14 @@ from detrkit.processing.annotations import (
 from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, Raster, flatten_images, to_raster
 from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling, write_pixels
 from detrkit.processing.post_processing import Candidates, TargetSizes, select_detections, softmax_detections
-from detrkit.processing.resize import Box, independent_parts, normalize_size, pillow_filter, size_for
+from detrkit.processing.resize import (
+    MAX_RESIZED_PIXELS,
+    Box,
+    independent_parts,
+    normalize_size,
+    pillow_filter,
+    size_for,
+)
 from detrkit.processing.segmentation import IsThingMap, normalize_is_thing_map
 from detrkit.processing.segmentation_processor import SegmentationPostProcessing
 
@@ -522,6 +529,10 @@ def _padded_size(sizes: Sequence[tuple[int, int]], pad_size: tuple[int, int] | N
     largest = max(height for height, _ in sizes), max(width for _, width in sizes)
     if pad_size is None:
         return largest
+    if pad_size[0] * pad_size[1] > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"pad_size (height {pad_size[0]}, width {pad_size[1]}) is more than {MAX_RESIZED_PIXELS} pixels"
+        )
     if pad_size[0] < largest[0] or pad_size[1] < largest[1]:
         raise ValueError(
             f"pad_size (height {pad_size[0]}, width {pad_size[1]}) is smaller than an image of the batch "

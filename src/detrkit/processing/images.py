@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import logging
 import os
-import urllib.error
+import re
+import stat
+import threading
 import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +26,8 @@ import PIL.ImageOps
 import torch
 
 from detrkit.errors import ImageError
+from detrkit.limits import ImageLimits
+from detrkit.processing.fetching import WEB_SCHEMES, fetch
 
 logger = logging.getLogger("detrkit")
 
@@ -35,22 +40,17 @@ Raster: TypeAlias = PIL.Image.Image | np.ndarray
 CHANNELS_FIRST = "channels_first"
 CHANNELS_LAST = "channels_last"
 
-DEFAULT_TIMEOUT = 30.0
-"""Seconds to wait for a web server."""
-
-DEFAULT_MAX_PIXELS = 178_956_970
-"""Largest image that is opened, in pixels: twice Pillow's warning limit, where Pillow itself refuses."""
-
 _EXIF_ORIENTATION_TAG = 0x0112
-_WEB_SCHEMES = ("http", "https")
+
+# What a shell makes of ``<(command)``, and standard input by its own name: the user has connected these.
+_CONNECTED = re.compile(r"/dev/(?:stdin|fd/\d+)|/proc/self/fd/\d+")
+
+# Pillow keeps its own limit for the whole process, so only one thread at a time may lift it.
+_PILLOW_LIMIT = threading.Lock()
 
 
 def load_image(
-    source: ImageSource,
-    *,
-    exif_orientation: bool = False,
-    timeout: float = DEFAULT_TIMEOUT,
-    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    source: ImageSource, *, exif_orientation: bool = False, limits: ImageLimits | None = None
 ) -> PIL.Image.Image:
     """Reads an image from anywhere and gives it in mode RGB.
 
@@ -60,8 +60,8 @@ def load_image(
             brightness when all values lie in 0..1, else as 0..255.
         exif_orientation: Turn the image upright as its EXIF orientation says. Off by default, as in the
             original: COCO's boxes refer to the pixels as they are stored.
-        timeout: Seconds to wait for a web server.
-        max_pixels: Largest number of pixels to decode; None for no limit.
+        limits: How large a file may be, and which addresses are asked; the usual limits when None. PIL
+            images, arrays and tensors are in memory already, and not limited.
 
     Raises:
         ImageError: The image cannot be found, read or used.
@@ -75,10 +75,12 @@ def load_image(
             f"cannot read an image from {type(source).__name__}; "
             "pass a path, a URL, a PIL image, a NumPy array or a torch tensor"
         )
+    limits = limits or ImageLimits()
     name = os.fspath(source)
-    stream = _open_stream(name, timeout, max_pixels)
-    with stream:
-        return _decode(stream, name, exif_orientation, max_pixels)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    with _open_stream(name, limits) as stream:
+        return _decode(stream, name, exif_orientation, limits)
 
 
 def decode_image(content: bytes, name: str) -> PIL.Image.Image:
@@ -91,7 +93,7 @@ def decode_image(content: bytes, name: str) -> PIL.Image.Image:
     Raises:
         ImageError: It cannot be read.
     """
-    return _decode(io.BytesIO(content), name, False, DEFAULT_MAX_PIXELS)
+    return _decode(io.BytesIO(content), name, False, ImageLimits())
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -210,69 +212,121 @@ def _is_nested_numbers(value: Any) -> bool:
     return isinstance(value, (int, float))
 
 
-def _open_stream(name: str, timeout: float, max_pixels: int | None) -> io.BufferedIOBase | Any:
+def _open_stream(name: str, limits: ImageLimits) -> Any:
+    if name.startswith("data:"):
+        raise ImageError(f"{name[:30]}...: data: URLs are not supported; decode it and pass the image")
     # A Windows path such as C:\photo.jpg looks like a URL with a one-letter scheme.
     scheme = urllib.parse.urlsplit(name).scheme.lower() if "://" in name or name.startswith("file:") else ""
-    if scheme in _WEB_SCHEMES:
-        return _download(name, timeout, max_pixels)
+    if scheme in WEB_SCHEMES:
+        return io.BytesIO(fetch(name, limits))
+    path = name
     if scheme == "file":
-        name = urllib.request.url2pathname(urllib.parse.urlsplit(name).path)
+        parts = urllib.parse.urlsplit(name)
+        if parts.netloc not in ("", "localhost"):
+            raise ImageError(f"{name}: names a file of another computer; write file:///path")
+        path = urllib.request.url2pathname(parts.path)
     elif scheme:
         raise ImageError(
             f"{name}: URLs of scheme {scheme!r} are not supported; use http, https, file or a path"
         )
-    path = Path(name)
-    if path.is_dir():
-        raise ImageError(f"{name}: is a folder, not an image; name the files in it")
     try:
-        return path.open("rb")
+        return _open_file(path, name, limits)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
+    except PermissionError:
+        raise ImageError(f"{name}: may not be read; change its permissions") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: cannot be opened ({error})") from error
+        # A path that is no path may be very long.
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{name[:300]}: cannot be opened ({reason})") from error
 
 
-def _download(url: str, timeout: float, max_pixels: int | None) -> io.BytesIO:
-    # Eight bytes a pixel is more than any image file of that many pixels needs.
-    limit = None if max_pixels is None else max_pixels * 8
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "detrkit"})
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            data = response.read() if limit is None else response.read(limit + 1)
-    except urllib.error.HTTPError as error:
-        raise ImageError(f"{url}: the server answered {error.code} {error.reason}; check the URL") from error
-    except (OSError, ValueError) as error:  # URLError, time-outs and malformed URLs
-        reason = getattr(error, "reason", error)
-        raise ImageError(f"{url}: cannot be fetched ({reason}); check the URL and the connection") from error
-    if limit is not None and len(data) > limit:
-        raise ImageError(f"{url}: larger than {limit} bytes; raise max_pixels if you trust it")
-    return io.BytesIO(data)
+def _open_file(path: str, name: str, limits: ImageLimits) -> Any:
+    found = Path(path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise ImageError(f"{name}: is a folder, not an image; name the files in it")
+    if stat.S_ISFIFO(found.st_mode) and _CONNECTED.fullmatch(path):
+        return _read_pipe(path, name, limits.max_bytes)
+    if not stat.S_ISREG(found.st_mode):
+        # Opening a named pipe waits for whoever writes to it, and a device may never end.
+        raise ImageError(
+            f"{name}: is a {_kind(found.st_mode)}, not a file; save the image to a file, or pipe it in and "
+            "name /dev/stdin"
+        )
+    limit = limits.max_file_bytes
+    if limit is not None and found.st_size > limit:
+        raise ImageError(
+            f"{name}: {found.st_size} bytes are more than an image of {limits.max_pixels} pixels needs; "
+            "raise max_pixels (--max-pixels) if you trust it"
+        )
+    return Path(path).open("rb")
 
 
-def _decode(stream: Any, name: str, exif_orientation: bool, max_pixels: int | None) -> PIL.Image.Image:
+def _read_pipe(path: str, name: str, limit: int | None) -> io.BytesIO:
+    with Path(path).open("rb") as pipe:
+        content = pipe.read() if limit is None else pipe.read(limit + 1)
+    if limit is not None and len(content) > limit:
+        raise ImageError(
+            f"{name}: more than {limit} bytes came in; raise max_bytes (--max-bytes) if you trust it"
+        )
+    return io.BytesIO(content)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "named pipe"
+    return "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+@contextmanager
+def _pillow_allows(max_pixels: int | None) -> Iterator[None]:
+    """Lets Pillow open what ``max_pixels`` allows where its own limit is lower."""
+    own = PIL.Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        # Sizes between Pillow's warning and its refusal are governed by max_pixels.
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        if own is None or (max_pixels is not None and max_pixels <= 2 * own):
+            yield
+            return
+        with _PILLOW_LIMIT:
+            own = PIL.Image.MAX_IMAGE_PIXELS
+            PIL.Image.MAX_IMAGE_PIXELS = max_pixels
+            try:
+                yield
+            finally:
+                PIL.Image.MAX_IMAGE_PIXELS = own
+
+
+def _decode(stream: Any, name: str, exif_orientation: bool, limits: ImageLimits) -> PIL.Image.Image:
     if not stream.read(1):
         raise ImageError(f"{name}: the file is empty")
     stream.seek(0)
+    with _pillow_allows(limits.max_pixels):
+        return _decode_pixels(stream, name, exif_orientation, limits.max_pixels)
+
+
+def _decode_pixels(stream: Any, name: str, exif_orientation: bool, max_pixels: int | None) -> PIL.Image.Image:
     try:
-        with warnings.catch_warnings():
-            # Sizes between Pillow's warning and its refusal are governed by max_pixels.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            image: PIL.Image.Image = PIL.Image.open(stream)
+        image: PIL.Image.Image = PIL.Image.open(stream)
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image that Pillow can read; convert it to JPEG or PNG") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: too many pixels to open safely ({error})") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ImageError(
+            f"{name}: too many pixels to open safely ({error}); raise max_pixels (--max-pixels) if you "
+            "trust it"
+        ) from error
+    except Exception as error:  # a format's reader can raise anything on a damaged file
         raise ImageError(
             f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
         ) from error
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise ImageError(
-            f"{name}: {image.width}x{image.height} exceeds {max_pixels} pixels; shrink it or raise max_pixels"
+            f"{name}: {image.width}x{image.height} exceeds {max_pixels} pixels; shrink it, or raise "
+            "max_pixels (--max-pixels) if you trust it"
         )
     try:
         image.load()
-    except (OSError, SyntaxError, EOFError, ValueError) as error:
+    except Exception as error:  # a decoder's reader can raise anything on a damaged file
         raise ImageError(
             f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
         ) from error

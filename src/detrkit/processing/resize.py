@@ -14,7 +14,12 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from detrkit.errors import ImageError
+
 BILINEAR = PIL.Image.Resampling.BILINEAR
+
+MAX_RESIZED_PIXELS = 100_000_000
+"""Largest image to resize to: without a longest edge, a long thin image would fill the memory."""
 
 # (top, left, bottom, right) in pixels.
 Box: TypeAlias = tuple[int, int, int, int]
@@ -74,7 +79,21 @@ def size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int
 
     Returns:
         (height, width) in pixels, each at least 1.
+
+    Raises:
+        ImageError: The image would have more than ``MAX_RESIZED_PIXELS``.
     """
+    new_height, new_width = _size_for(height, width, size)
+    if new_height * new_width > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"an image of {width}x{height} pixels (width x height) would be resized to "
+            f"{new_width}x{new_height}, more than {MAX_RESIZED_PIXELS} pixels; give the processor's size a "
+            "longest_edge, or crop the image"
+        )
+    return new_height, new_width
+
+
+def _size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
     if "height" in size:
         return size["height"], size["width"]
     if "max_height" in size:
