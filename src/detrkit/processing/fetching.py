@@ -11,7 +11,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -54,7 +53,7 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
         raise ImageError(
             f"{url}: not there after {limits.timeout:g} seconds; check the connection, or fetch it yourself"
         ) from None
-    if isinstance(outcome, ImageError):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
@@ -67,7 +66,7 @@ class _Download:
     """
 
     def __init__(self, url: str, limits: ImageLimits) -> None:
-        self.outcome: queue.SimpleQueue[bytes | ImageError] = queue.SimpleQueue()
+        self.outcome: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
         self._url = url
         self._limits = limits
         self._deadline = time.monotonic() + limits.timeout
@@ -89,6 +88,8 @@ class _Download:
             self.outcome.put(
                 ImageError(f"{self._url}: cannot be fetched ({reason}); check the URL and the connection")
             )
+        except Exception as error:  # raised where the content is waited for
+            self.outcome.put(error)
 
     def abandon(self) -> None:
         """Ends the connection, and with it the thread that waits for it."""
@@ -223,14 +224,12 @@ def is_public(number: str) -> bool:
 class _PlainConnection(http.client.HTTPConnection):
     """A connection that asks a download for its socket."""
 
-    def __init__(self, host: str, *, download: _Download, checked: bool, **options: Any) -> None:
-        super().__init__(host, **options)
-        self._download = download
-        self._checked = checked
+    download: _Download
+    checked: bool
 
     def connect(self) -> None:
         """Connects, through a proxy's tunnel where there is one."""
-        self.sock = self._download.connect(self.host, self.port, checked=self._checked)
+        self.sock = self.download.connect(self.host, self.port, checked=self.checked)
         if getattr(self, "_tunnel_host", None):
             self._tunnel()  # type: ignore[attr-defined]
 
@@ -257,10 +256,16 @@ class _SecureHandler(urllib.request.HTTPSHandler):
         return self.do_open(_connection(_SecureConnection, self.download, request), request)
 
 
-def _connection(kind: type, download: _Download, request: urllib.request.Request) -> Any:
+def _connection(kind: Any, download: _Download, request: urllib.request.Request) -> Any:
     """How ``do_open`` is to connect for a request: with a check of where to, or to the user's proxy."""
     wanted = urlsplit(request.full_url)
     proxied = request.host != wanted.netloc
     if proxied:
         download.check_before_proxy(wanted.hostname or "")
-    return partial(kind, download=download, checked=not proxied)
+
+    def connection(host: str, **options: Any) -> Any:
+        made = kind(host, **options)
+        made.download, made.checked = download, not proxied
+        return made
+
+    return connection
