@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -547,7 +548,9 @@ def _is_one_image(images: Any) -> bool:
 
 
 def _check_numbers(threshold: float, batch_size: int) -> None:
-    if not 0 <= threshold <= 1:
-        raise SettingError(f"threshold must lie between 0 and 1, not {threshold}")
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
+    if not isinstance(batch_size, Integral):
+        raise SettingError(f"batch_size must be a whole number, not {batch_size!r}")
     if batch_size < 1:
         raise SettingError(f"batch_size must be at least 1, not {batch_size}")

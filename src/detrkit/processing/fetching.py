@@ -84,7 +84,7 @@ class _Download:
             self.outcome.put(error)
         except (OSError, ValueError, http.client.HTTPException) as error:
             # URLError, time-outs, malformed addresses and answers that are no HTTP
-            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            reason = _printable(getattr(error, "reason", None) or str(error) or type(error).__name__)
             self.outcome.put(
                 ImageError(f"{self._url}: cannot be fetched ({reason}); check the URL and the connection")
             )
@@ -146,7 +146,8 @@ class _Download:
                     continue
                 if response.status != 200:
                     raise ImageError(
-                        f"{self._url}: the server answered {response.status} {response.reason}; check the URL"
+                        f"{self._url}: the server answered {response.status} {_printable(response.reason)}; "
+                        "check the URL"
                     )
                 return self._read(response)
         raise ImageError(f"{self._url}: sends on more than {self._limits.max_redirects} times; check the URL")
@@ -219,6 +220,11 @@ def is_public(number: str) -> bool:
         if inner is not None:
             return is_public(str(inner))
     return address.is_global and not address.is_multicast
+
+
+def _printable(said: object) -> str:
+    """One short line of what a server said, which may hold anything."""
+    return "".join(letter for letter in " ".join(str(said).split()) if letter.isprintable())[:200]
 
 
 class _PlainConnection(http.client.HTTPConnection):

@@ -96,7 +96,7 @@ def decode_image(content: bytes, name: str) -> PIL.Image.Image:
     return _decode(io.BytesIO(content), name, False, ImageLimits())
 
 
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
     """Converts a PIL image of any mode to RGB; an RGB image is returned as it is.
 
     Eight-bit modes go through ``convert("RGB")``, as in the original: palettes are looked up, transparency is
@@ -104,10 +104,14 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     gray by 1/257; mode I, which holds 16-bit gray in files that Pillow reads so, by 1/257 where a value
     exceeds 255; mode F by 255 where all values lie in 0..1.
 
+    Args:
+        image: An image of any mode.
+        name: What errors call it.
+
     Raises:
         ImageError: The pixels cannot be decoded, are not finite, or lie outside 16 bits.
     """
-    name = getattr(image, "filename", "") or "the image"
+    name = name or getattr(image, "filename", "") or "the image"
     try:
         if image.mode == "RGB":
             image.load()
@@ -330,7 +334,7 @@ def _decode_pixels(stream: Any, name: str, exif_orientation: bool, max_pixels: i
         raise ImageError(
             f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
         ) from error
-    image = to_rgb(orient(image, exif_orientation, name))
+    image = to_rgb(orient(image, exif_orientation, name), name)
     # The orientation is dealt with; left in place it would be applied, or warned of, a second time.
     image.info.pop("exif", None)
     return image
