@@ -270,6 +270,21 @@ class TestHalfPrecision:
 
 
 class TestProposals:
+    @pytest.mark.parametrize("error", [-1e-8, 0.0, 1e-8])
+    def test_the_outermost_of_fifty_pixels_are_unused_however_their_centres_are_rounded(
+        self, monkeypatch, error
+    ):
+        from detrkit.models.deformable_detr import modeling_deformable_detr as modeling
+
+        empty = torch.empty(1, 2500, 0)
+        levels = modeling.FeatureLevels(empty, empty, [(50, 50)], None, None)
+        centres = levels.pixel_centres()
+        centres = torch.where(centres < 0.5, centres + error, centres - 10 * error)
+        monkeypatch.setattr(modeling.FeatureLevels, "pixel_centres", lambda self: centres)
+        usable = modeling._proposal_anchors(levels)[1].view(50, 50)
+        assert usable[1:-1, 1:-1].all()
+        assert usable.sum() == 48 * 48
+
     def test_padded_and_border_pixels_propose_nothing(self, proposing):
         pixels, mask = padded_batch()
         boxes = proposing(pixels, mask).enc_outputs_coord_logits

@@ -41,6 +41,11 @@ from detrkit.models.outputs import (
 PRIOR_PROBABILITY = 0.01
 BORDER = 1e-5
 
+# Where a proposal may lie. The original's bounds are 0.01 and 0.99, themselves excluded, which is just where
+# the first and last of 50 pixels have their centres: a rounding error, as other runtimes make it, must not
+# let those in.
+_INSIDE = (0.01 + 1e-6, 0.99 - 1e-6)
+
 # What the detector calls its heads for classes and boxes.
 _HEADS = ("class_embed", "bbox_embed")
 
@@ -546,7 +551,7 @@ def _proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
         ]
     )
     boxes = torch.cat([centres, sides.expand_as(centres)], dim=-1)
-    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+    usable = ((boxes > _INSIDE[0]) & (boxes < _INSIDE[1])).all(-1, keepdim=True)
     if levels.mask is not None:
         usable = usable & levels.mask[..., None]
     return boxes.logit().masked_fill(~usable, float("inf")), usable
