@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from detrkit.errors import CheckpointError
+from detrkit.checkpoints.screening import check_config, check_folder
+from detrkit.errors import CheckpointError, MissingExtraError
 from detrkit.integration import Family, family_of
 
 
@@ -14,16 +17,19 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
     """The config.json of a Hub id or folder.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or one that asks for code to be run.
     """
     from transformers import PretrainedConfig
 
+    if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
+        check_folder(name)
     try:
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(name, revision, "config.json", error) from error
     if not config:
         raise CheckpointError(f"{_where(name, revision)} has no config.json; {_remedy(name)}")
+    check_config(config, f"config.json of {_where(name, revision)}")
     return config
 
 
@@ -91,18 +97,29 @@ def find_classes(name: str, revision: str | None) -> tuple[Family, str]:
     """
     config = read_config(name, revision)
     family = family_of(config.get("model_type"), name)
+    try:
+        family.load(family.config).from_dict(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise unreadable(name, revision, "config.json", error) from error
     has_masks = _has_masks(config, name, revision)
     return family, family.segmenter if has_masks and family.segmenter else family.detector
 
 
 def _load_model(family: Family, model_class: str, name: str, revision: str | None) -> Any:
-    from safetensors import SafetensorError
-
     try:
-        model, report = family.load(model_class).from_pretrained(
-            name, revision=revision, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # says nothing to a user
+            model, report = family.load(model_class).from_pretrained(
+                name, revision=revision, output_loading_info=True
+            )
+    except MissingExtraError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"refused to read the weights of {_where(name, revision)}: they are a pickle of more than tensors, "
+            "and pickled code is never run; save them as model.safetensors"
+        ) from error
+    except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "weights", error) from error
     missing = sorted(report["missing_keys"])
     if missing:

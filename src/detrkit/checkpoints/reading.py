@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from detrkit.checkpoints.screening import check_weights_file
 from detrkit.errors import CheckpointError
 
 # What DistributedDataParallel and DataParallel put before every name.
@@ -32,14 +34,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         path: The file. A suffix of ".safetensors" picks that format.
 
     Raises:
-        CheckpointError: The file is missing, a folder, damaged, asks for code to be run, holds no tensors,
-            or holds a tensor with infinite or undefined values.
+        CheckpointError: The file is missing, a folder, damaged, larger than memory, asks for code to be run,
+            holds no tensors, or holds a tensor with infinite or undefined values or with more values than
+            the file has.
     """
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint file")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
+    check_weights_file(path)
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled_weights(path)
     tensors = _without_parallel_prefix(_find_tensors(content, path))
     for name, tensor in tensors.items():
@@ -58,7 +62,9 @@ def _load_pickled_weights(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions say nothing to a user
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that a tensor that claims more than its share of the file cannot reach beyond it.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         refused = re.search(r"\bGLOBAL ([\w.]*\w)", str(error))
         if refused:
@@ -88,6 +94,11 @@ def _without_parallel_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         raise CheckpointError(f"{path}: tensor {name} does not hold plain values")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"refused to read {path}: tensor {name} of shape {tuple(tensor.shape)} claims more values than "
+            "the file holds"
+        )
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise CheckpointError(f"{path}: tensor {name} has infinite or undefined (NaN) values")
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from detrkit.checkpoints.screening import check_folder, weights_limit
 from detrkit.errors import CheckpointError
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import ProjectedAttention
@@ -112,6 +113,21 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         """
         super()._initialize_weights(module)
 
+    def post_init(self) -> None:
+        """Ends every model's construction; refuses a model that there is no memory for.
+
+        While a checkpoint is loaded, models are first made without memory, so none is spent on it.
+        """
+        super().post_init()
+        wanted = sum(tensor.numel() * tensor.element_size() for tensor in self.parameters())
+        limit = weights_limit()
+        if wanted > limit:
+            name = self.config.name_or_path or type(self).__name__
+            raise CheckpointError(
+                f"the configuration of {name} asks for {wanted} bytes of weights, more than the {limit} "
+                "bytes that this machine has memory for or that a checkpoint may have"
+            )
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Loads a model from a Hub id or a folder, in any layout that these checkpoints come in.
@@ -120,13 +136,16 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         :meth:`transformers.PreTrainedModel.from_pretrained`.
 
         Raises:
-            CheckpointError: The checkpoint's tensors do not fit the configuration.
+            CheckpointError: The checkpoint's tensors do not fit the configuration, or its files must not be
+                read (see :mod:`detrkit.checkpoints.screening`).
             OSError: There is no such repository, folder or file.
         """
         renames = {_DETECTOR: cls.detector_prefix, **cls.checkpoint_renames}
         renames |= kwargs.pop("key_mapping", None) or {}
         wants_info = kwargs.pop("output_loading_info", False)
         accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
+            check_folder(Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or ""))
         with loading_checkpoint(renames):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,

@@ -7,10 +7,46 @@ configuration never asks the network for a timm backbone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+# Name of a size -> its least and its largest value. Published models stay far below the latter; what exceeds
+# them is an accident or an attack, and is refused before memory is spent.
+_RANGES: dict[str, tuple[int, int]] = {
+    "num_queries": (1, 10_000),
+    "two_stage_num_proposals": (1, 10_000),
+    "num_labels": (1, 100_000),
+    "d_model": (1, 8_192),
+    "encoder_layers": (0, 100),
+    "decoder_layers": (0, 100),
+    "encoder_ffn_dim": (1, 65_536),
+    "decoder_ffn_dim": (1, 65_536),
+    "encoder_attention_heads": (1, 1_024),
+    "decoder_attention_heads": (1, 1_024),
+    "encoder_n_points": (1, 64),
+    "decoder_n_points": (1, 64),
+    "num_feature_levels": (1, 16),
+    "num_channels": (1, 1_024),
+}
+_MAX_BACKBONE_NUMBER = 65_536
+_MAX_BACKBONE_DEPTH = 1_000
+_DEPTHS = frozenset({"depth", "depths", "layers", "num_layers", "num_hidden_layers", "num_blocks"})
+
+# What timm and Transformers would fetch, open or run on a backbone's behalf.
+_REFUSED_BACKBONE_OPTIONS = frozenset(
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "code_revision",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "trust_remote_code",
+    }
+)
 
 
 class DetrFamilyConfig(PreTrainedConfig):
@@ -93,6 +129,9 @@ class DetrFamilyConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Brings the backbone's description into one form and checks what would fail later without a clue."""
+        _check_ranges({**vars(self), **kwargs})
+        _check_backbone(self.backbone_config)
+        _check_backbone(self.backbone_kwargs)
         self.dilation = bool(self.dilation)
         # Transformers 5 accepts integers only for these; older files hold 5.0 for 5.
         for name in (n for n in vars(self) if n.endswith(("_cost", "_loss_coefficient"))):
@@ -158,3 +197,23 @@ class DetrFamilyConfig(PreTrainedConfig):
         if output.get("backbone_kwargs") is None:
             output.pop("backbone_kwargs", None)
         return output
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for name, (least, largest) in _RANGES.items():
+        value = values.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and least <= value <= largest):
+            raise ValueError(f"{name} must lie between {least} and {largest}, not {value!r}")
+
+
+def _check_backbone(options: Any) -> None:
+    """Refuses options of a backbone that are absurd, or that would fetch or run something."""
+    if not isinstance(options, Mapping):
+        return
+    for name, value in options.items():
+        if name in _REFUSED_BACKBONE_OPTIONS and value:
+            raise ValueError(f"{name} is not taken as an option of the backbone: nothing is fetched or run")
+        limit = _MAX_BACKBONE_DEPTH if name in _DEPTHS else _MAX_BACKBONE_NUMBER
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and abs(number) > limit:
+                raise ValueError(f"{name} of the backbone must not exceed {limit}, but is {number}")
