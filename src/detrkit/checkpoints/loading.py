@@ -116,8 +116,8 @@ def _load_model(family: Family, model_class: str, name: str, revision: str | Non
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"refused to read the weights of {_where(name, revision)}: they are a pickle of more than tensors, "
-            "and pickled code is never run; save them as model.safetensors"
+            f"refused to read the weights of {_where(name, revision)}: they are a pickle of more than "
+            "tensors, and pickled code is never run; save them as model.safetensors"
         ) from error
     except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "weights", error) from error
