@@ -46,6 +46,7 @@ _TOOLBOX = {
         "detrkit.evaluation.evaluate.Evaluation",
     ),
     "Export": ("detrkit.engines.export.export_model",),
+    "Reading images": ("detrkit.processing.images.load_image", "detrkit.limits.ImageLimits"),
     "Errors": ("detrkit.errors",),
 }
 RESULTS = ROOT / "benchmarks" / "results"

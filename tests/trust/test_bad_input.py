@@ -18,7 +18,8 @@ import pytest
 
 from detrkit import Detector
 from detrkit.cli import run as run_program
-from detrkit.errors import SettingError
+from detrkit.data.image_sizes import read_image_sizes
+from detrkit.errors import ImageError, SettingError
 from detrkit.limits import ImageLimits
 from detrkit.processing import fetching
 from detrkit.processing.images import load_image
@@ -135,6 +136,36 @@ def test_a_row_on_the_command_line_is_one_line_and_status_2(
     assert (status, printed.out, printed.err.count("\n")) == (2, "", 1)
     assert "Traceback" not in printed.err
     assert str(source)[:20] in printed.err or "password" in str(source)
+
+
+@pytest.mark.parametrize("command", ["detect", "segment", "explain"])
+def test_every_command_that_reads_images_takes_the_limits(
+    command: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = place.file("photo.png", png())
+    elsewhere = ["--save-dir", str(place.folder / "out")] if command == "explain" else []
+    for source, option, says in (
+        (photo, ("--max-pixels", "99"), "60x40 exceeds 99 pixels"),
+        (place.address("photo.png"), (), "pass allow_private=True (--allow-private-addresses)"),
+        (
+            place.address("photo.png"),
+            ("--allow-private-addresses", "--max-bytes", "9"),
+            "larger than 9 bytes",
+        ),
+    ):
+        assert run_program([command, str(source), *elsewhere, *option]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert says in printed.err
+    assert not (place.folder / "out").exists()
+
+
+def test_a_pipe_among_the_images_of_a_data_set_is_not_waited_for(place: Place) -> None:
+    os.mkfifo(place.folder / "pipe.png")
+    photo = place.file("photo.png", png())
+    refused, size = read_image_sizes([place.folder / "pipe.png", photo])
+    assert isinstance(refused, ImageError)
+    assert size == (40, 60)
 
 
 def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr: Path) -> None:

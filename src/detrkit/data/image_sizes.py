@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,8 @@ def read_image_sizes(
 
 def _read_size(path: Path, *, exif_orientation: bool, decode: bool) -> tuple[int, int] | Exception:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for whoever writes to it
+            return ImageError(f"{path}: is no regular file")
         with PIL.Image.open(path) as image:
             turned = exif_orientation and image.getexif().get(_EXIF_ORIENTATION_TAG) in _QUARTER_TURNS
             if decode:
