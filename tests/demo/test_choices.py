@@ -69,6 +69,20 @@ def test_a_model_that_is_not_offered_is_refused() -> None:
         ModelChoices(capacity=0)
 
 
+def test_a_relative_folder_is_the_folder_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "secret" / "mine"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    choices = ModelChoices([".", str(folder)])
+    assert choices.labels[0] == "mine"
+    assert "mine (2)" not in choices.labels
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DetrkitError) as caught:
+        choices.get("mine")
+    assert str(caught.value).startswith("mine ")
+    assert "config.json" in str(caught.value)
+
+
 def test_an_error_does_not_tell_where_a_model_lies(tmp_path: Path) -> None:
     folder = tmp_path / "secret" / "mine"
     folder.mkdir(parents=True)

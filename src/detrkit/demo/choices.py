@@ -61,7 +61,10 @@ class ModelChoices:
         self._lock = threading.Lock()
 
     def _add(self, model: str) -> None:
-        label = Path(os.path.abspath(model)).name if os.path.isdir(model) else model  # noqa: PTH100, PTH112
+        label = model
+        if os.path.isdir(model):  # noqa: PTH112
+            model = os.path.abspath(model)  # noqa: PTH100
+            label = Path(model).name
         name, number = label, 2
         while self._models.get(name, model) != model:
             name, number = f"{label} ({number})", number + 1
