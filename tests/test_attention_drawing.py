@@ -56,6 +56,11 @@ def one_cell(row: int, column: int) -> np.ndarray:
     return cells
 
 
+def test_no_rows_leave_the_faded_image(picture: Image.Image) -> None:
+    for attention in (maps_of(np.ones((1, 4, 6))), samples_of([(1, 1, 1)])):
+        assert not colored(draw_attention(picture, attention[[]])).any()
+
+
 def test_a_cell_colours_its_pixels_and_no_others(picture: Image.Image) -> None:
     before = np.asarray(picture).copy()
     drawn = draw_attention(picture, maps_of(one_cell(2, 1)[None]), colors=[RED], opacity=1)

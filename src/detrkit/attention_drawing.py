@@ -210,8 +210,9 @@ def _paint_maps(
     strongest = maps.max(axis=(1, 2), keepdims=True).clip(min=np.finfo(np.float32).tiny)
     strengths = maps / strongest
     total = strengths.sum(axis=0).clip(min=np.finfo(np.float32).tiny)
-    paint = np.einsum("nhw,nc->hwc", strengths, np.array(colors, dtype=np.float32)) / total[..., None]
-    cover = (opacity * strengths.max(axis=0))[..., None]
+    inks = np.array(colors, dtype=np.float32).reshape(-1, 3)
+    paint = np.einsum("nhw,nc->hwc", strengths, inks) / total[..., None]
+    cover = (opacity * strengths.max(axis=0, initial=0))[..., None]
     paint, cover = (part[rows[:, None], columns] for part in (paint, cover))
     pixels = np.asarray(picture, dtype=np.float32) * (1 - cover) + paint * cover
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))

@@ -11,7 +11,7 @@ from detrkit import Detector
 from detrkit.cli import run
 from detrkit.demo import results
 from detrkit.demo.results import Result, ResultStore, read_upload
-from detrkit.errors import DetrkitError, ImageError
+from detrkit.errors import DetrkitError, ImageError, SettingError
 from tests.conftest import make_picture, read_json
 
 
@@ -101,6 +101,10 @@ def test_attention_is_asked_for_once_and_drawn_for_the_chosen_objects(
     assert (np.asarray(together.picture) != np.asarray(alone.picture)).any()
     assert alone.details.count("<li>") == 1
     assert alone.document is None
+    first = result.attention_of(range(min(len(objects), 8)))
+    assert (np.asarray(result.attention_together(0.3).picture) == np.asarray(first.picture)).all()
+    with pytest.raises(SettingError, match="lower the threshold"):
+        result.attention_together(1.0)
 
 
 def test_a_photo_is_turned_as_its_browser_shows_it(segmenter: Detector, tmp_path: Path) -> None:
@@ -149,3 +153,12 @@ def test_the_store_keeps_the_latest_results_under_names_nobody_can_guess(result:
     store.discard(first)
     store.discard(None)
     assert len(store) == 1
+
+
+def test_the_store_lets_go_of_models_that_are_not_to_be_kept(result: Result) -> None:
+    store = ResultStore()
+    kept, gone = store.put(result), store.put(dataclasses.replace(result, model="other"))
+    store.retain({"tiny"}.__contains__)
+    assert store.get(kept) is result
+    with pytest.raises(DetrkitError, match="choose it again"):
+        store.get(gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,6 +174,27 @@ def test_a_broken_file_gets_a_message_and_a_fault_of_ours_tells_nothing_of_the_i
     assert "Something went wrong" in details
     assert "secret" not in details
     assert "Traceback" not in details
+
+
+def test_a_model_that_made_room_is_not_held_by_its_results(gradio_client: object, tmp_path: Path) -> None:
+    from detrkit.demo.server import Demo
+
+    loaded: dict[str, weakref.ref[NumberReader]] = {}
+
+    def load(model: str) -> NumberReader:
+        reader = NumberReader()
+        reader.gate.set()
+        loaded[model] = weakref.ref(reader)
+        return reader
+
+    with Demo(ModelChoices(["a/a", "b/b"], capacity=1, load=load), port=None) as demo:
+        running = Running(demo, NumberReader(), gradio_client, tmp_path / "downloads")
+        picture = gradio_client.handle_file(number_picture(tmp_path, 1))
+        visitors = {model: running.client() for model in ("a/a", "b/b")}
+        for model, client in visitors.items():
+            client.submit(picture, model, *THRESHOLDS, api_name="/detect").result(timeout=20)
+        gc.collect()
+        assert [loaded[model]() is None for model in visitors] == [True, False]
 
 
 def test_nothing_of_the_server_is_told_and_files_go_with_it(start, tmp_path: Path) -> None:

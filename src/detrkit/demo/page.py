@@ -27,7 +27,6 @@ _WAITING = "Drop an image on the left, or pick an example."
 _NO_MASKS = "This model finds boxes only. Choose a panoptic one, such as detr-resnet-50-panoptic."
 _NOT_ASKED = "Press Show attention: the model runs once more and tells where it looks."
 _ALL_OBJECTS = "The most confident objects together"
-_MOST_TOGETHER = 8
 _FAULT = "Something went wrong on the server, and the cause is in its log. Try another image or model."
 
 # Pictures to click on, which would have no name for those who do not see them.
@@ -173,7 +172,10 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             try:
                 if not choices.is_loaded(label):
                     progress(0, desc=f"Loading {label}")
-                result = Result.of(*upload, choices.get(label), label)
+                detector = choices.get(label)
+                # A result holds its model, which would stay in memory after it made room for another one.
+                store.retain(choices.is_loaded)
+                result = Result.of(*upload, detector, label)
                 shown = boxes.show(result.boxes(score))
                 if result.detector.has_masks:
                     shown += segments.show(result.segments(segment_score))
@@ -191,10 +193,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
             try:
                 result = store.get(token)
                 result.look_inside()
-                objects = result.attending(score)
-                if not objects:
-                    raise DetrkitError(f"no object scores above {score:.2f}; lower the threshold of objects")
-                view = result.attention_of(range(min(len(objects), _MOST_TOGETHER)))
+                view, objects = result.attention_together(score), result.attending(score)
             except Exception as error:
                 return [*attention.clear(_said(error)), no_choice]
             return [*attention.show(view), gr.update(choices=[_ALL_OBJECTS, *objects], value=_ALL_OBJECTS)]
@@ -205,7 +204,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                     return None
                 if chosen != _ALL_OBJECTS:
                     return result.attention_of([int(chosen.split(":")[0]) - 1])
-                return result.attention_of(range(min(len(result.attending(score)), _MOST_TOGETHER)))
+                return result.attention_together(score)
 
             return _redraw(store, attention, token, view)
 

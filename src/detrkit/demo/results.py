@@ -7,12 +7,12 @@ import os
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detrkit.cli.console import count
-from detrkit.errors import DetrkitError, ImageError
+from detrkit.errors import DetrkitError, ImageError, SettingError
 from detrkit.visualization import Color, class_color, segment_colors
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MAX_PIXELS = 25_000_000
 """Largest image that the page takes."""
 
 _KEPT_RESULTS = 128
+_MOST_TOGETHER = 8
 
 
 def read_upload(path: str, name: str) -> Image:
@@ -185,6 +186,17 @@ class Result:
             if one.score > threshold
         ]
 
+    def attention_together(self, threshold: float) -> View:
+        """What the queries of the most confident objects attend to, in one picture.
+
+        Raises:
+            SettingError: No object scores higher than the threshold.
+        """
+        objects = self.attending(threshold)
+        if not objects:
+            raise SettingError(f"no object scores above {threshold:.2f}; lower the threshold of objects")
+        return self.attention_of(range(min(len(objects), _MOST_TOGETHER)))
+
     def attention_of(self, objects: Sequence[int]) -> View:
         """What some objects' queries attend to in the last layer of the decoder.
 
@@ -242,6 +254,12 @@ class ResultStore:
                 raise DetrkitError("this image is not kept any more; choose it again")
             self._results.move_to_end(token)
             return self._results[token]
+
+    def retain(self, is_kept: Callable[[str], bool]) -> None:
+        """Forgets the results of all models but those whose names are to be kept."""
+        with self._lock:
+            for token in [token for token, result in self._results.items() if not is_kept(result.model)]:
+                del self._results[token]
 
     def discard(self, token: str | None) -> None:
         """Forgets a result."""
