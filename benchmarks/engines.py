@@ -130,9 +130,10 @@ def measure(
     for group in groups(sides, args.one_at_a_time):
         results += in_turns(group, args.repeats, stages=args.stages, environment=environment, report=say)
     rate = max(rate, machine.matrix_rate(args.threads, args.device, dtype))
+    wrong = disagreement(results, TOLERANCE[dtype])
     for result in results:
-        if result.name in disagreement(results, TOLERANCE[dtype]).split(", "):
-            result.failure = result.failure or f"does not compute what {results[0].name} does"
+        if result.name in wrong:
+            result.failure = result.failure or wrong[result.name]
             say(f"{result.name}: {result.failure}")
     return make_rows(
         sorted(results, key=lambda result: SIDES.index(result.name)),

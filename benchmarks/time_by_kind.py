@@ -24,7 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from detrkit.benchmark import machine, models
-from detrkit.benchmark.report import append_csv
+from detrkit.benchmark.report import append_csv, least_seconds
 from detrkit.benchmark.sides import Settings, detrkit_side, transformers_side
 from detrkit.checkpoints.registry import REGISTRY
 from detrkit.cli.benchmark import parse_size
@@ -89,8 +89,8 @@ def main() -> None:
     for model in args.models:
         with tempfile.TemporaryDirectory() as folder:
             models.save_random(model, Path(folder))
-            limit = 2e3 * models.cost_of(folder, (args.height, args.width)).macs
-            limit /= machine.matrix_rate(args.threads) * 1e9
+            cost = models.cost_of(folder, (args.height, args.width))
+            limit = 1e3 * least_seconds(cost, machine.matrix_rate(args.threads))
             for side in args.sides:
                 # A process each: detrkit's Detector sets the allocator of its own.
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,9 +78,10 @@ def test_sides_that_compute_something_else_are_named() -> None:
     results = [
         Times(name, checksums={"forward": value}) for name, value in zip("abc", (100.0, 100.01, 101.0))
     ]
-    assert disagreement(results) == "c"
-    assert disagreement([*results[:2], Times("d", checksums={"forward": math.nan})]) == "d"
-    assert disagreement([]) == ""
+    # A side that never ran is none to compare with.
+    assert disagreement([Times("failed"), *results]) == {"c": "does not compute what a does"}
+    assert disagreement([*results[:2], Times("d", checksums={"forward": math.nan})]).keys() == {"d"}
+    assert disagreement([]) == {}
 
 
 def test_rows_are_added_to_a_file_of_the_same_columns_only(tmp_path: Path) -> None:
@@ -96,6 +99,14 @@ def test_the_machine_is_measured_and_described() -> None:
     columns = machine.columns(3)
     assert columns["threads"] == 3
     assert columns["torch"]
+
+
+def test_a_multiply_add_is_two_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(machine, "_MATRIX", 64)
+    # Each product takes a second of this clock.
+    assert machine.matrix_rate(1, runs=1) == pytest.approx(2 * 64**3 / 1e9)
 
 
 def test_random_weights_need_a_released_architecture(tmp_path: Path) -> None:

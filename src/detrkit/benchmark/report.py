@@ -48,7 +48,7 @@ def make_rows(
         ``failure``.
     """
     theirs = next((r for r in results if r.name == reference), None)
-    limit = settings.batch * 2 * (cost.macs + cost.sampling_macs) / (rate * 1e9)
+    limit = settings.batch * least_seconds(cost, rate)
     rows = []
     for result in results:
         stages = ("forward", "end to end") if result.seconds else ("",)
@@ -81,6 +81,16 @@ def make_rows(
                 row["share_of_limit"] = round(limit / median, 3)
             rows.append(row)
     return rows
+
+
+def least_seconds(cost: Cost, rate: float) -> float:
+    """Seconds that the multiply-adds of an image would take at the machine's rate.
+
+    Args:
+        cost: The model's work for one image.
+        rate: In 10^9 operations a second, two for each multiply-add.
+    """
+    return 2 * (cost.macs + cost.sampling_macs) / (rate * 1e9)
 
 
 def _times(result: Times, stage: str, batch: int) -> dict[str, float | None]:

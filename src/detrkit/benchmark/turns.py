@@ -185,11 +185,18 @@ def _workers(sides: Mapping[str, Settings], environment: Mapping[str, str]) -> I
             worker.stop()
 
 
-def disagreement(results: Sequence[Times], tolerance: float = 1e-3) -> str:
-    """Names sides whose forward passes did not compute the same as the first one's; empty where all did."""
+def disagreement(results: Sequence[Times], tolerance: float = 1e-3) -> dict[str, str]:
+    """Sides whose forward pass did not compute the same as that of the first one that made it.
+
+    Returns:
+        Name of the side -> what is wrong with it; empty where all agree.
+    """
     sums: dict[str, Any] = {r.name: r.checksums["forward"] for r in results if "forward" in r.checksums}
     if not sums:
-        return ""
-    expected = next(iter(sums.values()))
-    wrong = [name for name, value in sums.items() if not abs(value - expected) <= tolerance * abs(expected)]
-    return ", ".join(wrong)
+        return {}
+    first, expected = next(iter(sums.items()))
+    return {
+        name: f"does not compute what {first} does"
+        for name, value in sums.items()
+        if not abs(value - expected) <= tolerance * abs(expected)
+    }

@@ -118,7 +118,7 @@ def benchmark(
     )
     wrong = disagreement(results)
     if wrong and dtype == "float32":
-        raise DetrkitError(f"{wrong} did not compute what {results[0].name} did")
+        raise DetrkitError("; ".join(f"{name} {said}" for name, said in wrong.items()))
     failed = [result for result in results if result.failure]
     for result in failed:
         complain(f"{result.name} failed: {result.failure}")
