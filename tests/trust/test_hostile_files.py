@@ -302,6 +302,23 @@ def test_a_file_of_a_folder_that_never_ends_is_refused(model: Path, name: str, k
     refused(model, "no regular file" if kind in ("device", "pipe") else "cannot read|more than")
 
 
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"file": "../model.onnx"}, "is no file beside it"),
+        ({"file": "/tmp/model.onnx"}, "is no file beside it"),
+        ({"file": 5}, "cannot read"),
+        ({"engine": "evil"}, "there is no engine 'evil'"),
+    ],
+)
+def test_an_exported_model_lies_in_its_folder(model: Path, entries: dict[str, Any], says: str) -> None:
+    manifest = {"engine": "onnx", "file": "model.onnx", "outputs": ["logits"], "precision": "float32"}
+    (model / "engine.json").write_text(json.dumps({**manifest, **entries}))
+    refused(model, says)
+    os.truncate(model / "engine.json", 2**42)
+    refused(model, "4398046511104 bytes, more than")
+
+
 def test_links_to_regular_files_are_followed(model: Path) -> None:
     # The Hub's cache is made of them.
     (model / "model.safetensors").rename(model.parent / "blob")

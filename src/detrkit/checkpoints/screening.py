@@ -74,7 +74,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     for name in _CONFIGS:
         if _exists(folder / name):
-            check_config(_read_json(folder / name), str(folder / name))
+            check_config(read_json(folder / name), str(folder / name))
     weights = {folder / name for name in _WEIGHTS}
     for name in _WEIGHTS:
         if _exists(index := folder / f"{name}.index.json"):
@@ -115,6 +115,12 @@ def check_config(config: Any, where: str) -> None:
             )
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file in the same folder."""
+    # Both kinds of separators, whatever the system: a folder is moved between them.
+    return name not in ("", ".", "..") and not any(letter in name for letter in "/\\:\0")
+
+
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """All entries of a mapping and of those inside of it, however deep."""
     waiting: list[Any] = [config]
@@ -129,13 +135,12 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _shards(index: Path) -> set[Path]:
     """The files that an index names, which must lie beside it."""
-    content = _read_json(index)
+    content = read_json(index)
     names = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"cannot read {index}: it has no weight_map from tensors to files")
     for name in set(names.values()):
-        # Both kinds of separators, whatever the system: a folder is moved between them.
-        if name in ("", ".", "..") or any(letter in name for letter in "/\\:\0"):
+        if not is_plain_name(name):
             raise CheckpointError(
                 f"refused to read {index}: it names the file {name[:200]!r}, and only files beside it are "
                 "read"
@@ -162,7 +167,12 @@ def _check_archive(path: Path, size: int) -> None:
         raise CheckpointError(f"refused to read {path}: its entries claim more bytes than the file has")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, if it is a regular file of no more than ``MAX_JSON_BYTES``.
+
+    Raises:
+        CheckpointError: It is not, or is damaged.
+    """
     size = _regular_size(path)
     if size > MAX_JSON_BYTES:
         raise CheckpointError(f"refused to read {path}: {size} bytes, more than {MAX_JSON_BYTES}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from detrkit.checkpoints.screening import is_plain_name, read_json
 from detrkit.engines import EXPORTED_ENGINES
 from detrkit.errors import CheckpointError
 from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
@@ -56,10 +57,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         manifest = Manifest(**{name: content[name] for name in ("engine", "file", "outputs", "precision")})
         if manifest.engine not in EXPORTED_ENGINES:
             raise ValueError(f"there is no engine {manifest.engine!r}")
+        if not is_plain_name(manifest.file):
+            raise ValueError(f"{manifest.file!r} is no file beside it")
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; export the model again") from error
     return manifest
