@@ -167,8 +167,12 @@ def _check_archive(path: Path, size: int) -> None:
         raise CheckpointError(f"refused to read {path}: its entries claim more bytes than the file has")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "save or fetch the model again") -> Any:
     """What a JSON file holds, if it is a regular file of no more than ``MAX_JSON_BYTES``.
+
+    Args:
+        path: The file.
+        remedy: What an error tells the user to do about a damaged one.
 
     Raises:
         CheckpointError: It is not, or is damaged.
@@ -180,7 +184,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read {path}: {said}; save or fetch the model again") from error
+        raise CheckpointError(f"cannot read {path}: {said}; {remedy}") from error
 
 
 def _regular_size(path: Path) -> int:

@@ -57,7 +57,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = read_json(path)
+        content = read_json(path, "export the model again")
         manifest = Manifest(**{name: content[name] for name in ("engine", "file", "outputs", "precision")})
         if manifest.engine not in EXPORTED_ENGINES:
             raise ValueError(f"there is no engine {manifest.engine!r}")
