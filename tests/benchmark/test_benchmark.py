@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from detrkit import Detector
 from detrkit.benchmark import machine
-from detrkit.benchmark.models import save_random, threshold_of
+from detrkit.benchmark.models import SURVIVORS, save_random, threshold_of
 from detrkit.benchmark.report import append_csv, make_rows
 from detrkit.benchmark.sides import Settings, detrkit_side, transformers_side
 from detrkit.benchmark.turns import Times, disagreement, in_turns
@@ -41,8 +42,11 @@ def test_the_threshold_of_a_panoptic_model_lets_some_queries_live(
     assert threshold_of(str(tiny_detr), common) == 0
     threshold = threshold_of(str(tiny_panoptic), common)
     assert 0 < threshold < 1
-    side = detrkit_side(settings(tiny_panoptic, threshold=threshold))
-    assert side.end_to_end() >= 1
+    one = settings(tiny_panoptic, threshold=threshold)
+    assert detrkit_side(one).end_to_end() >= 1
+    detector = Detector.from_pretrained(tiny_panoptic, device="cpu")
+    detector.processor.size = one.size
+    assert len(detector(one.pictures[0], threshold, masks=False)) == SURVIVORS
 
 
 def test_a_process_that_fails_is_told_and_the_others_go_on(tiny_detr: Path, tmp_path: Path) -> None:
