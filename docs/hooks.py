@@ -15,11 +15,11 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 import detrkit
+from detrkit.integration import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
-_FAMILIES = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "deformable_detr": "DeformableDetr"}
 # What the three families inherit, and what lies one import deeper than detrkit itself.
 _SHARED = {
     "Configuration": ("detrkit.models.configuration.DetrFamilyConfig",),
@@ -162,8 +162,8 @@ def api_pages() -> dict[str, str]:
     """Name of a page -> its text; together they have every public name of ``detrkit``."""
     names = [name for name in detrkit.__all__ if not name.startswith("__")]
     pages = {}
-    for page, prefix in _FAMILIES.items():
-        own = [name for name in names if name.startswith(prefix)]
+    for page, family in FAMILIES.items():
+        own = [name for name in names if name.startswith(family.class_prefix)]
         title = detrkit_title(page)
         pages[page] = _api_page(title, f"The classes of {title}. Import them from `detrkit`.", own)
         names = [name for name in names if name not in own]

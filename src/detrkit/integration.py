@@ -35,6 +35,11 @@ class Family:
     segmenter: str | None = None
     processor_aliases: tuple[str, ...] = ()
 
+    @property
+    def class_prefix(self) -> str:
+        """What the names of the family's classes begin with, such as "Detr"."""
+        return self.config.removesuffix("Config")
+
     def load(self, name: str) -> Any:
         """The class called ``name``, from whichever module of the family defines it."""
         suffix = self.package.rpartition(".")[2]

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from detrkit.checkpoints import card_texts as texts
 from detrkit.checkpoints.registry import FAMILY_TITLES, Family, ReleasedCheckpoint, Task
+from detrkit.integration import FAMILIES
 
 if TYPE_CHECKING:
     from detrkit.checkpoints.cost import Cost
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
 
 FACTS_FILE = Path(__file__).with_name("card_facts.json")
 PIPELINE_TAGS = {"detection": "object-detection", "panoptic": "image-segmentation"}
-
-_CLASS_PREFIXES: dict[Family, str] = {
-    "detr": "Detr",
-    "conditional_detr": "ConditionalDetr",
-    "deformable_detr": "DeformableDetr",
-}
 
 # Seconds or images a second on a V100, as the authors' READMEs have them.
 _PUBLISHED_SPEEDS = {
@@ -150,7 +145,7 @@ def released_card(
         ),
         "## How to use",
         *([] if source or entry.hub_id else [_how_to_get(entry)]),
-        how_to_use(_CLASS_PREFIXES[entry.family], entry.task, model, 0.7 if entry.family == "detr" else 0.5),
+        how_to_use(entry.family, entry.task, model),
         "## Training",
         *(_training(entry) if released else [_UNKNOWN_TRAINING]),
         "## Preprocessing",
@@ -200,7 +195,7 @@ def plain_card(config: Mapping[str, Any], title: str) -> str:
             texts.OTHER_USES,
             texts.OTHER_LIMITS,
             "## How to use",
-            how_to_use(_CLASS_PREFIXES[family], task, title, 0.7 if family == "detr" else 0.5),
+            how_to_use(family, task, title),
             "## How to cite",
             citation(family),
         ]
@@ -367,17 +362,18 @@ _SNIPPETS: dict[Task, tuple[str, str]] = {
 }
 
 
-def how_to_use(prefix: str, task: Task, model: str, threshold: float, *, as_transformers: bool = True) -> str:
+def how_to_use(family: Family, task: Task, model: str, *, as_transformers: bool = True) -> str:
     """The snippets of a card.
 
     Args:
-        prefix: What the names of the model's classes begin with, such as "Detr".
+        family: ``model_type`` of the configuration.
         task: "detection" or "panoptic".
         model: What the snippets load: a Hub id, a folder or a short name.
-        threshold: Least score of a detection.
         as_transformers: Whether to show the calls of Transformers too, which take no short names.
     """
     snippets = _SNIPPETS[task] if as_transformers else _SNIPPETS[task][:1]
+    threshold = 0.7 if family == "detr" else 0.5  # a sigmoid gives lower scores than a softmax
+    prefix = FAMILIES[family].class_prefix
     return "\n\n".join(snippets).format(model=model, prefix=prefix, threshold=threshold)
 
 

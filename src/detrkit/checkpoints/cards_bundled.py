@@ -126,7 +126,7 @@ def _card(
         _USES,
         _LIMITS,
         "## How to use",
-        how_to_use("DeformableDetr", "detection", name, 0.5, as_transformers=False),
+        how_to_use("deformable_detr", "detection", name, as_transformers=False),
         "## Training",
         _DATA,
         *_procedure(recipe, rows),
