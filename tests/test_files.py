@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.files import atomic_file, atomic_folder
+from detrkit.files import atomic_file, atomic_folder, check_writable
 
 
 def leftovers(folder) -> list[str]:
@@ -93,3 +93,12 @@ def test_other_files_of_an_existing_folder_stay(tmp_path):
     with atomic_folder(tmp_path) as temporary:
         (temporary / "config.json").write_text("{}")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_a_place_to_write_into_is_checked_and_left_as_it_was(tmp_path):
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DetrkitError, match=r"file/inside .*Not a directory.*choose another place"):
+        check_writable(tmp_path / "file" / "inside")

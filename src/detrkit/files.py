@@ -12,6 +12,29 @@ from pathlib import Path
 from detrkit.errors import DetrkitError
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses, before any work, a file or folder that cannot be written or made.
+
+    Args:
+        path: The file, or the folder to put files into. It need not exist, and is not made.
+
+    Raises:
+        DetrkitError: The file system refuses.
+    """
+    nearest = Path(os.path.realpath(path))
+    try:
+        if nearest.is_file():
+            nearest = nearest.parent  # it will be replaced
+        while not nearest.exists():
+            nearest = nearest.parent
+        # Permissions alone do not tell: root may do anything, except on a file system that takes no files.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror or error}"
+        raise DetrkitError(f"cannot write {path} ({reason}); choose another place") from error
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; renames it into place when the block succeeds.

@@ -159,3 +159,29 @@ def test_help_comes_within_a_second(detrkit: Run) -> None:
         detrkit("--help")
         times.append(time.perf_counter() - start)
     assert min(times) < 1.0
+
+
+@pytest.mark.parametrize("option", [("--save-dir", "file/new"), ("--json", "file/new.json")])
+def test_a_place_that_takes_no_files_is_refused_before_any_work(
+    detrkit_here: Run, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    picture, model = tmp_path / "photo.jpg", tmp_path / "no-model"
+    make_picture(40, 30).save(picture)
+    model.mkdir()  # loading it would fail first
+    (tmp_path / "file").touch()
+    done = detrkit_here("detect", picture, "--model", model, option[0], tmp_path / option[1])
+    assert done.returncode == 2
+    assert f"cannot write {tmp_path / option[1]} " in done.stderr
+    assert "choose another place" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_attempts_to_reach_the_hub_are_not_told() -> None:
+    code = (
+        "import logging\n"
+        "from detrkit.cli.console import quiet_libraries\n"
+        "quiet_libraries()\n"
+        "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s [Retry 1/5].')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -104,10 +104,12 @@ def show_warnings_in_one_line() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps Transformers' remarks and loading bars off the terminal; downloads still show their bar."""
+    """Keeps the libraries' remarks and loading bars off the terminal; downloads still show their bar."""
     from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # each attempt to reach the Hub; that all failed is told in the end
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     enable_progress_bars()

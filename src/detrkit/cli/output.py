@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from detrkit.cli.inputs import ImageInput, is_address
 from detrkit.errors import DetrkitError
-from detrkit.files import atomic_file
+from detrkit.files import atomic_file, check_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,17 +19,21 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def check_json_file(json_file: Path | None) -> None:
-    """Refuses, before any work, a folder where ``--json`` needs a file.
+    """Refuses, before any work, a folder where ``--json`` needs a file, or a place that takes none.
 
     Raises:
-        DetrkitError: It is a folder.
+        DetrkitError: It is one.
     """
-    if json_file is not None and json_file.is_dir():
+    if json_file is None or str(json_file) == "-":
+        return
+    if json_file.is_dir():
         raise DetrkitError(f"--json needs a file, but {json_file} is a folder")
+    if json_file.is_file() or not json_file.exists():  # into a pipe or device it is written directly
+        check_writable(json_file)
 
 
 def check_save_dir(save_dir: Path | None, inputs: Sequence[ImageInput]) -> None:
-    """Refuses, before any work, a place for pictures that is a file or where they would destroy an input.
+    """Refuses, before any work, a place for pictures that takes none or where they would destroy an input.
 
     Raises:
         DetrkitError: It is one.
@@ -38,6 +42,7 @@ def check_save_dir(save_dir: Path | None, inputs: Sequence[ImageInput]) -> None:
         return
     if save_dir.exists() and not save_dir.is_dir():
         raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
+    check_writable(save_dir)
     originals = {Path(item.source).resolve() for item in inputs if not is_address(item.source)}
     for name in picture_names(inputs):
         if (save_dir / name).resolve() in originals:

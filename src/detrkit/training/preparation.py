@@ -17,6 +17,7 @@ from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.evaluation.categories import match_categories
+from detrkit.files import check_writable
 from detrkit.integration import FAMILIES, Family, family_of
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.training.batch_norm import thaw_batch_norm
@@ -264,13 +265,14 @@ def check_packages() -> None:
 
 
 def check_output(output: Path) -> None:
-    """Refuses a place for the output that is a file.
+    """Refuses a place for the output that is a file or cannot be written into.
 
     Raises:
-        SettingError: It is one.
+        DetrkitError: It is one.
     """
     if output.exists() and not output.is_dir():
         raise SettingError(f"--output needs a folder, but {output} is a file")
+    check_writable(output)
 
 
 def _first_line(error: Exception) -> str:
