@@ -49,6 +49,7 @@ def test_strings_become_paths():
         ({"freeze": "backbone", "live_batch_norm": True}, "--live-batch-norm"),
         ({"model_option": ["dropout"]}, "NAME=VALUE"),
         ({"train_panoptic_dir": "png"}, "--val-panoptic-dir"),
+        ({"hub_id": "you/cells"}, "--push-to-hub"),
     ],
 )
 def test_a_mistake_is_named(options, message):

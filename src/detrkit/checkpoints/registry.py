@@ -341,11 +341,11 @@ def _hub_id(entry: ReleasedCheckpoint) -> str:
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Names and Hub ids that come close, or all names."""
+    """Names and Hub ids that come close, or where all of them stand."""
     known = {key.lower(): key for key in (*names, *_BY_HUB_ID)}
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
     if not close:
-        return f"; known are {', '.join(names)}"
+        return "; see: detrkit models"
     return f"; did you mean {' or '.join(known[key] for key in close)}?"
 
 

@@ -280,6 +280,8 @@ class TrainingRecipe:
             raise SettingError(f"--live-batch-norm trains what --freeze {self.freeze} leaves as it is")
         if self.freeze == "detector" and not self.masks:
             raise SettingError("--freeze detector leaves nothing to train without --masks")
+        if self.hub_id is not None and not self.push_to_hub:
+            raise SettingError("--hub-id says where --push-to-hub uploads to; add that, or leave both out")
         for text in self.model_option:
             if "=" not in text:
                 raise SettingError(f"--model-option takes NAME=VALUE, not {text!r}")
