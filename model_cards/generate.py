@@ -101,6 +101,8 @@ def main() -> None:
     cards = all_cards()
     for name, text in cards.items():
         _write(CARDS / name, text)
+    for name, folder in BUNDLED.items():
+        _write(folder / "README.md", cards[f"{name}.md"])
     print(f"{len(cards)} cards in {CARDS}")
 
 

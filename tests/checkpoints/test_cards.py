@@ -66,6 +66,8 @@ def test_the_cards_on_disk_are_those_that_the_generator_writes():
     assert {path.name for path in CARDS.glob("*.md")} == cards.keys()
     for name, text in cards.items():
         assert (CARDS / name).read_text(encoding="utf-8") == text, f"run {CARDS / 'generate.py'}"
+    for name, folder in BUNDLED.items():
+        assert (folder / "README.md").read_text(encoding="utf-8") == cards[f"{name}.md"]
 
 
 def test_the_facts_hold_the_measured_speeds():

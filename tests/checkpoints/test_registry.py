@@ -112,7 +112,7 @@ def test_a_misspelt_name_is_answered_with_the_close_ones(typed, meant):
         find_checkpoint(typed)
 
 
-def test_a_name_like_no_other_is_answered_with_all_of_them():
+def test_a_name_like_no_other_is_answered_with_where_all_stand():
     with pytest.raises(CheckpointError, match=r"see: detrkit models"):
         find_checkpoint("yolo")
 

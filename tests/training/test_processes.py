@@ -2,8 +2,11 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,15 +60,8 @@ def test_two_processes_have_the_gradients_of_the_joint_batch(family, tmp_path):
             assert difference <= 1e-4 * gradient.norm() + 1e-6 * whole, name
 
 
-@pytest.mark.slow
-def test_two_processes_train_and_resume(recipe):
-    chosen = recipe(epochs=2, batch_size=1)
-    arguments = [
-        *("--model", chosen.model, "--output", chosen.output, "--epochs", 2, "--batch-size", 1),
-        *("--train-images", chosen.train_images, "--train-annotations", chosen.train_annotations),
-        *("--val-images", chosen.val_images, "--val-annotations", chosen.val_annotations),
-        *("--log-every", 1, "--workers", 0, "--device", "cpu"),
-    ]
+def start_two(chosen, *more):
+    """Starts a run of a recipe's data and model on two processes."""
     command = [
         sys.executable,
         "-m",
@@ -76,18 +72,62 @@ def test_two_processes_train_and_resume(recipe):
         "detrkit",
         "train",
     ]
+    arguments = [
+        *("--model", chosen.model, "--output", chosen.output, "--epochs", chosen.epochs, "--batch-size", 1),
+        *("--train-images", chosen.train_images, "--train-annotations", chosen.train_annotations),
+        *("--val-images", chosen.val_images, "--val-annotations", chosen.val_annotations),
+        *("--log-every", 1, "--workers", 0, "--device", "cpu", *more),
+    ]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_resume(recipe):
+    chosen = recipe(epochs=2)
     for more in ([], ["--resume"]):
-        done = subprocess.run(
-            [*command, *map(str, arguments), *more],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stderr.count("Best model") == 1
+        process = start_two(chosen, *more)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
+        assert errors.count("Best model") == 1
     with (chosen.output / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 2 * 3  # six images, one a process and step
     assert len([row for row in rows if row["AP"]]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_process_ends_the_run_which_can_be_resumed(recipe, tmp_path, rank):
+    runs = {name: recipe(epochs=3, output=tmp_path / name) for name in ("whole", "killed")}
+    whole = start_two(runs["whole"], "--save-every", 1)
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors[-3000:]
+
+    process = start_two(runs["killed"], "--save-every", 1)
+    checkpoint = runs["killed"].output / "checkpoints" / "checkpoint-4"
+    deadline = time.monotonic() + 200
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process_of_rank(process.pid, rank), signal.SIGKILL)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+
+    resumed = start_two(runs["killed"], "--save-every", 1, "--resume")
+    _, errors = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, errors[-3000:]
+    for name in ("metrics.csv", "model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def process_of_rank(launcher, rank):
+    """The process that a launcher started with this rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no process of rank {rank} among {children}")

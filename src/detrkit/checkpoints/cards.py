@@ -310,8 +310,9 @@ from PIL import Image
 from detrkit import {prefix}ForObjectDetection, {prefix}ImageProcessor
 
 image = Image.open("photo.jpg").convert("RGB")
-processor = {prefix}ImageProcessor.from_pretrained("{model}")
-model = {prefix}ForObjectDetection.from_pretrained("{model}")
+name = "{model}"
+processor = {prefix}ImageProcessor.from_pretrained(name)
+model = {prefix}ForObjectDetection.from_pretrained(name)
 with torch.inference_mode():
     outputs = model(**processor(images=image, return_tensors="pt"))
 sizes = torch.tensor([image.size[::-1]])
