@@ -157,9 +157,9 @@ def test_a_zip_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
     refused(path, "its entries claim more bytes than the file has")
 
 
-def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_larger_than_memory_is_refused_though_its_file_is_small(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "wide.pth")
-    refused(tmp_path / "wide.pth", r"tensor a of shape \(1000000, 1000000\) claims more values than")
+    refused(tmp_path / "wide.pth", "its tensors, written out, are larger than")
 
 
 def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from detrkit.checkpoints.screening import check_weights_file
+from detrkit.checkpoints.screening import check_weights_file, weights_limit
 from detrkit.errors import CheckpointError
 
 # What DistributedDataParallel and DataParallel put before every name.
@@ -35,8 +35,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file is missing, a folder, damaged, larger than memory, asks for code to be run,
-            holds no tensors, or holds a tensor with infinite or undefined values or with more values than
-            the file has.
+            holds no tensors, or holds a tensor with infinite or undefined values.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,6 +45,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     check_weights_file(path)
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled_weights(path)
     tensors = _without_parallel_prefix(_find_tensors(content, path))
+    # A file may hold one value for many places of a tensor, which are all written out later.
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > weights_limit():
+        raise CheckpointError(
+            f"refused to read {path}: its tensors, written out, are larger than {weights_limit()} bytes, what "
+            "this machine has memory for or a checkpoint may have"
+        )
     for name, tensor in tensors.items():
         _check_values(name, tensor, path)
     return tensors
@@ -94,11 +99,6 @@ def _without_parallel_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         raise CheckpointError(f"{path}: tensor {name} does not hold plain values")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(
-            f"refused to read {path}: tensor {name} of shape {tuple(tensor.shape)} claims more values than "
-            "the file holds"
-        )
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise CheckpointError(f"{path}: tensor {name} has infinite or undefined (NaN) values")
 
