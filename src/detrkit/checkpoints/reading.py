@@ -48,8 +48,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     # A file may hold one value for many places of a tensor, which are all written out later.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > weights_limit():
         raise CheckpointError(
-            f"refused to read {path}: its tensors, written out, are larger than {weights_limit()} bytes, what "
-            "this machine has memory for or a checkpoint may have"
+            f"refused to read {path}: its tensors, written out, are larger than {weights_limit()} bytes, "
+            "what this machine has memory for or a checkpoint may have"
         )
     for name, tensor in tensors.items():
         _check_values(name, tensor, path)
