@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from detrkit import Detector
-from detrkit.errors import SettingError
 from tests.conftest import make_picture
 
 SIZES = [(120, 80), (80, 120), (100, 90)]
@@ -41,6 +40,12 @@ def test_a_model_with_masks_segments_the_same(tiny_panoptic: Path) -> None:
     assert (found.ids != expected.ids).mean() < 0.01
 
 
-def test_deformable_detr_is_refused(tiny_deformable_detr: Path) -> None:
-    with pytest.raises(SettingError, match="does not run Deformable DETR yet; use 'torch'"):
-        Detector.from_pretrained(tiny_deformable_detr, engine="compile", device="cpu")
+@pytest.mark.slow
+def test_deformable_detr_gives_the_same(tiny_deformable_detr: Path) -> None:
+    pictures = [make_picture(*size, seed=seed) for seed, size in enumerate(SIZES)]
+    expected = Detector.from_pretrained(tiny_deformable_detr, device="cpu")(pictures, threshold=0.1)
+    detector = Detector.from_pretrained(tiny_deformable_detr, engine="compile", device="cpu")
+    for found, eager in zip(detector(pictures, threshold=0.1), expected):
+        assert len(eager) > 0
+        np.testing.assert_allclose(found.boxes, eager.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)

@@ -2,7 +2,8 @@
 
 A detector is one graph without breaks. Sizes are free in it, so it is compiled once for images without
 padding and once for padded batches, each at its first call: half a minute to a minute on two cores. Of a
-model with masks only backbone, encoder and decoder are compiled, as the number of masks depends on the image.
+model with masks only backbone, encoder and decoder are compiled, as the number of masks depends on the image;
+of Deformable DETR only the backbone, as PyTorch's compiler does not take the whole with free sizes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from detrkit.engines import fused
 from detrkit.engines.torch_engine import prepare
-from detrkit.errors import SettingError
 from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrPreTrainedModel
+from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.segmentation import SegmentationModel
 
 
@@ -26,15 +28,14 @@ def compile_model(model: PreTrainedModel, device: torch.device, dtype: torch.dty
 
     Returns:
         ``model`` itself.
-
-    Raises:
-        SettingError: It is a Deformable DETR, whose graph with free sizes PyTorch's compiler does not take.
     """
-    if isinstance(model, DeformableDetrPreTrainedModel):
-        raise SettingError("the engine 'compile' does not run Deformable DETR yet; use 'torch'")
     prepare(model, device, dtype, fuse=False)
     parts = [model]
-    if isinstance(model, SegmentationModel):
+    if isinstance(model, DeformableDetrPreTrainedModel):
+        parts = [module for module in model.modules() if isinstance(module, ConvEncoder)]
+        if model.device.type == "cpu" and model.dtype == torch.float32 and fused.available():
+            fused.fuse_transformer(model)
+    elif isinstance(model, SegmentationModel):
         base = model.detector.model
         parts = [base.backbone.conv_encoder, base.encoder, base.decoder]
     for part in parts:

@@ -20,6 +20,8 @@ from detrkit.models.layers.transformer import TransformerLayer
 TYPICAL_LENGTH = 1024
 # Packing pays for large convolutions; small ones do better when the operator sees the actual input.
 _PACKED_FROM = 2**19
+# The input that packed weights are packed for, whatever the input will be.
+_TYPICAL_SIDE = 64
 
 
 def available() -> bool:
@@ -34,20 +36,31 @@ class FusedConv2d(nn.Module):
     Args:
         conv: The convolution to take weights and geometry from.
         relu: Whether a ReLU follows.
+        sums: Whether it is to be used by ``add_to``, and not called.
     """
 
-    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, relu: bool, sums: bool = False) -> None:
         super().__init__()
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.weight = conv.weight.detach()
-        if conv.weight.numel() >= _PACKED_FROM:
-            example = [1, conv.in_channels, 64, 64]
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, example)
         self.bias = conv.bias
         self.activation = "relu" if relu else "none"
+        pointwise = conv.kernel_size == (1, 1)
+        # One value of each channel at a time is a matrix product, whose packed weights suit all sizes.
+        self.rows: FusedLinear | None = None
+        if pointwise and not sums and self.geometry == ([0, 0], [1, 1], [1, 1], 1):
+            self.rows = FusedLinear(conv, relu)
+            del self.weight
+        elif conv.weight.numel() >= _PACKED_FROM and not pointwise:
+            # Not those of a single pixel: packed for another size than the input's, they are now and then
+            # put back into order at every call, which takes ten times as long as the convolution.
+            example = [1, conv.in_channels, _TYPICAL_SIDE, _TYPICAL_SIDE]
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, example)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (batch, channels, height, width)."""
+        if self.rows is not None:
+            return self.rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.geometry, self.activation, [], ""
         )
@@ -65,9 +78,10 @@ class FusedLinear(nn.Module):
     The weight is held in the order in which the operator reads it, which only this module can use.
     """
 
-    def __init__(self, linear: nn.Linear, relu: bool = False) -> None:
+    def __init__(self, linear: nn.Linear | nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), TYPICAL_LENGTH)
+        weight = linear.weight.detach().flatten(1).contiguous()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_LENGTH)
         self.bias = linear.bias
         self.activation = "relu" if relu else "none"
 
@@ -87,7 +101,9 @@ class FusedResidualBlock(nn.Module):
 
     def __init__(self, convs: list[nn.Conv2d], shortcut: nn.Module | None, owns_input: bool) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(FusedConv2d(conv, relu=True) for conv in convs)
+        *first, last = convs
+        inner = [FusedConv2d(conv, relu=True) for conv in first]
+        self.convs = nn.ModuleList([*inner, FusedConv2d(last, relu=True, sums=True)])
         self.shortcut = shortcut
         if shortcut is not None:
             fuse_convolutions(shortcut)
