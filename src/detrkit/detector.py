@@ -131,6 +131,11 @@ class Detector:
         loaded, processor = load_for_engine(name, revision, engine)
         return cls(loaded, processor, engine=engine, device=device, dtype=dtype, limits=limits)
 
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
     def __repr__(self) -> str:
         return (
             f"Detector({type(self.model).__name__}, {len(self.names)} classes, {self._device}, {self._dtype})"

@@ -17,7 +17,7 @@ import typer
 
 from detrkit import __version__
 from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
-from detrkit.cli.console import complain, show_warnings_in_one_line
+from detrkit.cli.console import complain, name_ray_address, show_warnings_in_one_line
 from detrkit.errors import DetrkitError
 
 app = typer.Typer(
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     if not debug:
         show_warnings_in_one_line()
     try:
-        return app(arguments, prog_name="detrkit", standalone_mode=False) or 0
+        return app(name_ray_address(arguments), prog_name="detrkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -57,6 +58,26 @@ AllowPrivate = Annotated[
         help="Fetch images from this computer and from private networks too, not only from the internet.",
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[ADDRESS]",
+        help="Work on the machines of a Ray cluster: host:port, ray://host:port, or nothing for the one that "
+        "RAY_ADDRESS names or that runs here (started if there is none).",
+    ),
+]
+RayWorkers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most processes on the Ray cluster.  [default: as many as there is room for]"),
+]
+RayCpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cores of each.  [default: those of the smallest machine, up to 8]"),
+]
+
+
+# Of so few inputs the messages of those that cannot be read are still in sight at the end.
+_SHORT_RUN = 20
 
 
 def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_addresses: bool) -> ImageLimits:
@@ -75,6 +96,22 @@ def complain(message: str, *, title: str | None = None) -> None:
 def count(number: int, noun: str) -> str:
     """A number with its noun: "1 image", "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def list_failures(failures: Sequence[str], total: int) -> None:
+    """Says at the end of a run how many of its inputs could not be read, and of a long run which.
+
+    Args:
+        failures: What was said of each when it was met.
+        total: How many inputs there were.
+    """
+    if not failures:
+        return
+    end = ":" if total > _SHORT_RUN else "."
+    complain(f"{len(failures)} of {total} inputs could not be read{end}")
+    if total > _SHORT_RUN:
+        for failure in failures:
+            complain(failure, title=" ")
 
 
 def print_table(table: Table) -> None:
@@ -113,6 +150,29 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     enable_progress_bars()
+
+
+def name_ray_address(arguments: list[str]) -> list[str]:
+    """Puts the address behind a ``--ray`` that has none, so that what follows it can be an image."""
+    from detrkit.cluster import AUTO, is_address
+
+    named = []
+    for i, argument in enumerate(arguments):
+        named.append(argument)
+        if argument == "--ray" and not is_address(arguments[i + 1] if i + 1 < len(arguments) else ""):
+            named.append(AUTO)
+    return named
+
+
+def load_ray_detector(
+    model: str, address: str, *, debug: bool, workers: int | None, cpus: int | None, **settings: Any
+) -> Any:
+    """A ``RayDetector`` without the libraries' chatter."""
+    if not debug:
+        quiet_libraries()
+    from detrkit.cluster import RayDetector
+
+    return RayDetector(model, address=address, workers=workers, cpus=cpus, **settings)
 
 
 def load_detector(model: str, *, debug: bool, **settings: Any) -> Any:

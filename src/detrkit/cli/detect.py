@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from detrkit.cli.coco_output import CocoOutput, is_complete
 from detrkit.cli.console import (
     AllowPrivate,
     BatchSize,
@@ -22,16 +23,22 @@ from detrkit.cli.console import (
     MaxBytes,
     MaxPixels,
     Model,
+    Ray,
+    RayCpus,
+    RayWorkers,
     Revision,
     complain,
     count,
     image_limits,
+    list_failures,
     load_detector,
+    load_ray_detector,
     print_table,
 )
-from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
-from detrkit.cli.output import check_json_file, check_save_dir, save_picture, write_json
+from detrkit.cli.inputs import find_images
+from detrkit.cli.output import check_json_file, check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
+from detrkit.errors import DetrkitError
 
 if TYPE_CHECKING:
     from detrkit.detections import Detections
@@ -52,6 +59,12 @@ def detect(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write one COCO document here; - for stdout.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run into the same --json ended.")
+    ] = False,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
     exif_orientation: ExifOrientation = False,
     max_pixels: MaxPixels = None,
     max_bytes: MaxBytes = None,
@@ -62,89 +75,121 @@ def detect(
 
     Prints a table; with `--json`, writes one COCO document (images, categories, annotations) instead. Images
     that cannot be read are reported and left out; the exit status is then 1, and 2 when none could be read.
-    When interrupted, the results so far are still written, and the exit status is 130.
+    When interrupted, the results so far are still written, and the exit status is 130; `--resume` with the
+    same `--json` goes on from there, or from wherever a run ended for another reason. With `--ray` the work
+    is spread over the machines of a Ray cluster.
     """
     from detrkit.checkpoints.registry import resolve_model
 
     inputs, mistakes = find_images(images)
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
+    if resume and json_file is None:
+        raise DetrkitError("--resume goes on with a run that has a --json file; name it")
+    if ray is not None and save_dir is not None:
+        raise DetrkitError("the workers of --ray draw no pictures; leave out --save-dir, or --ray")
     check_json_file(json_file)
     check_save_dir(save_dir, inputs)
     for mistake in mistakes:
         complain(mistake)
+    if resume and json_file is not None and is_complete(json_file, inputs):
+        complain(
+            f"{json_file} holds all {count(len(inputs), 'image')} already; leave out --resume to start anew."
+        )
+        raise typer.Exit(1 if mistakes else 0)
 
-    limits = image_limits(max_pixels, max_bytes, allow_private_addresses)
-    run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
-    readable = run.read()
+    settings = {
+        "model": model,
+        "threshold": threshold,
+        "dtype": dtype,
+        "exif_orientation": exif_orientation,
+    }
+    pictures = None if save_dir is None else [save_dir / name for name in picture_names(inputs)]
+    output: CocoOutput | _Table = _Table()
+    if json_file is not None:
+        output = CocoOutput(json_file, inputs, settings, resume=resume, pictures=pictures)
+    todo = [position for position in range(len(inputs)) if position not in output.done]
+    run = ImageRun(
+        [inputs[position] for position in todo],
+        exif_orientation=exif_orientation,
+        debug=debug,
+        limits=image_limits(max_pixels, max_bytes, allow_private_addresses),
+    )
+    readable = run.read() if ray is None else iter(())
     first = next(readable, None)
-    if first is None:
-        if len(mistakes) + run.failed > 1:
-            complain("No image could be read.")
-        raise typer.Exit(2)
+    if first is None and not output.done and ray is None:
+        _nothing_read(output, [*mistakes, *run.failures])
 
     interrupted = False
-    results: list[tuple[int, Detections]] = []
     names: dict[int, str] = {}
+    setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
+    found: Iterator[tuple[int, Any, Detections]]
     try:
-        detector = load_detector(
-            model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision
-        )
+        if ray is None:
+            detector = load_detector(model, debug=debug, **setup)
+            stream = partial(detector.stream, threshold=threshold, batch_size=batch_size, masks=False)
+            found = run.results(stream, itertools.chain([first] if first else [], readable), "Detecting")
+        else:
+            setup |= {"workers": ray_workers, "cpus": ray_cpus, "limits": run.limits}
+            detector = load_ray_detector(model, ray, debug=debug, **setup)
+            found = run.ray_results(detector, threshold=threshold, batch_size=batch_size)
         names = detector.names
-        stream = partial(detector.stream, threshold=threshold, batch_size=batch_size, masks=False)
-        for position, image, detections in run.results(
-            stream, itertools.chain([first], readable), "Detecting"
-        ):
-            if save_dir is not None:
-                save_picture(detections.draw(image), save_dir / run.picture_names[position])
-            results.append((position, detections))
+        for place, image, detections in found:
+            if pictures is not None:
+                save_picture(detections.draw(image), pictures[todo[place]])
+            output.add(todo[place], detections)
     except KeyboardInterrupt:
         interrupted = True
 
-    if results:
-        if json_file is not None:
-            write_json(coco_document(inputs, results, names), json_file)
-        else:
-            _print_results(results)
-        _summarise(results, save_dir, json_file)
+    if output.done and names:
+        output.write(names)
+        _summarise(output, save_dir, json_file)
     if interrupted:
-        complain(f"Interrupted after {len(results)} of {len(inputs)} images.")
+        remedy = " Go on with --resume." if isinstance(output, CocoOutput) and output.lasts else ""
+        complain(f"Interrupted after {len(output.done)} of {len(inputs)} images.{remedy}")
         raise typer.Exit(130)
-    failed = len(mistakes) + run.failed
-    if failed:
-        complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
+    failures = [*mistakes, *run.failures]
+    if not output.done:
+        _nothing_read(output, failures)
+    if not (failures and resume):  # who resumes may want to try the images that failed again
+        output.close()
+    list_failures(failures, len(inputs) + len(mistakes))
+    if failures:
         raise typer.Exit(1)
 
 
-def coco_document(
-    inputs: Sequence[ImageInput], results: Sequence[tuple[int, Detections]], names: dict[int, str]
-) -> dict[str, list[dict[str, Any]]]:
-    """One COCO document for a run.
+def _nothing_read(output: CocoOutput | _Table, failures: Sequence[str]) -> NoReturn:
+    output.close()
+    if len(failures) > 1:
+        complain("No image could be read.")
+    raise typer.Exit(2)
 
-    Args:
-        inputs: All images that the user named; ids and file names do not depend on which could be read.
-        results: Position in ``inputs`` and detections of the images that were read.
-        names: Class id -> class name of the model.
 
-    Returns:
-        ``images``, ``categories`` and ``annotations``. Class ids that COCO left unused ("N/A") are
-        only listed when a detection has them.
+class _Table:
+    """The results of a run that ends up as a table.
+
+    Attributes:
+        done: Position of an image -> what was found in it.
     """
-    ids, base_names = image_ids(inputs), file_names(inputs)
-    document: dict[str, list[dict[str, Any]]] = {"images": [], "categories": [], "annotations": []}
-    for position, detections in results:
-        height, width = detections.image_size
-        document["images"].append(
-            {"id": ids[position], "file_name": base_names[position], "width": width, "height": height}
-        )
-        first_id = len(document["annotations"]) + 1
-        document["annotations"] += detections.to_coco(image_id=ids[position], first_id=first_id)
-    used = {annotation["category_id"] for annotation in document["annotations"]}
-    listed = {label: name for label, name in names.items() if name != "N/A" or label in used}
-    document["categories"] = [{"id": label, "name": name} for label, name in sorted(listed.items())]
-    return document
+
+    def __init__(self) -> None:
+        self.done: dict[int, Detections] = {}
+
+    @property
+    def objects(self) -> int:
+        """How many were found so far."""
+        return sum(map(len, self.done.values()))
+
+    def add(self, position: int, detections: Detections) -> None:
+        self.done[position] = detections
+
+    def write(self, names: Mapping[int, str]) -> None:
+        _print_results([self.done[position] for position in sorted(self.done)])
+
+    def close(self) -> None:
+        """There is nothing to leave behind."""
 
 
-def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
+def _print_results(results: Sequence[Detections]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +199,7 @@ def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
     table.add_column("object")
     for heading in ("score", "x0", "y0", "x1", "y1"):
         table.add_column(heading, justify="right")
-    for _, detections in results:
+    for detections in results:
         source = detections.source or ""
         for found in detections:
             corners = (f"{value:.1f}" for value in found.box)
@@ -164,11 +209,8 @@ def _print_results(results: Sequence[tuple[int, Detections]]) -> None:
     print_table(table)
 
 
-def _summarise(
-    results: Sequence[tuple[int, Detections]], save_dir: Path | None, json_file: Path | None
-) -> None:
-    objects = sum(len(detections) for _, detections in results)
-    parts = [f"{count(objects, 'object')} in {count(len(results), 'image')}"]
+def _summarise(output: CocoOutput | _Table, save_dir: Path | None, json_file: Path | None) -> None:
+    parts = [f"{count(output.objects, 'object')} in {count(len(output.done), 'image')}"]
     if json_file is not None and str(json_file) != "-":
         parts.append(f"results in {json_file}")
     if save_dir is not None:

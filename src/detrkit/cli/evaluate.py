@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, Engine, complain, count, load_detector, print_table
+from detrkit.cli.console import (
+    Debug,
+    Engine,
+    Ray,
+    RayCpus,
+    RayWorkers,
+    complain,
+    count,
+    load_detector,
+    load_ray_detector,
+    print_table,
+)
 from detrkit.cli.output import check_json_file, check_save_dir, write_json
 from detrkit.errors import DetrkitError
 
@@ -77,12 +88,16 @@ def evaluate(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_cpus: RayCpus = None,
     debug: Debug = False,
 ) -> None:
     """Measure a model on an annotated data set.
 
     Prints COCO's twelve numbers for boxes, and for masks where model and annotations have them; with
-    `--panoptic-dir` the panoptic quality. Classes are matched with the data set's categories by name.
+    `--panoptic-dir` the panoptic quality. Classes are matched with the data set's categories by name. With
+    `--ray` the model runs on the machines of a Ray cluster.
     """
     from detrkit.checkpoints.registry import resolve_model
 
@@ -105,8 +120,14 @@ def evaluate(
         resolve_model(model)  # before any work: a misspelt name, with a suggestion
         from detrkit.evaluation import evaluate_detector
 
+        setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
+        if ray is None:
+            detector = load_detector(model, debug=debug, **setup)
+        else:
+            setup |= {"workers": ray_workers, "cpus": ray_cpus}
+            detector = load_ray_detector(model, ray, debug=debug, **setup)
         evaluation = evaluate_detector(
-            load_detector(model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision),
+            detector,
             images,
             annotations,
             panoptic_dir=panoptic_dir,

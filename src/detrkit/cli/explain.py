@@ -123,7 +123,7 @@ def explain(
         written.append(Path(f"{stem}_queries.png"))
         run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
         _draw_queries(detector, run, threshold, batch_size, written[-1])
-        failed = run.failed
+        failed = len(run.failures)
     complain(f"{count(len(written), 'picture')}: {', '.join(map(str, written))}.")
     if failed:
         complain(f"{failed} of {len(inputs)} images of --queries could not be read.")

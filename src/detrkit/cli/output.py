@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,20 +88,24 @@ def write_json(document: dict[str, Any], path: Path) -> None:
     Raises:
         DetrkitError: It cannot be written.
     """
-    text = json.dumps(document)
+    write_text([json.dumps(document), "\n"], path)
+
+
+def write_text(parts: Iterable[str], path: Path) -> None:
+    """Writes the parts of a text like :func:`write_json`, one after the other.
+
+    Raises:
+        DetrkitError: It cannot be written.
+    """
     if str(path) == "-":
-        print(text)
+        sys.stdout.writelines(parts)
     elif path.exists() and not path.is_file():
-        _write_to_device(text + "\n", path)
+        # A pipe or device such as /dev/null must not be replaced by a file.
+        try:
+            with path.open("w", encoding="utf-8") as stream:
+                stream.writelines(parts)
+        except OSError as error:
+            raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
     else:
-        with atomic_file(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _write_to_device(text: str, path: Path) -> None:
-    """Writes into a pipe or device such as /dev/null, which must not be replaced by a file."""
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            stream.writelines(parts)

@@ -17,6 +17,8 @@ from detrkit.limits import ImageLimits
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from detrkit.cluster import RayDetector
+
 # Whatever is found in an image; knows its ``source``.
 _Result = TypeVar("_Result", bound=Any)
 
@@ -30,14 +32,14 @@ class ImageRun:
         exif_orientation: Whether to turn images as their EXIF entry says.
         debug: Whether to show tracebacks of images that cannot be read.
         limits: How large image files may be and which addresses are asked.
-        failed: How many could not be read so far.
+        failures: Why images could not be read so far, a line each.
     """
 
     inputs: Sequence[ImageInput]
     exif_orientation: bool
     debug: bool
     limits: ImageLimits = field(default_factory=ImageLimits)
-    failed: int = 0
+    failures: list[str] = field(default_factory=list)
     _read: deque[tuple[int, Image]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -51,10 +53,9 @@ class ImageRun:
             try:
                 image = read_image(item.source, exif_orientation=self.exif_orientation, limits=self.limits)
             except ImageError as error:
-                self.failed += 1
                 if self.debug:
                     traceback.print_exc()
-                complain(str(error))
+                self._report(error)
             else:
                 yield position, image
 
@@ -77,6 +78,28 @@ class ImageRun:
             position, image = self._read.popleft()
             result.source = self.inputs[position].source
             yield position, image, result
+
+    def ray_results(self, detector: RayDetector, **options: Any) -> Iterator[tuple[int, None, Any]]:
+        """The same from the workers of a cluster: without the pictures, and in the order they get done.
+
+        Args:
+            detector: The workers.
+            options: For ``RayDetector.results``.
+        """
+        from detrkit.progress import with_progress
+
+        sources = [item.source for item in self.inputs]
+        found = detector.results(sources, exif_orientation=self.exif_orientation, **options)
+        for position, result in with_progress(found, len(sources), "Detecting"):
+            if isinstance(result, ImageError):
+                self._report(result)
+            else:
+                result.source = sources[position]
+                yield position, None, result
+
+    def _report(self, error: ImageError) -> None:
+        self.failures.append(str(error))
+        complain(str(error))
 
     def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
         """Hands pictures on (in the detector's thread), keeping those whose results are still to come."""

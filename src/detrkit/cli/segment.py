@@ -27,6 +27,7 @@ from detrkit.cli.console import (
     complain,
     count,
     image_limits,
+    list_failures,
     load_detector,
     print_table,
 )
@@ -105,7 +106,7 @@ def segment(
     readable = run.read()
     first = next(readable, None)
     if first is None and not (output and output.done):
-        if len(mistakes) + run.failed > 1:
+        if len(mistakes) + len(run.failures) > 1:
             complain("No image could be read.")
         raise typer.Exit(2)
 
@@ -133,9 +134,8 @@ def segment(
         complain(f"{count(sum(map(len, results)), 'segment')} in {count(len(results), 'image')}.")
     else:
         complain(output.finish(detector))
-    failed = len(mistakes) + run.failed
-    if failed:
-        complain(f"{failed} of {len(inputs) + len(mistakes)} inputs could not be read.")
+    list_failures([*mistakes, *run.failures], len(inputs) + len(mistakes))
+    if mistakes or run.failures:
         raise typer.Exit(1)
 
 
@@ -164,7 +164,7 @@ class _Output:
         self.journal.start(list(self.done.values()))
 
     def _read_earlier(self) -> list[dict[str, Any]]:
-        entries = self.journal.read()
+        entries = [entry for _, entry in self.journal.entries()]
         document = self.folder / DOCUMENT
         if not entries and document.is_file():
             try:

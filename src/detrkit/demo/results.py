@@ -9,6 +9,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrkit.cli.console import count
@@ -104,10 +105,12 @@ class Result:
 
     def boxes(self, threshold: float) -> View:
         """The boxes that score higher than a threshold; the document is that of ``detrkit detect --json``."""
-        from detrkit.cli.detect import coco_document
+        from detrkit.cli.coco_output import CocoOutput
         from detrkit.cli.inputs import ImageInput
 
         found = self.prediction.detections(threshold)
+        output = CocoOutput(Path("-"), [ImageInput(self.name)], {})
+        output.add(0, found)
         rows = []
         for one in found:
             x0, y0, x1, y1 = one.box
@@ -124,7 +127,7 @@ class Result:
                 legend=list(zip(found.names, (class_color(int(label)) for label in found.labels))),
             ),
             file_stem=f"{_stem(self.name)}-boxes",
-            document=coco_document([ImageInput(self.name)], [(0, found)], self.detector.names),
+            document=output.document(self.detector.names),
         )
 
     def segments(self, threshold: float) -> View:

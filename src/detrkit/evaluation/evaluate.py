@@ -45,6 +45,7 @@ from detrkit.files import atomic_file
 from detrkit.progress import with_progress
 
 if TYPE_CHECKING:
+    from detrkit.cluster import RayDetector
     from detrkit.detector import Detector
 
 PANOPTIC_THRESHOLD = 0.85
@@ -130,7 +131,7 @@ class Evaluation:
 
 
 def evaluate_detector(
-    detector: Detector,
+    detector: Detector | RayDetector,
     images_dir: str | os.PathLike[str],
     annotations_file: documents.DocumentSource,
     *,
@@ -145,7 +146,7 @@ def evaluate_detector(
     Shows a progress bar on stderr when it takes more than a few seconds.
 
     Args:
-        detector: The detector.
+        detector: The detector; a ``RayDetector`` spreads the images over the machines of a cluster.
         images_dir: Folder of the images.
         annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
         panoptic_dir: Folder of the panoptic PNG files; panoptic quality is evaluated instead of boxes.
@@ -163,7 +164,7 @@ def evaluate_detector(
     """
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be at least 1, not {limit}")
-    if batch_size > 1 and getattr(detector.model.config, "dilation", False):
+    if batch_size > 1 and getattr(detector.config, "dilation", False):
         warnings.warn(
             f"DC5 models were made for one image at a time; at batch size {batch_size} the numbers may "
             "differ from the published ones",
@@ -218,7 +219,7 @@ def evaluate_predictions(
 
 
 def _evaluate_detections(
-    detector: Detector,
+    detector: Detector | RayDetector,
     images_dir: Path,
     annotations_file: documents.DocumentSource,
     batch_size: int,
@@ -245,7 +246,7 @@ def _evaluate_detections(
 
 
 def _evaluate_panoptic(
-    detector: Detector,
+    detector: Detector | RayDetector,
     images_dir: Path,
     annotations_file: documents.DocumentSource,
     panoptic_dir: Path,

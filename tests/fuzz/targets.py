@@ -1,0 +1,369 @@
+"""What is fuzzed: functions that take bytes of anybody's making and may only raise detrkit's own errors.
+
+``python -m tests.fuzz.run TARGET`` searches with atheris for bytes that make one raise anything else. What it
+found lies in ``findings`` and is run by ``test_targets.py`` ever after.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import math
+import struct
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save as save_safetensors
+
+from detrkit.checkpoints.loading import find_classes, read_processor
+from detrkit.checkpoints.reading import read_checkpoint
+from detrkit.data.checks import check_dataset
+from detrkit.data.coco import DetectionDataset
+from detrkit.errors import DetrkitError, MissingExtraError
+from detrkit.evaluation import evaluate_results
+from detrkit.integration import FAMILIES
+from detrkit.processing.images import decode_image
+
+# Findings are what is raised, not what is said.
+logging.getLogger("detrkit").setLevel(logging.CRITICAL)
+
+WEIRD: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, -(2**63), 2**64, 10**30),
+    *(0.0, 0.5, -0.5, 1e-9, 1e9, 1e308, math.inf, -math.inf, math.nan),
+    *("", "0", "1", "a", "N/A", "../../x.png", "/dev/zero", "\ud800", "\0", "http://localhost/", "x" * 300),
+    *([], {}, [[]], [0], [0, 0, 0, 0], [1, 2, 3], ["a"], {"a": 1}, [None, None, None, None]),
+    *([1e30, 1e30, 1, 1], [10, 10, -5, -5], [math.nan] * 4, [[1, 1, 9, 1, 9, 9]], [[1, 1, 2]]),
+    *({"counts": "zz", "size": [4, 4]}, {"counts": [3, 4], "size": [2, 2]}, {"height": 0, "width": -1}),
+]
+
+
+class Choices:
+    """A stream of decisions read from bytes; when they run out, every decision is the first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.place = data, 0
+
+    def number(self, below: int) -> int:
+        """An integer from 0 to below - 1, below being at most 65536."""
+        size = 1 if below <= 256 else 2
+        part = self.data[self.place : self.place + size]
+        self.place += size
+        return int.from_bytes(part, "little") % below
+
+    def of(self, options: Any) -> Any:
+        return options[self.number(len(options))]
+
+    def real(self) -> float:
+        """Any float32, with those that matter more often than by chance."""
+        part = self.data[self.place : self.place + 4]
+        self.place += 4
+        if len(part) < 4:
+            return 0.0
+        if part[0] < 64:
+            return [0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan, 1e38, 1e-38, 88.8, -104.0][
+                part[1] % 11
+            ]
+        return float(struct.unpack("<f", part)[0])
+
+    def reals(self, *shape: int) -> torch.Tensor:
+        return torch.tensor([self.real() for _ in range(math.prod(shape))]).reshape(shape)
+
+
+def edited(document: Any, choices: Choices) -> Any:
+    """A document with up to five of its places changed."""
+    document = {"root": copy.deepcopy(document)}
+    for _ in range(1 + choices.number(5)):
+        holder, key = choices.of(list(_places(document)))
+        what = choices.number(8)
+        if what == 0 and isinstance(holder, list):
+            holder.append(copy.deepcopy(holder[key]))
+        elif what == 1 and holder is not document:
+            del holder[key]
+        elif what == 2 and isinstance(holder, dict) and holder is not document:
+            holder[str(choices.of(WEIRD))] = holder.pop(key)
+        else:
+            holder[key] = copy.deepcopy(choices.of(WEIRD))
+    return document["root"]
+
+
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in list(pairs):
+        yield node, key
+        yield from _places(child)
+
+
+def json_text(document: Any, data: bytes) -> bytes:
+    """JSON made of bytes: the bytes themselves, or a document changed as they say."""
+    if data[:1] < b"\x10":
+        return data[1:]
+    return json.dumps(edited(document, Choices(data[1:]))).encode()
+
+
+@cache
+def folder() -> Path:
+    """A folder for the files that have to be files, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="detrkit-fuzz-", dir=memory if memory.is_dir() else None))
+
+
+# Images
+
+
+def image_seeds() -> list[bytes]:
+    pixels = np.arange(12 * 9 * 3, dtype=np.uint8).reshape(9, 12, 3)
+    rgb = Image.fromarray(pixels)
+    variants = {
+        "PNG": [
+            rgb,
+            rgb.convert("RGBA"),
+            rgb.convert("P"),
+            rgb.convert("L"),
+            rgb.convert("I"),
+            rgb.convert("1"),
+        ],
+        "JPEG": [rgb, rgb.convert("L"), rgb.convert("CMYK")],
+        "GIF": [rgb.convert("P")],
+        "BMP": [rgb, rgb.convert("P")],
+        "TIFF": [rgb, rgb.convert("F"), rgb.convert("I;16"), rgb.convert("LAB")],
+        "WEBP": [rgb, rgb.convert("RGBA")],
+        "PPM": [rgb, rgb.convert("L")],
+    }
+    seeds = []
+    for kind, images in variants.items():
+        for image in images:
+            stream = io.BytesIO()
+            image.save(stream, kind)
+            seeds.append(stream.getvalue())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    rgb.save(stream, "JPEG", exif=exif)
+    return [*seeds, stream.getvalue()]
+
+
+def image(data: bytes) -> None:
+    picture = decode_image(data, "fuzzed")
+    assert picture.mode == "RGB"
+    assert len(picture.tobytes()) == 3 * picture.width * picture.height
+
+
+# COCO
+
+
+COCO: dict[str, Any] = {
+    "images": [
+        {"id": 1, "file_name": "1.png", "width": 12, "height": 9},
+        {"id": 2, "file_name": "2.png", "width": 12, "height": 9},
+    ],
+    "categories": [{"id": 3, "name": "cell"}, {"id": 5, "name": "plate", "supercategory": "x"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 5], "area": 20, "iscrowd": 0},
+        {
+            **{"id": 2, "image_id": 1, "category_id": 5, "bbox": [0, 0, 12, 9], "iscrowd": 1},
+            "segmentation": {"counts": [50, 8, 50], "size": [9, 12]},
+        },
+        {
+            **{"id": 3, "image_id": 2, "category_id": 3, "bbox": [2, 2, 3, 3]},
+            "segmentation": [[2, 2, 5, 2, 5, 5]],
+        },
+    ],
+}
+
+PANOPTIC: dict[str, Any] = {
+    "images": COCO["images"],
+    "categories": [{"id": 3, "name": "cell", "isthing": 1}, {"id": 5, "name": "sky", "isthing": 0}],
+    "annotations": [
+        {
+            **{"image_id": 1, "file_name": "1.png"},
+            "segments_info": [{"id": 0, "category_id": 3, "iscrowd": 0, "area": 3, "bbox": [0, 0, 1, 1]}],
+        },
+        {"image_id": 2, "file_name": "2.png", "segments_info": [{"id": 131844, "category_id": 5}]},
+    ],
+}
+
+
+@cache
+def _images() -> Path:
+    images = folder() / "images"
+    images.mkdir()
+    for number in (1, 2):
+        pixels = np.arange(12 * 9 * 3, dtype=np.uint8).reshape(9, 12, 3)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    return images
+
+
+def coco(data: bytes) -> None:
+    """A data set for training: read, looked through, its targets made."""
+    panoptic = data[:1] >= b"\x80"
+    path = folder() / "coco.json"
+    path.write_bytes(json_text(PANOPTIC if panoptic else COCO, data[1:]))
+    dataset = DetectionDataset.from_coco(
+        _images(), path, panoptic_dir=_images() if panoptic else None, return_masks=data[:1] >= b"\x40"
+    )
+    checked = check_dataset(dataset).dataset
+    for index in range(min(len(checked), 4)):
+        _, target = checked[index]
+        assert bool(torch.as_tensor(target["boxes"]).isfinite().all())
+
+
+RESULTS: list[dict[str, Any]] = [
+    {"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9},
+    {"image_id": 2, "category_id": 3, "bbox": [2, 2, 3, 3], "score": 0.4},
+]
+
+
+def evaluation(data: bytes) -> None:
+    """Ground truth and results of an evaluation."""
+    truth, results = folder() / "truth.json", folder() / "results.json"
+    half = len(data) // 2
+    truth.write_bytes(json_text(COCO, data[:half]) if data[:1] >= b"\x40" else json.dumps(COCO).encode())
+    results.write_bytes(json_text(RESULTS, data[half:]))
+    numbers = evaluate_results(truth, results).stats
+    assert all(-1 <= value <= 1 for value in numbers.values())
+
+
+# Configurations
+
+
+@cache
+def _configs() -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    pairs = []
+    for family in FAMILIES.values():
+        config = family.load(family.config)().to_dict()
+        pairs.append((json.loads(json.dumps(config)), family.load(family.processor)().to_dict()))
+    return pairs
+
+
+def config(data: bytes) -> None:
+    """A model's folder: its configuration and that of its image processor."""
+    model = folder() / "model"
+    model.mkdir(exist_ok=True)
+    choices = Choices(data)
+    settings, processing = choices.of(_configs())
+    first = choices.number(2)
+    rest = data[choices.place :]
+    (model / "config.json").write_bytes(json_text(settings, rest) if first else json.dumps(settings).encode())
+    (model / "preprocessor_config.json").write_bytes(
+        json.dumps(processing).encode() if first else json_text(processing, rest)
+    )
+    family, _ = find_classes(str(model), None)
+    processor = read_processor(family, str(model), None)
+    processor(images=[Image.new("RGB", (12, 9))], return_tensors="pt")
+
+
+# Checkpoints
+
+
+def checkpoint_seeds() -> list[bytes]:
+    tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.int64)}
+    seeds = [b"\0" + save_safetensors(tensors)]
+    for content, zipped in ((tensors, True), ({"model": tensors, "epoch": 3}, True), (tensors, False)):
+        stream = io.BytesIO()
+        torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+        seeds.append(b"\1" + stream.getvalue())
+    return seeds
+
+
+def checkpoint(data: bytes) -> None:
+    path = folder() / ("c.pth" if data[:1] == b"\1" else "c.safetensors")
+    path.write_bytes(data[1:])
+    for tensor in read_checkpoint(path).values():
+        assert tensor.layout == torch.strided
+        tensor.sum()
+
+
+# Post-processing
+
+
+@cache
+def _processors() -> list[Any]:
+    return [family.load(family.processor)() for family in FAMILIES.values()]
+
+
+def post_processing(data: bytes) -> None:
+    """Outputs of a model that went wrong, sizes and thresholds of a caller who did."""
+    choices = Choices(data)
+    processor = choices.of(_processors())
+    batch, queries, classes = choices.number(3), choices.number(5), 1 + choices.number(4)
+    outputs = SimpleNamespace(
+        logits=choices.reals(batch, queries, classes),
+        pred_boxes=choices.reals(batch, queries, 4),
+        pred_masks=choices.reals(batch, queries, 2, 3),
+    )
+    sizes = [(choices.number(40), choices.number(40)) for _ in range(choices.number(4))]
+    threshold = choices.of([0.0, 0.5, 1.0, -1.0, 2.0, math.nan, 0.85])
+    target_sizes = choices.of([None, sizes, torch.tensor(sizes), [(4, 5)] * batch])
+    kind = choices.number(4)
+    if kind == 0 or not hasattr(processor, "post_process_panoptic_segmentation"):
+        found = processor.post_process_object_detection(outputs, threshold, target_sizes)
+        assert len(found) == batch
+        for one in found:
+            assert len(one["scores"]) == len(one["labels"]) == len(one["boxes"])
+    elif kind == 1:
+        found = processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=target_sizes)
+        assert len(found) == batch
+    elif kind == 2:
+        found = processor.post_process_instance_segmentation(outputs, threshold, target_sizes=target_sizes)
+        assert len(found) == batch
+    else:
+        processor.post_process_semantic_segmentation(outputs, target_sizes=target_sizes)
+
+
+def no_seeds() -> list[bytes]:
+    """Bytes that lead into the branches."""
+    return [
+        bytes([first]) + bytes(range(start, start + 40))
+        for first in (0, 70, 140, 210)
+        for start in (0, 90, 200)
+    ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to fuzz.
+
+    Attributes:
+        run: Takes the bytes.
+        seeds: What to start from.
+        errors: Raised where the input is to blame.
+        longest: Most bytes that are tried.
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]] = no_seeds
+    errors: tuple[type[Exception], ...] = (DetrkitError,)
+    longest: int = 512
+
+    def __call__(self, data: bytes) -> None:
+        """Runs it; lets through what is not one of the errors."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self.run(data)
+            except MissingExtraError:
+                raise
+            except self.errors:
+                pass
+
+
+TARGETS = {
+    "image": Target(image, image_seeds, longest=4096),
+    "coco": Target(coco),
+    "evaluation": Target(evaluation),
+    "config": Target(config),
+    "checkpoint": Target(checkpoint, checkpoint_seeds, longest=8192),
+    # A caller's mistake in an argument is a ValueError, as in Transformers.
+    "post_processing": Target(post_processing, errors=(DetrkitError, ValueError)),
+}
