@@ -8,7 +8,8 @@ the others have the default; *tuned*, the environment sets it for all that PyTor
     python benchmarks/engines.py --models detr-resnet-101 deformable-detr --sides torch transformers
     python benchmarks/engines.py --models detr-resnet-50-panoptic --one-at-a-time --repeats 3
 
-Weights are random but the same on all sides, whose results are compared. Rows are added to a CSV file as
+Weights are random but the same on all sides, whose results are compared; those of ``int8`` (OpenVINO, ranges
+measured on ``--calibration``) are not, since it rounds. Rows are added to a CSV file as
 they come, columns as in ``detrkit.benchmark.report.make_rows``, with ``model`` and ``allocator`` first and
 the configuration last. A side that fails, or runs out of memory, leaves a row that says so. Nothing else
 should run on the machine meanwhile.
@@ -36,8 +37,10 @@ from detrkit.engines import ENGINES, EXPORTED_ENGINES
 from detrkit.errors import DetrkitError
 
 REFERENCE = "transformers"
-SIDES = (*ENGINES, REFERENCE, *(f"{REFERENCE}-{engine}" for engine in ("compile", *EXPORTED_ENGINES)))
+INT8 = "int8"
+SIDES = (*ENGINES, INT8, REFERENCE, *(f"{REFERENCE}-{engine}" for engine in ("compile", *EXPORTED_ENGINES)))
 RESULTS = Path(__file__).parent / "results"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 # How far sums of outputs may lie apart.
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
 
@@ -61,6 +64,9 @@ def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=["float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--calibration", type=Path, default=EXAMPLES, help="folder of pictures that int8 measures ranges on"
+    )
     parser.add_argument(
         "--one-at-a-time", action="store_true", help="no turns: one side in memory, where all do not fit"
     )
@@ -107,6 +113,8 @@ def measure(
         maker, _, engine = side.rpartition("-") if side.startswith(f"{REFERENCE}-") else (side, "", "")
         if side in ENGINES:
             maker, engine = "detrkit", side
+        elif side == INT8:
+            maker, engine = "detrkit", "openvino"
         exported = engine in EXPORTED_ENGINES
         if exported and (allocator != "as is" or args.device != "cpu" or dtype != "float32"):
             continue  # they bring their own allocator
@@ -114,7 +122,7 @@ def measure(
         model = source
         if exported:
             try:
-                model = export(maker, source, folder, batch, args)
+                model = export(INT8 if side == INT8 else maker, source, folder, batch, args)
             except DetrkitError as error:
                 say(f"{side}: {error}")
                 failed[side] = Times(side, failure=str(error)[:300])
@@ -130,7 +138,7 @@ def measure(
     for group in groups(sides, args.one_at_a_time):
         results += in_turns(group, args.repeats, stages=args.stages, environment=environment, report=say)
     rate = max(rate, machine.matrix_rate(args.threads, args.device, dtype))
-    wrong = disagreement(results, TOLERANCE[dtype])
+    wrong = disagreement([r for r in results if r.name != INT8], TOLERANCE[dtype])
     for result in results:
         if result.name in wrong:
             result.failure = result.failure or wrong[result.name]
@@ -155,6 +163,12 @@ def groups(sides: dict[str, Settings], one_at_a_time: bool) -> Iterator[dict[str
 
 def export(maker: str, source: str, folder: Path, batch: int, args: argparse.Namespace) -> str:
     """The folder of an exported model, which is written the first time."""
+    if maker == INT8:
+        target = folder / INT8
+        if not target.exists():
+            say(f"quantising, on the pictures of {args.calibration}")
+            models.export(source, "openvino", target, "--int8", "--calibration", str(args.calibration))
+        return str(target)
     if maker == "detrkit":
         target = folder / "onnx"  # which OpenVINO runs too
         if not target.exists():

@@ -45,6 +45,7 @@ _TOOLBOX = {
         "detrkit.evaluation.evaluate.evaluate_predictions",
         "detrkit.evaluation.evaluate.Evaluation",
     ),
+    "Clusters": ("detrkit.cluster.RayDetector",),
     "Export": ("detrkit.engines.export.export_model",),
     "Reading images": ("detrkit.processing.images.load_image", "detrkit.limits.ImageLimits"),
     "Errors": ("detrkit.errors",),

@@ -56,14 +56,20 @@ def cost_of(model: str, size: tuple[int, int]) -> Cost:
     return count_cost(family.load(name), config, size)
 
 
-def export(model: str, engine: str, folder: Path) -> None:
+def export(model: str, engine: str, folder: Path, *options: str) -> None:
     """Exports a model for an engine, in a process of its own, which gives its memory back.
+
+    Args:
+        model: Hub id or folder.
+        engine: What is to run it.
+        folder: Where to.
+        *options: More options of ``detrkit export``.
 
     Raises:
         DetrkitError: It cannot be exported.
     """
     command = [sys.executable, "-m", "detrkit", "export", str(folder), "--model", model, "--to", engine]
-    done = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--no-verify", *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise DetrkitError(f"cannot export {model} for {engine!r}: {done.stderr.strip()}")
 

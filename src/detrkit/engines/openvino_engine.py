@@ -16,8 +16,8 @@ from detrkit.errors import MissingExtraError
 if TYPE_CHECKING:
     from detrkit.engines.exported import Run
 
-# A graph made for one size is faster than the one for all, and takes a second or two to make: worth it for sizes
-# that come again. Each holds the weights once more, so only those used last are kept.
+# A graph made for one size is faster than the one for all, and takes a second or two to make: worth it for
+# sizes that come again. Each holds the weights once more, so only those used last are kept.
 _CALLS_BEFORE_A_GRAPH = 2
 _GRAPHS_KEPT = 4
 
@@ -82,7 +82,7 @@ class _Kind(NamedTuple):
 
     Attributes:
         shapes: Of all inputs.
-        padded: Whether there are pixels that are not real.
+        padded: Whether there are pixels that are not real, or a mask cannot tell.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -90,7 +90,8 @@ class _Kind(NamedTuple):
 
 
 def _kind_of(inputs: Mapping[str, np.ndarray]) -> _Kind:
-    return _Kind(tuple(value.shape for value in inputs.values()), not inputs[_MASK].all())
+    mask = inputs.get(_MASK)
+    return _Kind(tuple(value.shape for value in inputs.values()), mask is None or not mask.all())
 
 
 def _specialised(model: Any, inputs: Mapping[str, np.ndarray], kind: _Kind) -> Any:
