@@ -2,6 +2,7 @@ import base64
 import importlib.util
 
 import pytest
+from PIL import Image
 
 from detrkit import Detector
 from detrkit.endpoint import EndpointHandler
@@ -35,6 +36,19 @@ def test_every_form_of_an_image_gives_what_the_detector_finds(handler, tiny_detr
             assert list(entry["box"]) == ["xmin", "ymin", "xmax", "ymax"]
             assert list(entry["box"].values()) == pytest.approx(box, abs=0.51)
             assert all(isinstance(edge, int) for edge in entry["box"].values())
+
+
+def test_boxes_refer_to_the_image_as_a_browser_shows_it(handler, tmp_path):
+    upright = make_picture(120, 80)
+    exif = upright.getexif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    path = tmp_path / "turned.png"
+    upright.rotate(90, expand=True).save(path, exif=exif)
+    parameters = {"threshold": 0.3}
+    wanted = handler({"inputs": upright, "parameters": parameters})
+    assert handler({"inputs": path.read_bytes(), "parameters": parameters}) == wanted
+    with Image.open(path) as image:
+        assert handler({"inputs": image, "parameters": parameters}) == wanted
 
 
 def test_the_threshold_is_a_half_unless_asked_otherwise(tiny_conditional_detr):

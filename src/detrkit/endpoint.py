@@ -46,7 +46,8 @@ class EndpointHandler:
 
         Returns:
             A dict for each object, the best first: ``score``, ``label`` (its name) and ``box`` (``xmin``,
-            ``ymin``, ``xmax``, ``ymax`` in whole pixels).
+            ``ymin``, ``xmax``, ``ymax`` in whole pixels of the image turned as its EXIF entry says, which is how
+            browsers show it and how Transformers' pipeline reads it).
 
         Raises:
             ImageError: There is no image, or it cannot be read.
@@ -61,7 +62,8 @@ class EndpointHandler:
         threshold = (_PARAMETERS | dict(parameters))["threshold"]
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise SettingError(f"threshold must be a number between 0 and 1, not {threshold!r}")
-        found = self.detector(_read(data.get("inputs")), threshold=threshold, masks=False)
+        image = _read(data.get("inputs"))
+        found = self.detector(image, threshold=threshold, masks=False, exif_orientation=True)
         return [
             {
                 "score": detection.score,
@@ -85,7 +87,7 @@ def _read(inputs: Any) -> Any:
         raise ImageError(f"inputs must be an image, its bytes or its base64 text, not {found}")
     from detrkit.processing.images import decode_image
 
-    return decode_image(bytes(inputs), "the image of the request")
+    return decode_image(bytes(inputs), "the image of the request", exif_orientation=True)
 
 
 def _decode(text: str) -> bytes:

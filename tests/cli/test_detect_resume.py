@@ -84,6 +84,43 @@ def test_a_run_ends_well_that_was_killed_before_its_document_was_written(
     assert (tmp_path / "out.json").read_bytes() == wanted
 
 
+def test_images_out_of_reach_do_not_cost_their_results(
+    detrkit_here: Run, tiny_detr: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    command = [*COMMAND, images, "--model", tiny_detr]
+    detrkit_here(*command, "--json", whole)
+    unfinished(detrkit_here, command, parts, monkeypatch)
+    journal = journal_of(parts).read_bytes()
+    images.rename(tmp_path / "away")  # such as a share that is not mounted
+    assert detrkit_here(*command, "--json", parts, "--resume").returncode == 2
+    assert journal_of(parts).read_bytes() == journal
+    (tmp_path / "away").rename(images)
+    (images / "0.png").rename(tmp_path / "0.png")
+    done = detrkit_here(*command, "--json", parts, "--resume")
+    assert "Left out: the results of 1 image of the earlier run" in done.stderr
+    assert journal_of(parts).exists()
+    (tmp_path / "0.png").rename(images / "0.png")
+    assert detrkit_here(*command, "--json", parts, "--resume").returncode == 0
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_images_that_come_between_do_not_cost_the_results_of_the_others(
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "named"
+    images.mkdir()
+    for name in ("b", "d", "f"):
+        make_picture(120, 80, seed=ord(name)).save(images / f"{name}.png")
+    command = [*COMMAND, images, "--model", tiny_detr]
+    unfinished(detrkit_here, command, tmp_path / "parts.json", monkeypatch)
+    make_picture(120, 80, seed=5).save(images / "c.png")
+    detrkit_here(*command, "--json", tmp_path / "whole.json")
+    (images / "b.png").write_bytes(b"")  # it is done, and not read again
+    assert detrkit_here(*command, "--json", tmp_path / "parts.json", "--resume").returncode == 0
+    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_a_finished_document_is_left_alone(
     detrkit_here: Run, tiny_detr: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ class CocoOutput:
 
     Attributes:
         objects: How many were found so far.
+        left_over: Results of the earlier run whose images are not among those of this one.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class CocoOutput:
             DetrkitError: The journal cannot be read or written, or is of a run with other settings.
         """
         self.json_file = json_file
-        self.objects = 0
+        self.objects = self.left_over = 0
         self._ids, self._names = image_ids(inputs), file_names(inputs)
         # Position among the inputs -> the image's entry, or its place in the journal.
         self._found: dict[int, dict[str, Any] | int] = {}
@@ -61,16 +62,17 @@ class CocoOutput:
         self._resume(self._journal, resume, pictures)
 
     def _resume(self, journal: Journal, resume: bool, pictures: Sequence[Path] | None) -> None:
-        positions = {entry: position for position, entry in enumerate(zip(self._ids, self._names))}
-        for place, entry in journal.entries() if resume else ():
-            position = positions.get((entry["image"]["id"], entry["image"]["file_name"]))
-            if position is None or position in self._found:
-                continue
-            if pictures is None or pictures[position].is_file():
+        if not (resume and journal.path.exists()):
+            journal.start()
+            return
+        positions = {name: position for position, name in enumerate(self._names)}
+        for place, entry in journal.entries():
+            position = positions.get(entry["image"]["file_name"])
+            if position is None:
+                self.left_over += 1
+            elif position not in self._found and (pictures is None or pictures[position].is_file()):
                 self._found[position] = place
                 self.objects += len(entry["annotations"])
-        if not self._found:
-            journal.start()
 
     @property
     def lasts(self) -> bool:
@@ -133,7 +135,7 @@ class CocoOutput:
             for annotation in entry["annotations"]:
                 number += 1
                 used.add(annotation["category_id"])
-                yield separator + json.dumps({**annotation, "id": number})
+                yield separator + json.dumps({**annotation, "id": number, "image_id": entry["image"]["id"]})
                 separator = ", "
         listed = {label: name for label, name in names.items() if name != "N/A" or label in used}
         categories = [{"id": label, "name": name} for label, name in sorted(listed.items())]
@@ -145,7 +147,8 @@ class CocoOutput:
             if isinstance(entry, int):
                 assert self._journal is not None  # places are the journal's
                 entry = self._journal.at(entry)
-            yield entry
+            # Of an earlier run, whose folder may have had other images before this one.
+            yield {**entry, "image": {**entry["image"], "id": self._ids[position]}}
 
 
 def is_complete(json_file: Path, inputs: Sequence[ImageInput]) -> bool:

@@ -91,7 +91,7 @@ def detect(
     check_save_dir(save_dir, inputs)
     for mistake in mistakes:
         complain(mistake)
-    if resume and json_file is not None and is_complete(json_file, inputs):
+    if resume and inputs and json_file is not None and is_complete(json_file, inputs):
         complain(
             f"{json_file} holds all {count(len(inputs), 'image')} already; leave out --resume to start anew."
         )
@@ -117,7 +117,7 @@ def detect(
     readable = run.read() if ray is None else iter(())
     first = next(readable, None)
     if first is None and not output.done and ray is None:
-        _nothing_read(output, [*mistakes, *run.failures])
+        _nothing_read(output, [*mistakes, *run.failures], resume)
 
     interrupted = False
     names: dict[int, str] = {}
@@ -149,16 +149,22 @@ def detect(
         raise typer.Exit(130)
     failures = [*mistakes, *run.failures]
     if not output.done:
-        _nothing_read(output, failures)
-    if not (failures and resume):  # who resumes may want to try the images that failed again
+        _nothing_read(output, failures, resume)
+    if isinstance(output, CocoOutput) and output.left_over:
+        complain(
+            f"Left out: the results of {count(output.left_over, 'image')} of the earlier run that are not among "
+            "those of this one."
+        )
+    elif not (failures and resume):  # who resumes may want to try the images that failed again
         output.close()
     list_failures(failures, len(inputs) + len(mistakes))
     if failures:
         raise typer.Exit(1)
 
 
-def _nothing_read(output: CocoOutput | _Table, failures: Sequence[str]) -> NoReturn:
-    output.close()
+def _nothing_read(output: CocoOutput | _Table, failures: Sequence[str], resume: bool) -> NoReturn:
+    if not resume:  # an earlier run's results, whose images may only be out of reach for now
+        output.close()
     if len(failures) > 1:
         complain("No image could be read.")
     raise typer.Exit(2)

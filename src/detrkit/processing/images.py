@@ -83,17 +83,18 @@ def load_image(
         return _decode(stream, name, exif_orientation, limits)
 
 
-def decode_image(content: bytes, name: str) -> PIL.Image.Image:
+def decode_image(content: bytes, name: str, *, exif_orientation: bool = False) -> PIL.Image.Image:
     """An image from the bytes of its file, as :func:`load_image` reads it.
 
     Args:
         content: What the file holds.
         name: What errors call it.
+        exif_orientation: Turn the image upright as its EXIF orientation says.
 
     Raises:
         ImageError: It cannot be read.
     """
-    return _decode(io.BytesIO(content), name, False, ImageLimits())
+    return _decode(io.BytesIO(content), name, exif_orientation, ImageLimits())
 
 
 def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
