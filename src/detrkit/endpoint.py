@@ -46,8 +46,8 @@ class EndpointHandler:
 
         Returns:
             A dict for each object, the best first: ``score``, ``label`` (its name) and ``box`` (``xmin``,
-            ``ymin``, ``xmax``, ``ymax`` in whole pixels of the image turned as its EXIF entry says, which is how
-            browsers show it and how Transformers' pipeline reads it).
+            ``ymin``, ``xmax``, ``ymax`` in whole pixels of the image turned as its EXIF entry says, which is
+            how browsers show it and how Transformers' pipeline reads it).
 
         Raises:
             ImageError: There is no image, or it cannot be read.

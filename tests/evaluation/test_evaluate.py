@@ -30,7 +30,7 @@ class PerfectDetector:
 
     def __init__(self, *, has_masks: bool = False, dilation: bool = False) -> None:
         self.has_masks = has_masks
-        self.model = SimpleNamespace(config=SimpleNamespace(dilation=dilation))
+        self.config = SimpleNamespace(dilation=dilation)
         self.calls: list[dict] = []
 
     def stream(self, images, threshold, batch_size, *, masks) -> Iterator[Detections]:

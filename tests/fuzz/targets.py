@@ -130,7 +130,6 @@ def image_seeds() -> list[bytes]:
             rgb.convert("RGBA"),
             rgb.convert("P"),
             rgb.convert("L"),
-            rgb.convert("I"),
             rgb.convert("1"),
         ],
         "JPEG": [rgb, rgb.convert("L"), rgb.convert("CMYK")],

@@ -81,7 +81,7 @@ def jobs(work: Path) -> dict[str, Job]:
             ],
             ["--resume"],
             settled=lambda name: name.endswith(".png") or name == "boxes.json",
-            progress=_journal_lines,
+            progress=_images_done,
         ),
         "convert": Job(
             lambda out: ["convert", checkpoint, out / "converted", "--model", "detr-resnet-50"],
@@ -118,9 +118,15 @@ def jobs(work: Path) -> dict[str, Job]:
     }
 
 
-def _journal_lines(files: dict[str, bytes]) -> set[str]:
-    text = files.get("boxes.json.unfinished.jsonl", b"")
-    return {line.decode() for line in text.splitlines(keepends=True)[1:] if line.endswith(b"\n")}
+def _images_done(files: dict[str, bytes]) -> set[str]:
+    journal = files.get("boxes.json.unfinished.jsonl")
+    if journal is None:  # killed when all was done, or before anything was
+        images = json.loads(files["boxes.json"])["images"] if "boxes.json" in files else []
+    else:
+        lines = [line for line in journal.splitlines(keepends=True)[1:] if line.endswith(b"\n")]
+        images = [json.loads(line)["image"] for line in lines]
+        assert len(images) == len({image["id"] for image in images}), "something was done twice"
+    return {image["file_name"] for image in images}
 
 
 def _without_time(files: dict[str, bytes]) -> Any:
@@ -161,6 +167,7 @@ def campaign(
         kind = signal.SIGKILL if choose.random() < 0.7 else signal.SIGINT
         try:
             _, messages = process.communicate(timeout=moment)
+            assert process.returncode == 0, messages
         except subprocess.TimeoutExpired:
             process.send_signal(kind)
             _, messages = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""Memory over a long run: ``detrkit detect`` on thousands of images, some of them broken, watched from outside.
+"""Memory over a long run: ``detrkit detect`` on thousands of images, some of them broken.
 
 ``python -m tests.trust.soak --images 5000`` prints the memory that the program holds as it goes.
 """
@@ -88,7 +88,9 @@ def _megabytes(process: int) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--model", default="blood-cells")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -36,7 +36,7 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
 def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bool:
     """Whether a checkpoint is a segmentation model's: its config says so, or else its tensors."""
     architectures = config.get("architectures")
-    if architectures:
+    if isinstance(architectures, list) and all(isinstance(each, str) for each in architectures[:100]):
         return any("Segmentation" in architecture for architecture in architectures)
     from safetensors import SafetensorError, safe_open
     from transformers.utils import cached_file
@@ -99,7 +99,7 @@ def find_classes(name: str, revision: str | None) -> tuple[Family, str]:
     family = family_of(config.get("model_type"), name)
     try:
         family.load(family.config).from_dict(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "config.json", error) from error
     has_masks = _has_masks(config, name, revision)
     return family, family.segmenter if has_masks and family.segmenter else family.detector
@@ -138,9 +138,11 @@ def read_processor(family: Family, name: str, revision: str | None) -> Any:
         CheckpointError: It cannot be read.
     """
     try:
-        return family.load(family.processor).from_pretrained(name, revision=revision)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        processor = family.load(family.processor).from_pretrained(name, revision=revision)
+        processor.check()
+    except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "preprocessor_config.json", error) from error
+    return processor
 
 
 def _where(name: str, revision: str | None) -> str:

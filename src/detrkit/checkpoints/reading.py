@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from detrkit.checkpoints.screening import check_weights_file, weights_limit
+from detrkit.checkpoints.screening import check_weights_file, is_archive, weights_limit
 from detrkit.errors import CheckpointError
 
 # What DistributedDataParallel and DataParallel put before every name.
@@ -68,7 +67,7 @@ def _load_pickled_weights(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle versions say nothing to a user
             # Mapped, so that a tensor that claims more than its share of the file cannot reach beyond it.
-            mapped = zipfile.is_zipfile(path)
+            mapped = is_archive(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         refused = re.search(r"\bGLOBAL ([\w.]*\w)", str(error))

@@ -59,9 +59,17 @@ def check_weights_file(path: Path) -> int:
             f"refused to read {path}: {size} bytes, more than the {weights_limit()} bytes that this machine "
             "has memory for or that a checkpoint may have"
         )
-    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+    if path.suffix != ".safetensors" and is_archive(path):
         _check_archive(path, size)
     return size
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip file, be it a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:

@@ -152,8 +152,8 @@ def detect(
         _nothing_read(output, failures, resume)
     if isinstance(output, CocoOutput) and output.left_over:
         complain(
-            f"Left out: the results of {count(output.left_over, 'image')} of the earlier run that are not among "
-            "those of this one."
+            f"Left out: the results of {count(output.left_over, 'image')} of the earlier run that are not "
+            "among those of this one."
         )
     elif not (failures and resume):  # who resumes may want to try the images that failed again
         output.close()

@@ -304,6 +304,8 @@ def _problem_with_object(
         return "broken_entry", f"{name} has bbox {box}, not four numbers"
     if row["category_id"] not in known:
         return "unknown_category", f"{name} of category {row['category_id']}"
+    if (row.get("iscrowd") or 0) not in (0, 1):
+        return "broken_entry", f"{name} has iscrowd {row['iscrowd']}, not 0 or 1"
     x, y, width, height = box
     if not all(map(math.isfinite, box)) or width <= 0 or height <= 0:
         return "degenerate_box", f"{name} with bbox {box}"
@@ -318,7 +320,7 @@ def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) ->
     if isinstance(segmentation, list):
         sound = bool(segmentation) and all(map(_is_polygon, segmentation))
     elif isinstance(segmentation, Mapping):
-        sound = "counts" in segmentation and tuple(segmentation.get("size") or ()) == size
+        sound = "counts" in segmentation and segmentation.get("size") in (list(size), size)
     else:
         sound = False
     if sound:

@@ -21,7 +21,17 @@ import numpy as np
 from detrkit.errors import AnnotationError, MissingExtraError, SettingError
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix, count_confusions
-from detrkit.evaluation.documents import DocumentSource, field, name_of, read_document, read_json
+from detrkit.evaluation.documents import (
+    DocumentSource,
+    box_of,
+    field,
+    name_of,
+    number,
+    read_document,
+    read_json,
+    shortened,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -255,7 +265,7 @@ def evaluate_results(
     if iou_type == "segm":
         _check_segmentations(document)
     # The library marks matches by id, where 0 means none, and adds keys to its entries.
-    objects = [{**entry, "id": i} for i, entry in enumerate(document["annotations"], start=1)]
+    objects = [{**entry, **extra, "id": i} for i, entry in enumerate(document["annotations"], start=1)]
     truth = coco_class({**document, "annotations": objects})
     detections = truth.loadRes(found)
     evaluator = evaluator_class(truth, detections, iou_type)
@@ -307,19 +317,25 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
             f"{name} is a COCO panoptic document; give the folder of its PNG files too (--panoptic-dir), or "
             "instance annotations to evaluate boxes"
         )
-    known_images = {_id(image, f"an image of {name}") for image in document["images"]}
-    known_categories = {_id(category, f"a category of {name}") for category in document["categories"]}
+    known_images = {whole_number(image, "id", f"an image of {name}") for image in document["images"]}
+    known_categories = {
+        whole_number(category, "id", f"a category of {name}") for category in document["categories"]
+    }
     complete = []
     for place, annotation in enumerate(document["annotations"], start=1):
         what = f"annotation {annotation.get('id', place)} of {name}"
-        if field(annotation, "image_id", what) not in known_images:
+        if whole_number(annotation, "image_id", what) not in known_images:
             raise AnnotationError(f"{what} belongs to image {annotation['image_id']}, which is not listed")
-        if field(annotation, "category_id", what) not in known_categories:
+        if whole_number(annotation, "category_id", what) not in known_categories:
             raise AnnotationError(f"{what} has category {annotation['category_id']}, which is not listed")
-        box = field(annotation, "bbox", what)
-        if not isinstance(box, (list, tuple)) or len(box) != 4:
-            raise AnnotationError(f"{what} has a bbox that is not four numbers (x, y, width, height)")
-        complete.append({"iscrowd": 0, "area": box[2] * box[3], **annotation})
+        box = box_of(annotation, what)
+        entry = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
+        if entry["iscrowd"] not in (0, 1):
+            raise AnnotationError(
+                f"{what} has the iscrowd {shortened(entry['iscrowd'])}, which is not 0 or 1"
+            )
+        number(entry, "area", what)
+        complete.append(entry)
     return {**document, "annotations": complete}
 
 
@@ -418,12 +434,16 @@ def _check_results(
     entries: Sequence[Mapping[str, Any]], name: str, iou_type: str, known_images: set[int]
 ) -> None:
     for place, entry in enumerate(entries):
-        for key in ("image_id", "category_id", "score", RESULT_KEYS[iou_type]):
-            field(entry, key, f"detection {place} of {name}")
+        what = f"detection {place} of {name}"
+        for key in ("image_id", "category_id"):
+            whole_number(entry, key, what)
+        number(entry, "score", what)
+        if iou_type == "bbox":
+            box_of(entry, what)
+        else:
+            field(entry, RESULT_KEYS[iou_type], what)
         if entry["image_id"] not in known_images:
-            raise AnnotationError(
-                f"detection {place} of {name} is of image {entry['image_id']}, which the ground truth has not"
-            )
+            raise AnnotationError(f"{what} is of image {entry['image_id']}, which the ground truth has not")
 
 
 def _only_images(document: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
@@ -447,13 +467,6 @@ def _check_segmentations(document: Mapping[str, Any]) -> None:
                 f"annotation {annotation.get('id', '?')} of the ground truth has no segmentation, so masks "
                 "cannot be evaluated"
             )
-
-
-def _id(entry: Mapping[str, Any], what: str) -> int:
-    value = field(entry, "id", what)
-    if not isinstance(value, int):
-        raise AnnotationError(f"{what} has the id {value!r}, which is not a whole number")
-    return value
 
 
 def _name(category: Mapping[str, Any]) -> str:

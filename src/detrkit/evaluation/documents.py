@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 
 from detrkit.errors import AnnotationError
 
+# Products of two such numbers are still finite.
+_LARGEST = 1e30
+
 DocumentSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 """A COCO document, or the path of its file."""
 
@@ -54,6 +57,53 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def name_of(source: Any) -> str:
     """What to call a document in errors."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the document"
+
+
+def whole_number(entry: Mapping[str, Any], key: str, what: str) -> int:
+    """A value that must be a whole number, such as an id.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    value = field(entry, key, what)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a whole number")
+    return value
+
+
+def number(entry: Mapping[str, Any], key: str, what: str) -> float:
+    """A value that must be a finite number.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    value = field(entry, key, what)
+    if not is_number(value):
+        raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a number")
+    return float(value)
+
+
+def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
+    """A ``bbox`` of x, y, width and height.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    box = field(entry, "bbox", what)
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
+        raise AnnotationError(f"{what} has a bbox that is not four numbers (x, y, width, height)")
+    return [float(value) for value in box]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a document is a number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def shortened(value: Any) -> str:
+    """A value for a message, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def field(entry: Mapping[str, Any], key: str, what: str) -> Any:

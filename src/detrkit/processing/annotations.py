@@ -24,6 +24,9 @@ COCO_DETECTION = "coco_detection"
 COCO_PANOPTIC = "coco_panoptic"
 
 Target = dict[str, torch.Tensor]
+
+# Farthest that a point of a polygon may lie from the image's corner, in pixels: more than any image has.
+_FARTHEST_POINT = 1e5
 """One image's target. ``image_id`` (1,), ``class_labels`` (n,), ``boxes`` (n, 4), ``area`` (n,), ``iscrowd``
 (n,), ``orig_size`` and ``size`` (2,) as height and width, and on request ``masks`` bool (n, height, width)
 and ``keypoints`` (m, 3)."""
@@ -317,6 +320,10 @@ def _uncompress(counts: str | bytes) -> list[int]:
 def _draw_polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
     if not polygons:
         return np.zeros((height, width), dtype=bool)
+    # The outline is walked pixel by pixel, in memory.
+    farthest = max((abs(value) for polygon in polygons for value in polygon), default=0)
+    if not farthest <= _FARTHEST_POINT:
+        raise ValueError(f"a polygon reaches to {farthest:g}, the image has {width}x{height} pixels")
     coco_mask = _coco_mask_module()
     decoded = coco_mask.decode(coco_mask.frPyObjects(polygons, height, width))
     return decoded.reshape(height, width, -1).any(axis=2)

@@ -386,6 +386,15 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         with atomic_file(json_file_path) as path:
             path.write_text(self.to_json_string(), encoding="utf-8")
 
+    def check(self) -> None:
+        """Looks at the options, which are otherwise looked at with the first image.
+
+        Raises:
+            ValueError: One is out of range.
+            TypeError: One is of a type that it cannot be.
+        """
+        pillow_filter(self._settings({}).resample)
+
     def _settings(self, options: dict[str, Any]) -> _Settings:
         """The options of a call, those of the processor where it gives none."""
         _refuse_misspelt(options)

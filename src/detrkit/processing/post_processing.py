@@ -43,6 +43,7 @@ def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor) -> Candidates:
     Returns:
         As many candidates as queries, in the order of the queries.
     """
+    check_classes(logits, least=2)
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
     return Candidates(scores, labels, cxcywh_to_xyxy(boxes.float()))
 
@@ -63,6 +64,20 @@ def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) 
     scores, queries, labels = best_pairs(logits, k)
     corners = cxcywh_to_xyxy(boxes.float())
     return Candidates(scores, labels, corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4)))
+
+
+def check_classes(logits: torch.Tensor, least: int) -> None:
+    """Raises a ValueError where logits lack the classes that every model has.
+
+    Args:
+        logits: (batch, queries, classes).
+        least: 2 where the last class is "no object".
+    """
+    if logits.ndim != 3 or logits.shape[-1] < least:
+        raise ValueError(
+            f"logits must be (batch, queries, classes) with at least {least} classes, "
+            f"not {tuple(logits.shape)}"
+        )
 
 
 def best_pairs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,7 +146,9 @@ def scale_boxes(boxes: torch.Tensor, target_sizes: TargetSizes) -> torch.Tensor:
         sizes = target_sizes.to(device=boxes.device, dtype=boxes.dtype)
     else:
         pairs = [[float(length) for length in size] for size in target_sizes]
-        sizes = torch.tensor(pairs, dtype=boxes.dtype, device=boxes.device).reshape(len(pairs), -1)
+        sizes = torch.tensor(pairs, dtype=boxes.dtype, device=boxes.device).reshape(
+            len(pairs), -1 if pairs else 2
+        )
     if sizes.shape[1:] != (2,):
         raise ValueError("target_sizes must hold (height, width) for each image")
     heights, widths = sizes.unbind(1)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from detrkit.processing.panoptic_png import encode_panoptic_png
-from detrkit.processing.post_processing import TargetSizes
+from detrkit.processing.post_processing import TargetSizes, check_classes
 from detrkit.processing.segmentation import (
     IsThingMap,
     MaskGrid,
@@ -395,6 +395,7 @@ class SegmentationPostProcessing:
             float32 (batch, queries, classes), probabilities without "no object"; and bool (batch, queries),
             whether a query is likelier an object of one class than none.
         """
+        check_classes(logits, least=2)
         probabilities = logits.float().softmax(-1)
         return probabilities[..., :-1], probabilities.argmax(-1) != logits.shape[-1] - 1
 

@@ -11,6 +11,7 @@ from detrkit.processing.post_processing import (
     Candidates,
     TargetSizes,
     best_pairs,
+    check_classes,
     select_detections,
     sigmoid_top_k_detections,
 )
@@ -54,5 +55,6 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
         return scores, queries
 
     def _query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        check_classes(logits, least=1)
         probabilities = logits.float().sigmoid()
         return probabilities, probabilities.new_ones(probabilities.shape[:-1], dtype=torch.bool)
