@@ -82,15 +82,15 @@ class Detector:
         """
         check_engine(engine)
         self._device, self._dtype = place(engine, device, dtype)
-        from detrkit.engines.allocator import keep_memory
+        from detrkit.engines.allocator import Excess, keep_memory
 
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
         self.limits = limits or ImageLimits()
         self.has_masks = hasattr(model, "segment")
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
-        if self._device.type == "cpu":
-            keep_memory()
+        keeps_memory = self._device.type == "cpu" and keep_memory()
+        self._excess = Excess() if keeps_memory else None
         self.model = start(model, engine, self._device, self._dtype)
 
     @classmethod
@@ -409,6 +409,8 @@ class Detector:
             inputs["pixel_mask"] = torch.cat(masks).to(self._device)
         with torch.inference_mode():
             outputs = model(**inputs)
+        if self._excess is not None:
+            self._excess.check()
         # Half precision would round box corners to whole pixels and more.
         outputs["logits"], outputs["pred_boxes"] = outputs["logits"].float(), outputs["pred_boxes"].float()
         return outputs

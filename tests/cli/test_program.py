@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,24 @@ def test_attempts_to_reach_the_hub_are_not_told() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_an_interrupt_where_nothing_can_be_raised_is_not_lost(detrkit_here: Run, monkeypatch) -> None:
+    class Thing:
+        pass
+
+    def interrupted_within_a_callback(*_: object, **__: object) -> None:
+        def callback(_: object) -> None:
+            raise KeyboardInterrupt
+
+        thing = Thing()
+        reference = weakref.ref(thing, callback)
+        del thing
+        assert reference() is None
+        for _ in range(1000):  # the interrupt comes between two instructions
+            time.sleep(0)
+
+    monkeypatch.setattr("detrkit.cli.models.print_table", interrupted_within_a_callback)
+    done = detrkit_here("models")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr

@@ -8,9 +8,11 @@ Modules of commands import torch only when they run, so that help and the list o
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -83,7 +85,8 @@ def run(arguments: list[str]) -> int:
     if not debug:
         show_warnings_in_one_line()
     try:
-        return app(name_ray_address(arguments), prog_name="detrkit", standalone_mode=False) or 0
+        with _interrupts_that_are_not_lost():
+            return app(name_ray_address(arguments), prog_name="detrkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
         return 130
@@ -91,6 +94,27 @@ def run(arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+@contextlib.contextmanager
+def _interrupts_that_are_not_lost() -> Iterator[None]:
+    """Repeats an interrupt that came where Python can raise nothing, such as in a weak reference's callback.
+
+    Python would print a traceback there and go on as if nobody had asked it to stop.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _thread.interrupt_main()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _report(error: Exception) -> int:

@@ -4,6 +4,9 @@ By default glibc maps each large block afresh and gives it back at once, so that
 for in page faults: more time than the arithmetic of a convolution takes. Keeping the memory makes a
 forward pass about a third faster. It is a setting of the whole process, so only programs (the command
 line, :class:`~detrkit.detector.Detector`) make it, never an import.
+
+Images of ever new sizes leave holes between what oneDNN remembers of each size, so what is kept grows with
+the number of sizes: :class:`Excess` gives it back now and then.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Callable
+from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -31,3 +36,55 @@ def keep_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES))
+
+
+class Excess:
+    """Gives kept memory back to the system when it has grown much beyond what the work takes.
+
+    Afterwards the next images pay for page faults again, a few tenths of a second, so this must stay rare:
+    what the work takes is the most that is held while the first images after that are run.
+
+    Args:
+        held: Bytes that the process holds, None where that is not known.
+        give_back: Gives back what it can.
+    """
+
+    # Images that show what the work takes.
+    WATCHED = 8
+    # How far what is held may grow beyond.
+    GROWTH = 1.25
+
+    def __init__(
+        self, held: Callable[[], int | None] | None = None, give_back: Callable[[], object] | None = None
+    ) -> None:
+        self._held = held or resident_bytes
+        self._give_back = give_back or trim
+        self._watched = self._level = 0
+
+    def check(self) -> bool:
+        """To be called after each image; says whether memory was given back."""
+        held = self._held()
+        if held is None:
+            return False
+        if self._watched < self.WATCHED:
+            self._watched += 1
+            self._level = max(self._level, held)
+            return False
+        if held <= self.GROWTH * self._level:
+            return False
+        self._give_back()
+        self._watched = self._level = 0
+        return True
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds; None where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def trim() -> None:
+    """Has glibc give all free pages back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
