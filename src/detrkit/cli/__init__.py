@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Annotated
@@ -96,6 +97,9 @@ def run(arguments: list[str]) -> int:
         return _report(error)
 
 
+_SOON = 0.01  # seconds
+
+
 @contextlib.contextmanager
 def _interrupts_that_are_not_lost() -> Iterator[None]:
     """Repeats an interrupt that came where Python can raise nothing, such as in a weak reference's callback.
@@ -106,7 +110,8 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.interrupt_main()
+            # Not here, where it could not be raised either.
+            threading.Timer(_SOON, _thread.interrupt_main).start()
         else:
             before(unraisable)
 
