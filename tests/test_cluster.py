@@ -168,7 +168,7 @@ def worker_process() -> int:
             name = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"_MapWorker" in name:
+        if b"ray::MapWorker" in name:
             return int(folder.name)
     raise AssertionError("no worker is running")
 

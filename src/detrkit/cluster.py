@@ -16,9 +16,12 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +110,10 @@ class RayDetector:
         """
         from detrkit.checkpoints.loading import find_classes, read_config
         from detrkit.checkpoints.registry import resolve_model
+        from detrkit.engines import ENGINES
 
+        if engine not in (None, *ENGINES):  # its packages must be where the workers are, not here
+            raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
         ray = _import_ray()
         name = resolve_model(os.fspath(model))
         if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
@@ -160,6 +166,9 @@ class RayDetector:
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
             DetrkitError: The workers cannot go on.
         """
+        from detrkit.detector import check_numbers
+
+        check_numbers(threshold, batch_size)
         if (masks or segments) and not self.has_masks:
             raise SettingError("this model finds boxes only; masks need a panoptic one")
         options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
@@ -210,6 +219,7 @@ class RayDetector:
 
         if not sources:
             return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -227,10 +237,13 @@ class RayDetector:
         try:
             for batch in work.iter_batches(batch_size=None, batch_format="numpy"):
                 for position, result in zip(batch["position"].tolist(), batch["result"]):
-                    if position not in given:
-                        given.add(position)
-                        # Written by our own worker a moment ago.
-                        yield position, pickle.loads(result)
+                    if position in given:
+                        continue
+                    given.add(position)
+                    found = pickle.loads(result)  # written by our own worker a moment ago
+                    if isinstance(found, _Failure):
+                        raise DetrkitError(found.message)
+                    yield position, found
         except ray.exceptions.RayError as error:
             raise _readable(error) from error
         if len(given) < len(sources):
@@ -238,6 +251,13 @@ class RayDetector:
                 f"{len(sources) - len(given)} of {len(sources)} images were lost with a machine of the "
                 "cluster; run the same command again with --resume"
             )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a worker can do nothing, sent like a result: Ray would restart the worker and print its traceback."""
+
+    message: str
 
 
 class _Worker:
@@ -254,14 +274,19 @@ class _Worker:
             # As many as a run on one machine of this size would use, whatever Ray has set: sums of another
             # number of threads may differ in their last digits.
             torch.set_num_threads(settings.threads)
-        self.detector: Detector = Detector.from_pretrained(
-            settings.model,
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            revision=settings.revision,
-            limits=settings.limits,
-        )
+        self.failure: _Failure | None = None
+        try:
+            self.detector: Detector = Detector.from_pretrained(
+                settings.model,
+                engine=settings.engine,
+                device=settings.device,
+                dtype=settings.dtype,
+                revision=settings.revision,
+                limits=settings.limits,
+            )
+        except DetrkitError as error:
+            self.failure = _Failure(str(error))
+            return
         stream: Callable[..., Iterator[Any]] = self.detector.stream
         if segments:
             stream = self.detector.stream_segments
@@ -270,10 +295,18 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Positions and sources in, positions and pickled results out."""
+        positions = [int(position) for position in batch["position"]]
+        results: list[Any] = [self.failure] * len(positions)
+        if self.failure is None:
+            try:
+                results = self._results([str(source) for source in batch["source"]])
+            except DetrkitError as error:
+                results = [_Failure(str(error))] * len(positions)
+        return {"position": positions, "result": [pickle.dumps(result) for result in results]}
+
+    def _results(self, sources: list[str]) -> list[Any]:
         from detrkit.detector import read_image
 
-        positions = [int(position) for position in batch["position"]]
-        sources = [str(source) for source in batch["source"]]
         results: dict[int, Any] = {}
         readable: list[int] = []
 
@@ -292,10 +325,7 @@ class _Worker:
         for number, result in enumerate(self.stream(pictures())):
             result.source = sources[readable[number]]
             results[readable[number]] = result
-        return {
-            "position": positions,
-            "result": [pickle.dumps(results[place]) for place in range(len(positions))],
-        }
+        return [results[place] for place in range(len(sources))]
 
 
 def is_address(text: str) -> bool:
@@ -305,8 +335,10 @@ def is_address(text: str) -> bool:
 
 
 def _import_ray() -> Any:
-    # Ray would ask its makers' server, at the end of every run, to count it.
+    # Ray would ask its makers' server, at the end of every run, to count it, and tell of its inner life on
+    # stderr. What stops a job reaches us as an exception.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
@@ -320,15 +352,33 @@ def _connect(ray: Any, address: str) -> None:
         raise SettingError(
             f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
         )
-    if ray.is_initialized() and address == AUTO:
-        return
+    if ray.is_initialized():
+        if address in (AUTO, ray.get_runtime_context().gcs_address):
+            return
+        ray.shutdown()
     try:
-        ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
+        with _nothing_on_stderr():
+            ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingError(
             f"cannot reach the Ray cluster at {address} ({said}); start one with: ray start --head"
         ) from error
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """For what C++ writes there: that it was told to write nothing."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _shares(
@@ -378,11 +428,6 @@ def _in_order(found: Iterable[tuple[int, Any]]) -> Iterator[Any]:
 
 def _readable(error: Exception) -> DetrkitError:
     """One line for what Ray says in many."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, DetrkitError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1] if lines else type(error).__name__
     return DetrkitError(f"the workers of the Ray cluster cannot go on: {said}")

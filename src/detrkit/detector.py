@@ -263,7 +263,7 @@ class Detector:
         self, threshold: float, batch_size: int, masks: bool | None
     ) -> Callable[[_Batch], Iterator[Detections]]:
         """What finds the objects of a batch, its settings checked."""
-        _check_numbers(threshold, batch_size)
+        check_numbers(threshold, batch_size)
         if masks and not self.has_masks:
             raise self._no_masks()
         with_masks = self.has_masks if masks is None else masks
@@ -273,7 +273,7 @@ class Detector:
         self, threshold: float, batch_size: int
     ) -> Callable[[_Batch], Iterator[PanopticSegmentation]]:
         """What segments a batch, its settings checked."""
-        _check_numbers(threshold, batch_size)
+        check_numbers(threshold, batch_size)
         if not self.has_masks:
             raise self._no_masks()
         return partial(self._segment, threshold=threshold)
@@ -291,7 +291,7 @@ class Detector:
             ImageError: The image cannot be found or read.
             SettingError: ``lowest`` is out of range.
         """
-        _check_numbers(lowest, 1)
+        check_numbers(lowest, 1)
         item = self._prepare(image, exif_orientation)
         model = partial(self.model.segment, threshold=lowest) if self.has_masks else self.model
         outputs = self._run([item], model)
@@ -554,7 +554,8 @@ def _is_one_image(images: Any) -> bool:
     return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image says what else is wrong
 
 
-def _check_numbers(threshold: float, batch_size: int) -> None:
+def check_numbers(threshold: float, batch_size: int) -> None:
+    """Raises SettingError for numbers that no detector takes."""
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
     if not isinstance(batch_size, Integral):

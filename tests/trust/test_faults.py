@@ -108,7 +108,7 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(
 
 
 @needs_mount
-@pytest.mark.parametrize("command", ["export --to onnx --output {}/onnx", "train --output {}/run"])
+@pytest.mark.parametrize("command", ["export --to onnx {}/onnx", "train --output {}/run"])
 def test_a_full_disk_under_a_model_leaves_no_half_of_it(
     detrkit_here: Run,  # noqa: F811
     tiny_deformable_detr: Path,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import signal
 import sys
 import threading
 import traceback
@@ -66,7 +67,11 @@ def _top(
 
 def main() -> None:
     """Runs the command line on ``sys.argv`` and ends the process with its exit status."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    # All is written. An interrupt while Python clears up has nothing to stop but would print a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

@@ -344,7 +344,7 @@ def _is_polygon(value: Any) -> bool:
         isinstance(value, list)
         and len(value) >= 6
         and len(value) % 2 == 0
-        and all(isinstance(coordinate, (int, float)) for coordinate in value)
+        and all(isinstance(coordinate, (int, float)) and coordinate == coordinate for coordinate in value)
     )
 
 

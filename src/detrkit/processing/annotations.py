@@ -321,9 +321,9 @@ def _draw_polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
     if not polygons:
         return np.zeros((height, width), dtype=bool)
     # The outline is walked pixel by pixel, in memory.
-    farthest = max((abs(value) for polygon in polygons for value in polygon), default=0)
-    if not farthest <= _FARTHEST_POINT:
-        raise ValueError(f"a polygon reaches to {farthest:g}, the image has {width}x{height} pixels")
+    for value in (value for polygon in polygons for value in polygon):
+        if not abs(value) <= _FARTHEST_POINT:  # nor is NaN
+            raise ValueError(f"a polygon reaches to {value:g}, the image has {width}x{height} pixels")
     coco_mask = _coco_mask_module()
     decoded = coco_mask.decode(coco_mask.frPyObjects(polygons, height, width))
     return decoded.reshape(height, width, -1).any(axis=2)
