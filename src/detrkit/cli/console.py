@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -140,15 +141,26 @@ def show_warnings_in_one_line() -> None:
     warnings.showwarning = show
 
 
+class _FirstAttempt(logging.Handler):
+    """Says once that the Hub does not answer, in place of two lines for each attempt to reach it."""
+
+    said = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "Retrying" in record.getMessage() and not self.said:
+            self.said = True
+            complain("No answer from the Hub; trying again for half a minute.")
+
+
 def quiet_libraries() -> None:
     """Keeps the libraries' remarks and loading bars off the terminal; downloads still show their bar."""
     from huggingface_hub.utils import enable_progress_bars
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    hub_logging.set_verbosity_error()  # each attempt to reach the Hub; that all failed is told in the end
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hub_logger = logging.getLogger("huggingface_hub")
+    hub_logger.handlers, hub_logger.propagate = [_FirstAttempt(logging.WARNING)], False
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     enable_progress_bars()
 
 

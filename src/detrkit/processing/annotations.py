@@ -263,7 +263,7 @@ def decode_segmentations(
                 decoded = _draw_polygons(list(segmentation), height, width)
             else:
                 raise TypeError(f"a segmentation cannot be {type(segmentation).__name__}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AnnotationError(f"image {image_id}: bad segmentation ({error})") from error
         if decoded.shape != (height, width):
             raise AnnotationError(

@@ -236,6 +236,8 @@ def _open_stream(name: str, limits: ImageLimits) -> Any:
         )
     try:
         return _open_file(path, name, limits)
+    except ImageError:  # is a ValueError
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; check the path") from None
     except PermissionError:
