@@ -255,7 +255,7 @@ class RayDetector:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a worker can do nothing, sent like a result: Ray would restart the worker and print its traceback."""
+    """Why a worker can do nothing, sent like a result; what a worker raises Ray prints in full."""
 
     message: str
 
