@@ -5,8 +5,8 @@
 
 PyTorch's profiler adds up the time spent in each operator itself, without the operators that it calls. Beside
 it stands what the model's multiply-adds take in large matrix products on this machine: what lies between is
-time that is not spent in arithmetic. CSV columns: ``model``, ``side``, ``kind``, ``ms`` and ``calls`` of one
-forward pass, ``share``, the pass's ``total_ms`` and ``limit_ms``, and the configuration.
+time that is not spent in arithmetic. CSV columns: ``model``, ``side``, the pass's ``total_ms`` and
+``limit_ms``, milliseconds of each kind, and the configuration.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
             for side in args.sides:
                 # A process each: detrkit's Detector sets the allocator of its own.
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    rows += pool.submit(measure, model, side, folder, limit, args).result()
+                    rows.append(pool.submit(measure, model, side, folder, limit, args).result())
     append_csv(args.csv, rows)
 
 
@@ -115,9 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure(
-    model: str, side: str, folder: str, limit: float, args: argparse.Namespace
-) -> list[dict[str, Any]]:
+def measure(model: str, side: str, folder: str, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     quiet_libraries()
     torch.set_num_threads(args.threads)
     say(f"{model}, {side}")
@@ -148,24 +146,17 @@ def measure(
     for kind, spent in sorted(milliseconds.items(), key=lambda item: -item[1]):
         print(f"  {kind:22}{spent:9.1f} ms{100 * spent / total:6.1f} %{calls[kind]:8.0f} calls")
     print(f"  {'not in arithmetic':22}{total - limit:9.1f} ms{100 * (1 - limit / total):6.1f} %")
-    configuration = machine.columns(args.threads)
-    return [
-        {
-            "model": model,
-            "side": side,
-            "kind": kind,
-            "ms": round(spent, 2),
-            "calls": round(calls[kind]),
-            "share": round(spent / total, 4),
-            "total_ms": round(total, 1),
-            "limit_ms": round(limit, 1),
-            "height": args.height,
-            "width": args.width,
-            "repeats": args.repeats,
-            **configuration,
-        }
-        for kind, spent in milliseconds.items()
-    ]
+    return {
+        "model": model,
+        "side": side,
+        "total_ms": round(total),
+        "limit_ms": round(limit),
+        **{kind: round(milliseconds[kind]) for kind in [*KINDS, "other"]},
+        "height": args.height,
+        "width": args.width,
+        "repeats": args.repeats,
+        **machine.columns(args.threads),
+    }
 
 
 def kind_of(operator: str) -> str:

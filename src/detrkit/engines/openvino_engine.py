@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +17,9 @@ from detrkit.errors import MissingExtraError
 if TYPE_CHECKING:
     from detrkit.engines.exported import Run
 
-# A graph made for one size is faster than the one for all, and takes a second or two to make: worth it for
-# sizes that come again. Each holds the weights once more, so only those used last are kept.
-_CALLS_BEFORE_A_GRAPH = 2
+# A graph made for one size saves about a fifth of the time of the one for all, takes a second or two to make,
+# and holds the weights once more.
+_SAVED = 0.2
 _GRAPHS_KEPT = 4
 
 
@@ -52,26 +53,53 @@ def load(path: Path) -> Run:
     }
     core = openvino.Core()
     model = core.read_model(path)
-    for_all_sizes = core.compile_model(model, "CPU", settings)
-    for_one_size: OrderedDict[_Kind, Any] = OrderedDict()
-    calls: Counter[_Kind] = Counter()
+    graphs = _Graphs(lambda specialised: core.compile_model(specialised, "CPU", settings), model)
+    return graphs.run
 
-    def run(inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+
+class _Graphs:
+    """A graph for all sizes, and some for one size each.
+
+    The first size that comes a third time gets a graph of its own at once: often it is the only one. Another
+    size gets one when that would have paid: when what it would have saved is what making one takes. So a
+    folder of pictures of all sizes never takes more than twice the time it could.
+    """
+
+    def __init__(self, compile_graph: Callable[[Any], Any], model: Any) -> None:
+        self._compile, self._model = compile_graph, model
+        self._for_all_sizes = compile_graph(model)
+        self._for_one_size: OrderedDict[_Kind, Any] = OrderedDict()
+        self._calls: Counter[_Kind] = Counter()
+        self._seconds: defaultdict[_Kind, float] = defaultdict(float)  # spent in the graph for all sizes
+        self._to_make: float = 0.0  # seconds that the last graph took
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         inputs = dict(inputs)
         kind = _kind_of(inputs)
-        if kind not in for_one_size:
-            calls[kind] += 1
-            if calls[kind] <= _CALLS_BEFORE_A_GRAPH:
-                return for_all_sizes(inputs, share_inputs=True).to_tuple()
-            for_one_size[kind] = core.compile_model(_specialised(model, inputs, kind), "CPU", settings)
-            if len(for_one_size) > _GRAPHS_KEPT:
-                for_one_size.popitem(last=False)
-        for_one_size.move_to_end(kind)
+        if kind not in self._for_one_size and not self._pays(kind):
+            self._calls[kind] += 1
+            started = time.perf_counter()
+            outputs = self._for_all_sizes(inputs, share_inputs=True).to_tuple()
+            self._seconds[kind] += time.perf_counter() - started
+            return outputs
+        graph = self._graph(kind, inputs)
         if not kind.padded:
             del inputs[_MASK]
-        return for_one_size[kind](inputs, share_inputs=True).to_tuple()
+        return graph(inputs, share_inputs=True).to_tuple()
 
-    return run
+    def _pays(self, kind: _Kind) -> bool:
+        return self._calls[kind] > 1 and self._seconds[kind] * _SAVED >= self._to_make
+
+    def _graph(self, kind: _Kind, inputs: Mapping[str, np.ndarray]) -> Any:
+        if kind not in self._for_one_size:
+            started = time.perf_counter()
+            self._for_one_size[kind] = self._compile(_specialised(self._model, inputs, kind))
+            self._to_make = time.perf_counter() - started
+            if len(self._for_one_size) > _GRAPHS_KEPT:
+                left, _ = self._for_one_size.popitem(last=False)
+                del self._seconds[left]  # it has to earn the next one anew
+        self._for_one_size.move_to_end(kind)
+        return self._for_one_size[kind]
 
 
 _MASK = "pixel_mask"
