@@ -78,6 +78,13 @@ def test_detections_are_counted_as_found_once(script: ModuleType) -> None:
         ("aten::mul_", "elementwise"),
         ("aten::copy_", "gather and copy"),
         ("aten::empty", "other"),
+        ("FusedConv", "convolution"),
+        ("FullyConnected", "matrix product"),
+        ("FusedMatMul", "matrix product"),
+        ("Softmax", "attention"),
+        ("Convert", "gather and copy"),
+        ("MVN", "norm"),
+        ("Mul", "elementwise"),
     ],
 )
 def test_operators_have_a_kind(script: ModuleType, operator: str, kind: str) -> None:
