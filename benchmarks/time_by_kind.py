@@ -6,8 +6,8 @@
 PyTorch's profiler adds up the time spent in each operator itself, without the operators that it calls;
 onnxruntime's and OpenVINO's give the time of each node of the exported graph. Beside it stands what the
 model's multiply-adds take in large matrix products on this machine: what lies between is time that is not
-spent in arithmetic. CSV columns: ``model``, ``side``, the pass's ``total_ms`` and ``limit_ms``, milliseconds of each
-kind, and the configuration.
+spent in arithmetic. CSV columns: ``model``, ``side``, the pass's ``total_ms`` and ``limit_ms``, milliseconds
+of each kind, and the configuration.
 """
 
 from __future__ import annotations
