@@ -53,7 +53,8 @@ def read_speeds(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if not set(reader.fieldnames or ()) >= SPEED_COLUMNS:
+            columns = set(reader.fieldnames or ())
+            if not columns >= SPEED_COLUMNS or "axis" in columns:  # along which the model itself may differ
                 continue
             for row in reader:
                 ours = not row["side"].startswith("transformers") and row["allocator"] == "as is"

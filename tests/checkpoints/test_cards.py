@@ -179,6 +179,9 @@ def test_measured_speeds_have_rows_and_those_that_are_not_have_none(tmp_path):
         configuration = {"processor": "a laptop", "threads": 2}
         rows = make_rows(sides, settings, cost, 1.0, about=about, configuration=configuration)
         append_csv(tmp_path / "speed.csv", rows)
+    speeds = (tmp_path / "speed.csv").read_text(encoding="utf-8").replace("0.25", "9.9")
+    varied = speeds.replace("model,", "axis,model,", 1).replace("\nfacebook", "\nqueries,facebook")
+    (tmp_path / "varied.csv").write_text(varied, encoding="utf-8")
     (tmp_path / "other.csv").write_text("losses,ms\nfocal,3\n", encoding="utf-8")
     (measured,) = generate.read_speeds(tmp_path)["detr-resnet-50"]
     facts = replace(read_facts("detr-resnet-50"), speeds=(Speed(**measured),))

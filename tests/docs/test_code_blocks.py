@@ -39,7 +39,7 @@ NOT_RUN = {
     "docs/bad-input.md": 4,
     "docs/demo.md": 3,
     "docs/hub.md": 3,
-    "docs/large-jobs.md": 2,
+    "docs/large-jobs.md": 3,
     "docs/performance.md": 5,
     "docs/reproduce.md": 3,
     "docs/several-gpus.md": 1,
