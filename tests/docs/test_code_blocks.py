@@ -21,7 +21,7 @@ from tests.docs.blocks import ROOT, RUN, SHOWN, Block, blocks_of, pages
 
 #: What is run instead of what a page says; everything else is run as it stands.
 SUBSTITUTIONS = (
-    (r"pip install \. && ", ""),  # the tests run what is installed
+    (r"pip install (\.|'\.\[train\]') && ", ""),  # the tests run what is installed
     (r"--epochs \d+", "--epochs 1 --device cpu --workers 0"),
     (r"epochs=\d+", 'epochs=1, device="cpu", workers=0'),
     (r"--batch-size 4", "--batch-size 2"),
