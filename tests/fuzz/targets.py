@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 import math
 import struct
 import tempfile
@@ -34,9 +33,6 @@ from detrkit.errors import DetrkitError, MissingExtraError
 from detrkit.evaluation import evaluate_results
 from detrkit.integration import FAMILIES
 from detrkit.processing.images import decode_image
-
-# Findings are what is raised, not what is said.
-logging.getLogger("detrkit").setLevel(logging.CRITICAL)
 
 WEIRD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, -(2**63), 2**64, 10**30),
