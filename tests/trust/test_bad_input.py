@@ -198,7 +198,12 @@ def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr:
     for source in sources:
         if "password" not in source:
             assert sum(source[:300] in line for line in done.stderr.splitlines()) >= 1, source
-    assert done.stderr.splitlines()[-1] == f"{len(sources)} of {len(sources) + 1} inputs could not be read."
+    lines = done.stderr.split("\n")[:-1]
+    end = lines.index(f"{len(sources)} of {len(sources) + 1} inputs could not be read:")
+    # What was said of each on the way stands once more below.
+    listed = lines[end + 1 :]
+    assert len(listed) == len(sources)
+    assert all(line.startswith("  ") and line[2:] in lines[:end] for line in listed), done.stderr
 
 
 def test_the_page_holds_the_table_of_these_rows() -> None:

@@ -88,10 +88,10 @@ def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_ad
     return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
-def complain(message: str, *, title: str | None = None) -> None:
+def complain(message: str, *, title: str | None = None, indent: str = "") -> None:
     """Prints one line on stderr, whatever line breaks the message has."""
     line = " ".join(message.split())
-    print(f"{title}: {line}" if title else line, file=sys.stderr)
+    print(f"{indent}{title}: {line}" if title else indent + line, file=sys.stderr)
 
 
 def count(number: int, noun: str) -> str:
@@ -112,7 +112,7 @@ def list_failures(failures: Sequence[str], total: int) -> None:
     complain(f"{len(failures)} of {total} inputs could not be read{end}")
     if total > _SHORT_RUN:
         for failure in failures:
-            complain(failure, title=" ")
+            complain(failure, indent="  ")
 
 
 def print_table(table: Table) -> None:
