@@ -20,7 +20,7 @@ def reader_threads() -> list[threading.Thread]:
 
 
 def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.001)
 

@@ -41,7 +41,7 @@ def detrkit(working_directory: Path) -> Run:
             cwd=working_directory,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 

@@ -58,7 +58,7 @@ def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with subprocess.Popen(
         [sys.executable, "-m", "tests.docs.warm_process", address], env=environment, cwd=ROOT
     ) as warm:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not Path(address).exists() and warm.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         try:

@@ -39,7 +39,7 @@ def test_a_notebook_runs_in_a_kernel(
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     client.execute()
     last = [cell for cell in notebook.cells if cell.cell_type == "code"][-1]

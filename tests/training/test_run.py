@@ -120,7 +120,7 @@ def test_a_process_killed_at_any_moment_can_be_resumed(recipe, tmp_path):
     assert start("whole").wait(120) == 0
     process = start("killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     # While the fifth checkpoint is being written, or just after.
     while not (checkpoints / "checkpoint-5").exists() and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -188,7 +188,7 @@ def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr:
             stdin=cat.stdout,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         cat.wait()
