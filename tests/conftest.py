@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from transformers import ResNetConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the subprocesses
 torch.set_num_threads(1)
+
+# How long an example takes says nothing about the code: the first pays for imports and caches, and others may
+# be at work on the machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 

@@ -110,7 +110,7 @@ def saved(tmp_path_factory):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_file_cut_short_anywhere_is_reported(tmp_path, saved, data):
     name = data.draw(st.sampled_from(sorted(saved)))

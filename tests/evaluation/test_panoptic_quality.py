@@ -157,7 +157,7 @@ def plain_counts(predicted, predicted_info, true, true_info) -> dict[int, list[f
 
 
 @given(seed=st.integers(0, 2**32 - 1), shift=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_counts_are_those_of_one_mask_a_segment(seed: int, shift: int) -> None:
     generator = np.random.default_rng(seed)
     quality = PanopticQuality(CATEGORIES)

@@ -125,7 +125,7 @@ def noise(height, width, seed=0):
     return PIL.Image.fromarray(pixels)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(*(st.integers(1, 300) for _ in range(4)), st.integers(1, 9))
 def test_parts_resized_on_their_own_are_those_of_the_whole(height, width, new_height, new_width, count):
     image = noise(height, width)
