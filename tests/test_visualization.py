@@ -65,7 +65,7 @@ def test_no_boxes_draw_nothing() -> None:
 coordinate = st.floats(-500, 1500)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),

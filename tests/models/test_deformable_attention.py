@@ -119,7 +119,7 @@ def test_gradients_are_those_of_finite_differences(shapes):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the same property, too slow in the interpreter")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5),
     batch=st.integers(1, 3),
