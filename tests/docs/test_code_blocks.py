@@ -40,7 +40,7 @@ NOT_RUN = {
     "docs/demo.md": 3,
     "docs/hub.md": 3,
     "docs/large-jobs.md": 3,
-    "docs/performance.md": 5,
+    "docs/performance.md": 6,
     "docs/reproduce.md": 3,
     "docs/several-gpus.md": 1,
     "docs/start.md": 1,
