@@ -33,7 +33,7 @@ from detrkit.benchmark.turns import ALLOCATORS, Times, disagreement, in_turns
 from detrkit.checkpoints.registry import REGISTRY
 from detrkit.cli.benchmark import parse_size
 from detrkit.cli.console import quiet_libraries
-from detrkit.engines import ENGINES, EXPORTED_ENGINES
+from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 from detrkit.errors import DetrkitError
 
 REFERENCE = "transformers"

@@ -24,7 +24,7 @@ from detrkit.benchmark.sides import Settings
 from detrkit.benchmark.turns import in_turns
 from detrkit.checkpoints.registry import REGISTRY
 from detrkit.cli.console import quiet_libraries
-from detrkit.files import atomic_file
+from detrkit.common.files import atomic_file
 from engines import RESULTS, print_rows, say
 
 SIDE = 640

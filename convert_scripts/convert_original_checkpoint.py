@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _convert(options: argparse.Namespace) -> Path:
     name = find_checkpoint(options.model).name
     # Imported late: PyTorch takes seconds, which --help and a misspelt name should not.
-    from detrkit.checkpoints.conversion import convert_checkpoint
+    from detrkit.conversion.convert import convert_checkpoint
 
     if not options.debug:
         quiet_libraries()

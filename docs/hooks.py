@@ -45,9 +45,9 @@ _TOOLBOX = {
         "detrkit.evaluation.evaluate.evaluate_predictions",
         "detrkit.evaluation.evaluate.Evaluation",
     ),
-    "Clusters": ("detrkit.cluster.RayDetector",),
+    "Clusters": ("detrkit.inference.cluster.RayDetector",),
     "Export": ("detrkit.engines.export.export_model",),
-    "Reading images": ("detrkit.processing.images.load_image", "detrkit.limits.ImageLimits"),
+    "Reading images": ("detrkit.processing.images.load_image", "detrkit.ImageLimits"),
     "Errors": ("detrkit.errors",),
 }
 RESULTS = ROOT / "benchmarks" / "results"

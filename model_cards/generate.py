@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
-from detrkit.checkpoints.cards import FACTS_FILE, Speed, read_facts, released_card
-from detrkit.checkpoints.cards_bundled import IMAGE_SIZE, bundled_card
 from detrkit.checkpoints.cost import Cost, count_cost
 from detrkit.checkpoints.registry import BUNDLED, REGISTRY
-from detrkit.files import atomic_file
+from detrkit.common.files import atomic_file
+from detrkit.hub.cards import FACTS_FILE, Speed, read_facts, released_card
+from detrkit.hub.cards_bundled import IMAGE_SIZE, bundled_card
 from detrkit.processing.resize import size_for
 
 CARDS = Path(__file__).parent
@@ -38,7 +38,7 @@ def all_cards() -> dict[str, str]:
 
 def count(name: str) -> Cost:
     """Counts what a released checkpoint or a bundled model costs."""
-    from detrkit.checkpoints.conversion import released_model
+    from detrkit.conversion.convert import released_model
 
     if name in REGISTRY:
         return count_cost(*released_model(REGISTRY[name]))

@@ -15,7 +15,7 @@ from detrkit.errors import CheckpointError
 from detrkit.integration import FAMILIES, family_of
 from tests.conftest import make_picture
 from tests.golden import GOLDEN, golden_batch, golden_case, golden_weights, needs_golden
-from tests.hub_server import HubServer, folder_files
+from tests.hub.server import HubServer, folder_files
 
 REPOSITORY = "facebook/detr-resnet-101"
 

@@ -19,18 +19,18 @@ import numpy as np
 from PIL import Image
 
 from detrkit import Detector
-from detrkit.attention_drawing import draw_attention, draw_panels, draw_queries
-from detrkit.detections import Detections
-from detrkit.detector import read_image
-from detrkit.files import atomic_file
-from detrkit.inspection import (
+from detrkit.attention.drawing import draw_attention, draw_panels, draw_queries
+from detrkit.attention.maps import (
     AttentionSamples,
     NothingDetectedError,
     decoder_attention,
     encoder_attention,
     query_statistics,
 )
+from detrkit.common.files import atomic_file
+from detrkit.inference.detector import read_image
 from detrkit.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from detrkit.results.detections import Detections
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "attention.md"

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from detrkit import Detector
-from detrkit.files import atomic_file
+from detrkit.common.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,46 +5,16 @@ Names are imported on first use, so that ``import detrkit`` stays light and does
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from detrkit.common.lazy import lazy_names
 
 __version__ = "0.1.0.dev0"
 
-# Public name -> module that defines it.
-_EXPORTS = {
-    "DetrConfig": "detrkit.models.detr.configuration_detr",
-    "DetrModel": "detrkit.models.detr.modeling_detr",
-    "DetrForObjectDetection": "detrkit.models.detr.modeling_detr",
-    "DetrForSegmentation": "detrkit.models.detr.modeling_detr",
-    "DetrImageProcessor": "detrkit.models.detr.image_processing_detr",
-    "DetrFeatureExtractor": "detrkit.models.detr.image_processing_detr",
-    "ConditionalDetrConfig": "detrkit.models.conditional_detr.configuration_conditional_detr",
-    "ConditionalDetrModel": "detrkit.models.conditional_detr.modeling_conditional_detr",
-    "ConditionalDetrForObjectDetection": "detrkit.models.conditional_detr.modeling_conditional_detr",
-    "ConditionalDetrForSegmentation": "detrkit.models.conditional_detr.modeling_conditional_detr",
-    "ConditionalDetrImageProcessor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
-    "ConditionalDetrFeatureExtractor": "detrkit.models.conditional_detr.image_processing_conditional_detr",
-    "DeformableDetrConfig": "detrkit.models.deformable_detr.configuration_deformable_detr",
-    "DeformableDetrModel": "detrkit.models.deformable_detr.modeling_deformable_detr",
-    "DeformableDetrForObjectDetection": "detrkit.models.deformable_detr.modeling_deformable_detr",
-    "DeformableDetrImageProcessor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
-    "DeformableDetrFeatureExtractor": "detrkit.models.deformable_detr.image_processing_deformable_detr",
-    "Detections": "detrkit.detections",
-    "Detector": "detrkit.detector",
-    "PanopticSegmentation": "detrkit.panoptic",
-    "id_to_rgb": "detrkit.processing.panoptic_png",
-    "pipeline": "detrkit.integration",
-    "push_to_hub": "detrkit.hub",
-    "register": "detrkit.integration",
-    "rgb_to_id": "detrkit.processing.panoptic_png",
-}
-
-__all__ = ["__version__", *_EXPORTS]
-
 if TYPE_CHECKING:
-    from detrkit.detections import Detections as Detections
-    from detrkit.detector import Detector as Detector
-    from detrkit.hub import push_to_hub as push_to_hub
+    from detrkit.common.limits import ImageLimits as ImageLimits
+    from detrkit.hub.upload import push_to_hub as push_to_hub
+    from detrkit.inference.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import register as register
     from detrkit.models.conditional_detr.configuration_conditional_detr import (
@@ -86,18 +56,10 @@ if TYPE_CHECKING:
     from detrkit.models.detr.modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from detrkit.models.detr.modeling_detr import DetrForSegmentation as DetrForSegmentation
     from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
-    from detrkit.panoptic import PanopticSegmentation as PanopticSegmentation
     from detrkit.processing.panoptic_png import id_to_rgb as id_to_rgb
     from detrkit.processing.panoptic_png import rgb_to_id as rgb_to_id
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'detrkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    from detrkit.results.detections import Detections as Detections
+    from detrkit.results.panoptic import PanopticSegmentation as PanopticSegmentation
+else:
+    _names, __getattr__, __dir__ = lazy_names(__name__)
+    __all__ = ["__version__", *_names]

@@ -1,37 +1,9 @@
-"""Errors that a user can act on: each names the thing that is wrong and the remedy.
+"""The errors that detrkit raises, by their public names."""
 
-The command line prints them as one line and leaves with status 2.
-"""
-
-from __future__ import annotations
-
-
-class DetrkitError(Exception):
-    """Base of the errors that detrkit raises for a user's mistake or a bad file."""
-
-
-class ImageError(DetrkitError, ValueError):
-    """An image that cannot be found, read or used."""
-
-
-class AnnotationError(DetrkitError, ValueError):
-    """Annotations that do not fit their image or format."""
-
-
-class CheckpointError(DetrkitError, ValueError):
-    """A checkpoint or model folder that cannot be found, read or used."""
-
-
-class SettingError(DetrkitError, ValueError):
-    """A setting that does not exist, is out of range or is not available on this machine."""
-
-
-class TrainingError(DetrkitError, RuntimeError):
-    """A training run that cannot go on."""
-
-
-class MissingExtraError(DetrkitError, ImportError):
-    """A feature whose optional packages are not installed."""
-
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package: pip install 'detrkit[{extra}]'")
+from detrkit.common.errors import AnnotationError as AnnotationError
+from detrkit.common.errors import CheckpointError as CheckpointError
+from detrkit.common.errors import DetrkitError as DetrkitError
+from detrkit.common.errors import ImageError as ImageError
+from detrkit.common.errors import MissingExtraError as MissingExtraError
+from detrkit.common.errors import SettingError as SettingError
+from detrkit.common.errors import TrainingError as TrainingError

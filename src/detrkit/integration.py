@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from detrkit.errors import CheckpointError
+from detrkit.common.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,7 @@ def test_any_text_resolves_or_is_refused_in_one_line(text):
 
 def test_the_registry_does_not_import_torch():
     code = (
-        "import sys, detrkit.checkpoints.registry, detrkit.checkpoints.labels;"
+        "import sys, detrkit.checkpoints.registry, detrkit.conversion.labels;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub_server import READER, WRITER, HubServer
+from tests.hub.server import READER, WRITER, HubServer
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def convert(detrkit_here, tiny_detr, monkeypatch):
         shutil.copytree(tiny_detr, output)
         return output
 
-    monkeypatch.setattr("detrkit.checkpoints.conversion.convert_checkpoint", copy)
+    monkeypatch.setattr("detrkit.conversion.convert.convert_checkpoint", copy)
     return lambda *options: detrkit_here("convert", "any.pth", "mine", "--model", "detr-resnet-50", *options)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from detrkit import Detector
 from tests.cli.conftest import Run, heed_interrupts
 from tests.conftest import make_picture, read_json
-from tests.hub_server import HubServer
+from tests.hub.server import HubServer
 
 QUERIES = 12
 

@@ -33,7 +33,7 @@ def journal_of(json_file: Path) -> Path:
 
 def unfinished(detrkit_here: Run, command: list[object], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves what a run leaves that was killed after two images."""
-    from detrkit.cli.coco_output import CocoOutput
+    from detrkit.results.coco_document import CocoOutput
 
     add = CocoOutput.add
 
@@ -72,7 +72,7 @@ def test_a_run_goes_on_where_another_ended(
 def test_a_run_ends_well_that_was_killed_before_its_document_was_written(
     detrkit_here: Run, tiny_detr: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detrkit.cli.coco_output import CocoOutput
+    from detrkit.results.coco_document import CocoOutput
 
     command = [*COMMAND, images, "--model", tiny_detr, "--json", tmp_path / "out.json"]
     with monkeypatch.context() as patch:

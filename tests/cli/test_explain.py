@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from detrkit import Detector
-from detrkit.attention_drawing import draw_attention, draw_panels
-from detrkit.detector import read_image
-from detrkit.inspection import decoder_attention, encoder_attention
+from detrkit.attention.drawing import draw_attention, draw_panels
+from detrkit.attention.maps import decoder_attention, encoder_attention
+from detrkit.inference.detector import read_image
 from tests.cli.conftest import Run
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detrkit import DetrImageProcessor
-from detrkit.checkpoints.labels import COCO_CLASSES
+from detrkit.conversion.labels import COCO_CLASSES
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
 from detrkit.errors import AnnotationError

@@ -20,7 +20,7 @@ from detrkit.errors import CheckpointError
 from tests.conftest import make_picture
 from tests.docs.blocks import ROOT
 from tests.docs.warm_process import install_program
-from tests.hub_server import HubServer, folder_files
+from tests.hub.server import HubServer, folder_files
 from tests.training.conftest import make_dataset
 
 # Names and ids of the stand-ins' classes, see tests/conftest.py.

@@ -154,7 +154,7 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_importing_does_not_touch_the_allocator():
-    assert run_python("import detrkit.engines.torch_engine, detrkit.detector; print(calls)") == "[]"
+    assert run_python("import detrkit.engines.torch_engine, detrkit.inference.detector; print(calls)") == "[]"
 
 
 def test_the_user_s_own_allocator_settings_win():

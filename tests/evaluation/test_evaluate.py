@@ -14,7 +14,7 @@ from detrkit import Detections
 from detrkit.errors import AnnotationError, ImageError, SettingError
 from detrkit.evaluation import evaluate_detector, evaluate_predictions
 from detrkit.evaluation.evaluate import Evaluation
-from detrkit.panoptic import PanopticSegmentation
+from detrkit.results.panoptic import PanopticSegmentation
 
 NAMES = {0: "N/A", 1: "sky", 2: "cat", 3: "dog"}
 SIZES = {"a.png": (40, 30), "sub/b.png": (50, 60), "c.png": (40, 30)}

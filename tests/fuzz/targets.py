@@ -1,6 +1,6 @@
 """What is fuzzed: functions that take bytes of anybody's making and may only raise detrkit's own errors.
 
-``python -m tests.fuzz.run TARGET`` searches with atheris for bytes that make one raise anything else. What it
+``python -m tools.fuzz TARGET`` searches with atheris for bytes that make one raise anything else. What it
 found lies in ``findings`` and is run by ``test_targets.py`` ever after.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 
 from detrkit.checkpoints.loading import find_classes, read_processor
-from detrkit.checkpoints.reading import read_checkpoint
+from detrkit.conversion.reading import read_checkpoint
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
 from detrkit.errors import DetrkitError, MissingExtraError

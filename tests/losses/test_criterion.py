@@ -15,9 +15,9 @@ from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 import detrkit
 from detrkit import ConditionalDetrConfig, DetrConfig
-from detrkit.checkpoints.original import original_name, read_architecture
+from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
+from detrkit.conversion.original import original_name, read_architecture
 from detrkit.losses import matcher
-from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
 from detrkit.losses.criterion import detection_loss
 from detrkit.losses.matcher import PackedTargets, match
 from tests.golden import GOLDEN, golden_batch, golden_case, golden_targets, golden_weights, needs_golden
@@ -416,7 +416,7 @@ ORIGINALS = [
 @needs_golden
 @pytest.mark.parametrize(("name", "class_name"), ORIGINALS)
 def test_matching_losses_and_gradients_equal_the_originals(name, class_name, tmp_path):
-    from detrkit.checkpoints.conversion import convert_checkpoint
+    from detrkit.conversion.convert import convert_checkpoint
 
     case = golden_case(f"original/{name}")
     weights = golden_weights(case)

@@ -71,7 +71,7 @@ def test_files_of_the_hub_give_the_golden_outputs(name, tmp_path):
     ),
 )
 def test_originals_give_their_layers_and_detections(name, tmp_path):
-    from detrkit.checkpoints.conversion import convert_checkpoint
+    from detrkit.conversion.convert import convert_checkpoint
 
     case = golden_case(f"original/{name}")
     torch.save({"model": golden_weights(case)}, tmp_path / "original.pth")

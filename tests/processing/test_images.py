@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
+from detrkit.common.limits import ImageLimits
 from detrkit.errors import ImageError
-from detrkit.limits import ImageLimits
 from detrkit.processing.images import flatten_images, load_image, to_raster, to_rgb
 from tests.golden import DATA, needs_data
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from detrkit.losses.boxes import cxcywh_to_xyxy
+from detrkit.common.boxes import cxcywh_to_xyxy
 from detrkit.processing.post_processing import (
     Candidates,
     scale_boxes,

@@ -21,7 +21,7 @@ from detrkit.training import run as run_module
 from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
-from tests.hub_server import WRITER, HubServer
+from tests.hub.server import WRITER, HubServer
 
 REPORTS = {
     "README.md",

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from detrkit.common.limits import ImageLimits
 from detrkit.errors import AnnotationError, DetrkitError, ImageError, SettingError
-from detrkit.limits import ImageLimits
 from tests.conftest import make_picture
 from tests.golden import DATA
 from tests.trust.web import BadServer, png

@@ -18,9 +18,9 @@ import pytest
 
 from detrkit import Detector
 from detrkit.cli import run as run_program
+from detrkit.common.limits import ImageLimits
 from detrkit.data.image_sizes import read_image_sizes
 from detrkit.errors import ImageError, SettingError
-from detrkit.limits import ImageLimits
 from detrkit.processing import fetching
 from detrkit.processing.images import load_image
 from tests.golden import needs_data

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools import kills
 
 from tests.cli.conftest import Run, detrkit, detrkit_here, working_directory  # noqa: F401 - fixtures
 from tests.conftest import make_picture, read_json
-from tests.trust import kills
 
 needs_mount = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only root can mount a small disk"
@@ -145,7 +145,7 @@ def test_a_share_that_vanishes_takes_only_its_own_images(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from detrkit.cli.coco_output import CocoOutput
+    from detrkit.results.coco_document import CocoOutput
 
     away = tmp_path / "away"
     command = ["detect", images, "--model", tiny_detr, "-t", 0.1, "--json"]
@@ -177,7 +177,7 @@ def test_an_output_folder_that_vanishes_is_named_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from detrkit.cli.coco_output import CocoOutput
+    from detrkit.results.coco_document import CocoOutput
 
     add = CocoOutput.add
 

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit import Detector
-from detrkit.checkpoints import screening
-from detrkit.checkpoints.reading import read_checkpoint
 from detrkit.cli import run as run_program
+from detrkit.common import screening
+from detrkit.conversion.reading import read_checkpoint
 from detrkit.errors import CheckpointError
 from tests.conftest import make_picture, read_json
 
@@ -179,7 +179,7 @@ def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> 
     assert content.count(small) == 2
     (tmp_path / "old liar.pth").write_bytes(content.replace(small, huge))
     program = (
-        "import resource, sys; from detrkit.checkpoints.reading import read_checkpoint\n"
+        "import resource, sys; from detrkit.conversion.reading import read_checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for path in sys.argv[1:]:\n"
         "    try: read_checkpoint(path)\n"

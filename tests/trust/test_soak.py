@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
+from tools.soak import BROKEN_EVERY, make_images, soak
 
 from tests.conftest import read_json
-from tests.trust.soak import BROKEN_EVERY, make_images, soak
 
 IMAGES = 3000
 

@@ -11,7 +11,7 @@ from typing import Any
 from detrkit.checkpoints.cost import Cost, count_cost
 from detrkit.checkpoints.loading import find_classes
 from detrkit.checkpoints.registry import find_checkpoint
-from detrkit.errors import DetrkitError
+from detrkit.common.errors import DetrkitError
 
 # As many queries of a panoptic model have a mask, about as many as in a photo.
 SURVIVORS = 10
@@ -30,7 +30,7 @@ def save_random(name: str, folder: Path, **changes: Any) -> None:
     """
     import torch
 
-    from detrkit.checkpoints.conversion import released_model
+    from detrkit.conversion.convert import released_model
     from detrkit.integration import FAMILIES
 
     entry = find_checkpoint(name)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.errors import DetrkitError
-from detrkit.files import atomic_file
+from detrkit.common.errors import DetrkitError
+from detrkit.common.files import atomic_file
 
 if TYPE_CHECKING:
     from detrkit.benchmark.sides import Settings

@@ -86,8 +86,8 @@ class Side:
 
 
 def detrkit_side(settings: Settings) -> Side:
-    """A :class:`~detrkit.detector.Detector`."""
-    from detrkit.detector import Detector
+    """A :class:`~detrkit.inference.detector.Detector`."""
+    from detrkit.inference.detector import Detector
 
     detector = Detector.from_pretrained(
         settings.model, engine=settings.engine, device=settings.device, dtype=settings.dtype

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from detrkit.benchmark.sides import STAGES, Settings
-from detrkit.progress import with_progress
+from detrkit.common.progress import with_progress
 
 ALLOCATORS: dict[str, dict[str, str]] = {
     # As a user starts it: detrkit's Detector sets the allocator of its process, the others have the default.

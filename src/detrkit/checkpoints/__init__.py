@@ -1,1 +1,1 @@
-"""Released checkpoints: their registry, tensor layouts, safe reading and conversion."""
+"""The released checkpoints, and loading of models by name or folder."""

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from detrkit.checkpoints.screening import check_config, check_folder
-from detrkit.errors import CheckpointError, MissingExtraError
+from detrkit.common.errors import CheckpointError, MissingExtraError
+from detrkit.common.screening import check_config, check_folder
 from detrkit.integration import Family, family_of
 
 

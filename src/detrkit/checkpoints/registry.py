@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from detrkit.errors import CheckpointError
+from detrkit.common.errors import CheckpointError
 
 Family = Literal["detr", "conditional_detr", "deformable_detr"]
 Task = Literal["detection", "panoptic"]

@@ -22,7 +22,7 @@ import typer
 from detrkit import __version__
 from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
 from detrkit.cli.console import complain, name_ray_address, show_warnings_in_one_line
-from detrkit.errors import DetrkitError
+from detrkit.common.errors import DetrkitError
 
 app = typer.Typer(
     name="detrkit",

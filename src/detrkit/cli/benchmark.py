@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from detrkit.cli.console import Debug, Dtype, Model, complain, print_table, quiet_libraries
-from detrkit.errors import DetrkitError, SettingError
+from detrkit.common.errors import DetrkitError, SettingError
 
 # A side's name in the table.
 _TRANSFORMERS = "transformers"
@@ -46,7 +46,8 @@ def benchmark(
     forward pass. Nothing else should run on the machine meanwhile.
     """
     from detrkit.checkpoints.registry import resolve_model
-    from detrkit.engines import EXPORTED_ENGINES, check_engine
+    from detrkit.engines import check_engine
+    from detrkit.engines.names import EXPORTED_ENGINES
 
     height, width = parse_size(size)
     chosen = [name.strip() for name in engines.split(",")] if engines else None

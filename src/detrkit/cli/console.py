@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from detrkit.limits import ImageLimits
+from detrkit.common.limits import ImageLimits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -166,7 +166,7 @@ def quiet_libraries() -> None:
 
 def name_ray_address(arguments: list[str]) -> list[str]:
     """Puts the address behind a ``--ray`` that has none, so that what follows it can be an image."""
-    from detrkit.cluster import AUTO, is_address
+    from detrkit.inference.cluster import AUTO, is_address
 
     named = []
     for i, argument in enumerate(arguments):
@@ -182,7 +182,7 @@ def load_ray_detector(
     """A ``RayDetector`` without the libraries' chatter."""
     if not debug:
         quiet_libraries()
-    from detrkit.cluster import RayDetector
+    from detrkit.inference.cluster import RayDetector
 
     return RayDetector(model, address=address, workers=workers, cpus=cpus, **settings)
 
@@ -191,6 +191,6 @@ def load_detector(model: str, *, debug: bool, **settings: Any) -> Any:
     """``Detector.from_pretrained`` without the libraries' chatter."""
     if not debug:
         quiet_libraries()
-    from detrkit.detector import Detector
+    from detrkit.inference.detector import Detector
 
     return Detector.from_pretrained(model, **settings)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from detrkit import hub
 from detrkit.cli.console import Debug, complain, quiet_libraries
-from detrkit.errors import SettingError
+from detrkit.common.errors import SettingError
+from detrkit.hub import upload as hub
 
 
 def convert(
@@ -49,7 +49,7 @@ def convert(
         raise SettingError("--hub-id, --private and --handler need --push-to-hub")
     if not debug:
         quiet_libraries()
-    from detrkit.checkpoints.conversion import convert_checkpoint
+    from detrkit.conversion.convert import convert_checkpoint
 
     folder = convert_checkpoint(checkpoint, output, name)
     complain(f"Wrote {folder}. Try: detrkit detect IMAGE --model {folder}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from detrkit.cli.coco_output import CocoOutput, is_complete
 from detrkit.cli.console import (
     AllowPrivate,
     BatchSize,
@@ -35,13 +34,14 @@ from detrkit.cli.console import (
     load_ray_detector,
     print_table,
 )
-from detrkit.cli.inputs import find_images
 from detrkit.cli.output import check_json_file, check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
-from detrkit.errors import DetrkitError
+from detrkit.common.errors import DetrkitError
+from detrkit.inference.inputs import find_images
+from detrkit.results.coco_document import CocoOutput, is_complete
 
 if TYPE_CHECKING:
-    from detrkit.detections import Detections
+    from detrkit.results.detections import Detections
 
 
 def detect(

@@ -20,7 +20,7 @@ from detrkit.cli.console import (
     print_table,
 )
 from detrkit.cli.output import check_json_file, check_save_dir, write_json
-from detrkit.errors import DetrkitError
+from detrkit.common.errors import DetrkitError
 
 if TYPE_CHECKING:
     from detrkit.evaluation import Evaluation

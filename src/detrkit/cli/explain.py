@@ -18,13 +18,13 @@ from detrkit.cli.console import (
     image_limits,
     load_detector,
 )
-from detrkit.cli.inputs import ImageInput, find_images
 from detrkit.cli.output import check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
-from detrkit.errors import ImageError, SettingError
+from detrkit.common.errors import ImageError, SettingError
+from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
-    from detrkit.detector import Detector
+    from detrkit.inference.detector import Detector
 
 
 def explain(
@@ -79,15 +79,15 @@ def explain(
     objects in many images. Images of `--queries` that cannot be read are reported and left out; the exit
     status is then 1.
     """
-    from detrkit.attention_drawing import draw_attention, draw_panels
-    from detrkit.checkpoints.registry import resolve_model
-    from detrkit.detector import read_image
-    from detrkit.inspection import (
+    from detrkit.attention.drawing import draw_attention, draw_panels
+    from detrkit.attention.maps import (
         NothingDetectedError,
         check_points,
         decoder_attention,
         encoder_attention,
     )
+    from detrkit.checkpoints.registry import resolve_model
+    from detrkit.inference.detector import read_image
 
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     check_save_dir(save_dir, [])
@@ -132,8 +132,8 @@ def explain(
 
 def _draw_queries(detector: Detector, run: ImageRun, threshold: float, batch_size: int, path: Path) -> None:
     """Writes the picture of where queries fire in images."""
-    from detrkit.attention_drawing import draw_queries
-    from detrkit.inspection import query_statistics
+    from detrkit.attention.drawing import draw_queries
+    from detrkit.attention.maps import query_statistics
 
     pictures = (picture for _, picture in run.read())
     statistics = query_statistics(detector, pictures, threshold, batch_size, total=len(run.inputs))

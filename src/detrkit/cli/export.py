@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detrkit.cli.console import Debug, complain, count, print_table, quiet_libraries
-from detrkit.cli.inputs import find_images
 from detrkit.cli.run import ImageRun
-from detrkit.errors import ImageError, SettingError
-from detrkit.progress import with_progress
+from detrkit.common.errors import ImageError, SettingError
+from detrkit.common.progress import with_progress
+from detrkit.inference.inputs import find_images
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,9 +62,9 @@ def export(
     if not debug:
         quiet_libraries()
     from detrkit.checkpoints.loading import load_pretrained
-    from detrkit.detector import Detector
     from detrkit.engines.export import check_format, export_model
     from detrkit.evaluation import evaluate_detector
+    from detrkit.inference.detector import Detector
 
     check_format(to, int8=int8)
     sample = None if calibration is None else _calibration_images(calibration, debug)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.cli.inputs import ImageInput, is_address
-from detrkit.errors import DetrkitError
-from detrkit.files import atomic_file, check_writable
+from detrkit.common.errors import DetrkitError
+from detrkit.common.files import atomic_file, check_writable
+from detrkit.inference.inputs import ImageInput, is_address
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from detrkit.cli.console import complain
-from detrkit.cli.inputs import ImageInput
 from detrkit.cli.output import picture_names
-from detrkit.errors import ImageError
-from detrkit.limits import ImageLimits
+from detrkit.common.errors import ImageError
+from detrkit.common.limits import ImageLimits
+from detrkit.inference.inputs import ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from detrkit.cluster import RayDetector
+    from detrkit.inference.cluster import RayDetector
 
 # Whatever is found in an image; knows its ``source``.
 _Result = TypeVar("_Result", bound=Any)
@@ -47,7 +47,7 @@ class ImageRun:
 
     def read(self) -> Iterator[tuple[int, Image]]:
         """Position and picture of every image that can be read; the others are reported on stderr."""
-        from detrkit.detector import read_image
+        from detrkit.inference.detector import read_image
 
         for position, item in enumerate(self.inputs):
             try:
@@ -72,7 +72,7 @@ class ImageRun:
             readable: What ``read`` gives.
             description: What the progress bar says.
         """
-        from detrkit.progress import with_progress
+        from detrkit.common.progress import with_progress
 
         for result in with_progress(stream(self._remember(readable)), len(self.inputs), description):
             position, image = self._read.popleft()
@@ -86,7 +86,7 @@ class ImageRun:
             detector: The workers.
             options: For ``RayDetector.results``.
         """
-        from detrkit.progress import with_progress
+        from detrkit.common.progress import with_progress
 
         sources = [item.source for item in self.inputs]
         found = detector.results(sources, exif_orientation=self.exif_orientation, **options)

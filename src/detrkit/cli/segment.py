@@ -31,15 +31,15 @@ from detrkit.cli.console import (
     load_detector,
     print_table,
 )
-from detrkit.cli.inputs import ImageInput, file_names, find_images, image_ids
-from detrkit.cli.journal import Journal
 from detrkit.cli.output import check_save_dir, picture_names, save_picture, write_json
 from detrkit.cli.run import ImageRun
-from detrkit.errors import DetrkitError
+from detrkit.common.errors import DetrkitError
+from detrkit.inference.inputs import ImageInput, file_names, find_images, image_ids
+from detrkit.results.journal import Journal
 
 if TYPE_CHECKING:
-    from detrkit.detector import Detector
-    from detrkit.panoptic import PanopticSegmentation
+    from detrkit.inference.detector import Detector
+    from detrkit.results.panoptic import PanopticSegmentation
 
 DOCUMENT = "panoptic.json"
 PNG_FOLDER = "panoptic"

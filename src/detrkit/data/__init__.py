@@ -4,8 +4,7 @@ Example:
     ```python
     from torch.utils.data import DataLoader
 
-    from detrkit.data.checks import check_dataset
-    from detrkit.data.coco import DetectionDataset
+    from detrkit.data import DetectionDataset, check_dataset
     from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
 
     report = check_dataset(DetectionDataset.from_coco("train", "instances_train.json"))
@@ -18,3 +17,17 @@ Example:
             loss = model(**batch).loss
     ```
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detrkit.common.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from detrkit.data.checks import check_dataset as check_dataset
+    from detrkit.data.coco import DetectionDataset as DetectionDataset
+    from detrkit.data.folders import read_voc as read_voc
+    from detrkit.data.folders import read_yolo as read_yolo
+else:
+    __all__, __getattr__, __dir__ = lazy_names(__name__)

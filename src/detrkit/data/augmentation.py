@@ -23,8 +23,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from detrkit.common.errors import SettingError
 from detrkit.data.coco import PER_OBJECT
-from detrkit.errors import SettingError
 from detrkit.processing.annotations import Target, resize_target
 from detrkit.processing.pixels import IMAGENET_MEAN
 from detrkit.processing.resize import resize_image, size_for

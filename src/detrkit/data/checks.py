@@ -11,9 +11,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from detrkit.common.errors import AnnotationError
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.image_sizes import read_image_sizes
-from detrkit.errors import AnnotationError
 from detrkit.processing.annotations import decode_segmentations
 
 logger = logging.getLogger("detrkit")

@@ -19,8 +19,8 @@ from typing import Any
 
 import PIL.Image
 
-from detrkit.errors import AnnotationError
-from detrkit.evaluation.documents import read_json
+from detrkit.common.errors import AnnotationError
+from detrkit.data.documents import read_json
 from detrkit.processing.annotations import Target, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 

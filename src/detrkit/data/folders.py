@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
+from detrkit.common.errors import AnnotationError, MissingExtraError
 from detrkit.data.coco import DetectionDataset, existing_folder
 from detrkit.data.image_sizes import read_image_sizes
-from detrkit.errors import AnnotationError, MissingExtraError
 
 _IMAGES, _LABELS = "images", "labels"
 

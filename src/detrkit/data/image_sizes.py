@@ -12,8 +12,8 @@ from pathlib import Path
 
 import PIL.Image
 
-from detrkit.errors import ImageError
-from detrkit.progress import with_progress
+from detrkit.common.errors import ImageError
+from detrkit.common.progress import with_progress
 
 _EXIF_ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = range(5, 9)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit.checkpoints.registry import BUNDLED, REGISTRY, resolve_model
-from detrkit.errors import DetrkitError, SettingError
+from detrkit.common.errors import DetrkitError, SettingError
 
 if TYPE_CHECKING:
-    from detrkit.detector import Detector
+    from detrkit.inference.detector import Detector
 
 # Beside the models a demo is started with, it offers those that need no conversion first.
 _OFFERED = (*BUNDLED, *(name for name, entry in REGISTRY.items() if entry.hub_id is not None))

@@ -12,9 +12,9 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import ImageData
 
+from detrkit.common.errors import DetrkitError
 from detrkit.demo.choices import ModelChoices
 from detrkit.demo.results import LOWEST_THRESHOLD, Result, ResultStore, View, message
-from detrkit.errors import DetrkitError
 
 logger = logging.getLogger("detrkit")
 

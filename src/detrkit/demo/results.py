@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrkit.cli.console import count
-from detrkit.errors import DetrkitError, ImageError, SettingError
-from detrkit.visualization import Color, class_color, segment_colors
+from detrkit.common.errors import DetrkitError, ImageError, SettingError
+from detrkit.results.drawing import Color, class_color, segment_colors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from detrkit.detector import Detector, Prediction
-    from detrkit.inspection import Attention
+    from detrkit.attention.maps import Attention
+    from detrkit.inference.detector import Detector, Prediction
 
 LOWEST_THRESHOLD = 0.1
 """What the sliders begin with; a model is run for all thresholds from here on."""
@@ -42,7 +42,7 @@ def read_upload(path: str, name: str) -> Image:
     Raises:
         ImageError: It cannot be read or is too large; the message says ``name`` rather than ``path``.
     """
-    from detrkit.limits import ImageLimits
+    from detrkit.common.limits import ImageLimits
     from detrkit.processing.images import load_image
 
     try:
@@ -105,8 +105,8 @@ class Result:
 
     def boxes(self, threshold: float) -> View:
         """The boxes that score higher than a threshold; the document is that of ``detrkit detect --json``."""
-        from detrkit.cli.coco_output import CocoOutput
-        from detrkit.cli.inputs import ImageInput
+        from detrkit.inference.inputs import ImageInput
+        from detrkit.results.coco_document import CocoOutput
 
         found = self.prediction.detections(threshold)
         output = CocoOutput(Path("-"), [ImageInput(self.name)], {})
@@ -136,7 +136,7 @@ class Result:
         Raises:
             SettingError: The model gives no masks.
         """
-        from detrkit.cli.inputs import ImageInput, image_ids
+        from detrkit.inference.inputs import ImageInput, image_ids
 
         found = self.prediction.segmentation(threshold)
         image_id = image_ids([ImageInput(self.name)])[0]
@@ -173,7 +173,7 @@ class Result:
         Raises:
             SettingError: No object scores high enough, or the model does not tell its attention.
         """
-        from detrkit.inspection import decoder_attention
+        from detrkit.attention.maps import decoder_attention
 
         if self.attention is None:
             picture = read_upload(self.path, self.name)
@@ -206,7 +206,7 @@ class Result:
         Args:
             objects: Their positions, the most confident object is 0.
         """
-        from detrkit.attention_drawing import draw_attention
+        from detrkit.attention.drawing import draw_attention
 
         assert self.attention is not None
         chosen = self.attention[list(objects)]

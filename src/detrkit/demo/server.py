@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.errors import DetrkitError, MissingExtraError, SettingError
+from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
 
 if TYPE_CHECKING:
     from detrkit.demo.choices import ModelChoices

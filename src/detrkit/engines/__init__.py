@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detrkit.errors import SettingError
+from detrkit.common.errors import SettingError
+from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 
 if TYPE_CHECKING:
     import torch
-
-EXPORTED_ENGINES = ("onnx", "openvino")
-ENGINES = ("torch", "compile", *EXPORTED_ENGINES)
 
 
 def check_engine(engine: str) -> None:

@@ -3,7 +3,7 @@
 By default glibc maps each large block afresh and gives it back at once, so that every activation is paid
 for in page faults: more time than the arithmetic of a convolution takes. Keeping the memory makes a
 forward pass about a third faster. It is a setting of the whole process, so only programs (the command
-line, :class:`~detrkit.detector.Detector`) make it, never an import.
+line, :class:`~detrkit.inference.detector.Detector`) make it, never an import.
 
 Images of ever new sizes leave holes between what oneDNN remembers of each size, so what is kept grows with
 the number of sizes: :class:`Excess` gives it back now and then.

@@ -28,13 +28,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.engines import EXPORTED_ENGINES, quantization
+from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
+from detrkit.common.files import atomic_folder
+from detrkit.common.quiet import quiet
+from detrkit.engines import quantization
 from detrkit.engines.exported import ExportedModel, Manifest, graph_inputs, open_exported, runtime
+from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.engines.openvino_engine import convert
-from detrkit.engines.quiet import quiet
 from detrkit.engines.torch_engine import fold_batch_norm
-from detrkit.errors import DetrkitError, MissingExtraError, SettingError
-from detrkit.files import atomic_folder
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
 from detrkit.processing.images import load_image

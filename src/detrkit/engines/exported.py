@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from detrkit.checkpoints.screening import is_plain_name, read_json
-from detrkit.engines import EXPORTED_ENGINES
-from detrkit.errors import CheckpointError
+from detrkit.common.errors import CheckpointError
+from detrkit.common.screening import is_plain_name, read_json
+from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
 from detrkit.models.segmentation import gather_rows
 

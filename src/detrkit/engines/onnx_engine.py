@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from detrkit.errors import MissingExtraError
+from detrkit.common.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Run

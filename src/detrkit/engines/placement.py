@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detrkit.engines import EXPORTED_ENGINES
-from detrkit.errors import SettingError
+from detrkit.common.errors import SettingError
+from detrkit.engines.names import EXPORTED_ENGINES
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from detrkit.engines.quiet import quiet
-from detrkit.errors import MissingExtraError
+from detrkit.common.errors import MissingExtraError
+from detrkit.common.quiet import quiet
 
 # Modules, by their path in the model, whose layers become int8.
 _QUANTIZED = re.compile(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from detrkit.errors import AnnotationError
+from detrkit.common.errors import AnnotationError
 
 _NAMED_IN_ERRORS = 5
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrkit.errors import MissingExtraError
+from detrkit.common.errors import MissingExtraError
+from detrkit.common.files import atomic_file
 from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
 from detrkit.evaluation.confusion import ConfusionMatrix
-from detrkit.files import atomic_file
-from detrkit.visualization import class_color
+from detrkit.results.drawing import class_color
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrkit.errors import AnnotationError, MissingExtraError, SettingError
-from detrkit.evaluation.categories import match_categories
-from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix, count_confusions
-from detrkit.evaluation.documents import (
+from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
+from detrkit.data.documents import (
     DocumentSource,
     box_of,
     field,
@@ -32,11 +30,13 @@ from detrkit.evaluation.documents import (
     shortened,
     whole_number,
 )
+from detrkit.evaluation.categories import match_categories
+from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix, count_confusions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from detrkit.detector import Detections
+    from detrkit.inference.detector import Detections
 
 # The statistics in COCO's order: recall rather than precision, place of the IoU threshold (None for the mean
 # over all ten), of the area range and of the number of detections in the evaluator's arrays.

@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from detrkit.errors import AnnotationError, ImageError, SettingError
-from detrkit.evaluation import documents
+from detrkit.common.errors import AnnotationError, ImageError, SettingError
+from detrkit.common.files import atomic_file
+from detrkit.common.progress import with_progress
+from detrkit.data import documents
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.coco import (
     IOU_TYPES,
@@ -41,12 +43,10 @@ from detrkit.evaluation.panoptic_quality import (
     panoptic_quality_of_files,
     read_panoptic_ids,
 )
-from detrkit.files import atomic_file
-from detrkit.progress import with_progress
 
 if TYPE_CHECKING:
-    from detrkit.cluster import RayDetector
-    from detrkit.detector import Detector
+    from detrkit.inference.cluster import RayDetector
+    from detrkit.inference.detector import Detector
 
 PANOPTIC_THRESHOLD = 0.85
 """The score of a query above which the original keeps its segment."""

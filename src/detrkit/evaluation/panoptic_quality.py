@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrkit.errors import AnnotationError, ImageError
+from detrkit.common.errors import AnnotationError, ImageError
+from detrkit.common.progress import with_progress
+from detrkit.data.documents import field, read_document
 from detrkit.evaluation.categories import classes_by_name
-from detrkit.evaluation.documents import field, read_document
-from detrkit.progress import with_progress
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou
 from detrkit.losses.matcher import PackedTargets, Targets, match, send
 
 FOCAL_GAMMA = 2  # the paper's exponent (Lin et al., 2017)

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detrkit.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou
 
 Targets: TypeAlias = Sequence[dict[str, Tensor]]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.checkpoints.screening import check_folder, weights_limit
-from detrkit.errors import CheckpointError
+from detrkit.common.errors import CheckpointError
+from detrkit.common.screening import check_folder, weights_limit
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import ProjectedAttention
 from detrkit.models.layers.backbone import (
@@ -137,7 +137,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
 
         Raises:
             CheckpointError: The checkpoint's tensors do not fit the configuration, or its files must not be
-                read (see :mod:`detrkit.checkpoints.screening`).
+                read (see :mod:`detrkit.common.screening`).
             OSError: There is no such repository, folder or file.
         """
         renames = {_DETECTOR: cls.detector_prefix, **cls.checkpoint_renames}

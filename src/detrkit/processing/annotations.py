@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from detrkit.errors import AnnotationError, ImageError, MissingExtraError
-from detrkit.losses.boxes import xyxy_to_cxcywh
+from detrkit.common.boxes import xyxy_to_cxcywh
+from detrkit.common.errors import AnnotationError, ImageError, MissingExtraError
 from detrkit.processing.images import load_image
 from detrkit.processing.panoptic_png import rgb_to_id
 

@@ -14,8 +14,8 @@ import urllib.request
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from detrkit.errors import ImageError
-from detrkit.limits import ImageLimits
+from detrkit.common.errors import ImageError
+from detrkit.common.limits import ImageLimits
 
 WEB_SCHEMES = ("http", "https")
 

@@ -20,8 +20,8 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from detrkit.errors import AnnotationError, ImageError
-from detrkit.files import atomic_file
+from detrkit.common.errors import AnnotationError, ImageError
+from detrkit.common.files import atomic_file
 from detrkit.processing.annotations import (
     COCO_DETECTION,
     COCO_PANOPTIC,

@@ -25,8 +25,8 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-from detrkit.errors import ImageError
-from detrkit.limits import ImageLimits
+from detrkit.common.errors import ImageError
+from detrkit.common.limits import ImageLimits
 from detrkit.processing.fetching import WEB_SCHEMES, fetch
 
 logger = logging.getLogger("detrkit")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from detrkit.losses.boxes import cxcywh_to_xyxy
+from detrkit.common.boxes import cxcywh_to_xyxy
 
 # (batch, 2), or one (height, width) for each image, in pixels.
 TargetSizes: TypeAlias = torch.Tensor | Sequence[Any]

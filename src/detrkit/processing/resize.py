@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
-from detrkit.errors import ImageError
+from detrkit.common.errors import ImageError
 
 BILINEAR = PIL.Image.Resampling.BILINEAR
 

@@ -20,16 +20,12 @@ Example:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from detrkit.training.recipe import TrainingRecipe as TrainingRecipe
+from detrkit.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from detrkit.training.run import TrainingResult
-
-
-def train(recipe: TrainingRecipe, **data_sets: Any) -> TrainingResult:
-    """Trains a detector as a recipe says; see :func:`detrkit.training.run.train`."""
-    from detrkit.training.run import train as run
-
-    return run(recipe, **data_sets)
+    from detrkit.training.recipe import TrainingRecipe as TrainingRecipe
+    from detrkit.training.run import train as train
+else:
+    __all__, __getattr__, __dir__ = lazy_names(__name__)

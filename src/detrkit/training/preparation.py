@@ -13,11 +13,11 @@ import timm
 import torch
 
 from detrkit.checkpoints.registry import resolve_model
+from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
+from detrkit.common.files import check_writable
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
-from detrkit.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.evaluation.categories import match_categories
-from detrkit.files import check_writable
 from detrkit.integration import FAMILIES, Family, family_of
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.training.batch_norm import thaw_batch_norm

@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from detrkit.errors import SettingError
+from detrkit.common.errors import SettingError
 
 DATA, MODEL, OPTIMISATION, RUN = "Data", "Model", "Optimisation", "Run"
 
@@ -315,7 +315,7 @@ class TrainingRecipe:
 
     def save(self, path: Path) -> None:
         """Writes the recipe as JSON."""
-        from detrkit.files import atomic_file
+        from detrkit.common.files import atomic_file
 
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -11,18 +11,18 @@ from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
 from detrkit.checkpoints.registry import FAMILY_TITLES
+from detrkit.common.files import atomic_file
 from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.charts import write_csv
-from detrkit.files import atomic_file
 from detrkit.processing.images import load_image
+from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
 from detrkit.training.recipe import TrainingRecipe
-from detrkit.visualization import class_color, draw_boxes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from detrkit.detector import Detector
+    from detrkit.inference.detector import Detector
 
 METRICS_FILE, LOSS_FILE, AP_FILE = "metrics.csv", "loss.png", "ap.png"
 PREDICTIONS_FILE, CARD_FILE = "predictions.png", "README.md"

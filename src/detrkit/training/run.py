@@ -17,14 +17,14 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from detrkit.common.errors import DetrkitError, SettingError
+from detrkit.common.files import atomic_folder
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
-from detrkit.detector import Detector
 from detrkit.engines.allocator import keep_memory
-from detrkit.errors import DetrkitError, SettingError
 from detrkit.evaluation import evaluate_detector
-from detrkit.files import atomic_folder
-from detrkit.hub import CHECKPOINTS, check_login, push_to_hub
+from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
+from detrkit.inference.detector import Detector
 from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage

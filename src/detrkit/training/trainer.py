@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from detrkit.common.errors import DetrkitError, TrainingError
 from detrkit.data.loading import AspectRatioBatchSampler
-from detrkit.errors import DetrkitError, TrainingError
 from detrkit.training.optimization import AveragedWeights, learning_rate_factor, parameter_groups
 
 AVERAGE_FILE = "averaged_weights.pt"

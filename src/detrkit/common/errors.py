@@ -1,0 +1,37 @@
+"""Errors that a user can act on: each names the thing that is wrong and the remedy.
+
+The command line prints them as one line and leaves with status 2.
+"""
+
+from __future__ import annotations
+
+
+class DetrkitError(Exception):
+    """Base of the errors that detrkit raises for a user's mistake or a bad file."""
+
+
+class ImageError(DetrkitError, ValueError):
+    """An image that cannot be found, read or used."""
+
+
+class AnnotationError(DetrkitError, ValueError):
+    """Annotations that do not fit their image or format."""
+
+
+class CheckpointError(DetrkitError, ValueError):
+    """A checkpoint or model folder that cannot be found, read or used."""
+
+
+class SettingError(DetrkitError, ValueError):
+    """A setting that does not exist, is out of range or is not available on this machine."""
+
+
+class TrainingError(DetrkitError, RuntimeError):
+    """A training run that cannot go on."""
+
+
+class MissingExtraError(DetrkitError, ImportError):
+    """A feature whose optional packages are not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package: pip install 'detrkit[{extra}]'")

@@ -1,0 +1,117 @@
+"""Writing files so that an interrupt or a full disk never leaves half a file under its final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detrkit.common.errors import DetrkitError
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses, before any work, a file or folder that cannot be written or made.
+
+    Args:
+        path: The file, or the folder to put files into. It need not exist, and is not made.
+
+    Raises:
+        DetrkitError: The file system refuses.
+    """
+    nearest = Path(os.path.realpath(path))
+    try:
+        if nearest.is_file():
+            nearest = nearest.parent  # it will be replaced
+        while not nearest.exists():
+            nearest = nearest.parent
+        # Permissions alone do not tell: root may do anything, except on a file system that takes no files.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror or error}"
+        raise DetrkitError(f"cannot write {path} ({reason}); choose another place") from error
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary path beside ``path``; renames it into place when the block succeeds.
+
+    A link is followed, and the file it leads to replaced. A pipe or device is written to at the end, since
+    renaming would put a file in its place.
+
+    Args:
+        path: Final name. Missing parent folders are made. The temporary name keeps the suffix, so that
+            libraries which pick a format by suffix work.
+
+    Raises:
+        DetrkitError: The file system refuses to write (full, read-only, a folder in the way).
+    """
+    path = Path(os.path.realpath(path))
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = None if special else path.parent
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=folder)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        if special:
+            with temporary.open("rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            _use_default_mode(temporary)
+            temporary.replace(path)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a temporary folder beside ``path``; moves its files into ``path`` when the block succeeds.
+
+    Files of the same name that ``path`` already holds are replaced, others are left alone.
+
+    Args:
+        path: Final folder, made if missing.
+
+    Raises:
+        DetrkitError: The file system refuses to write (full, read-only, a file in the way).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise DetrkitError(f"cannot write into {path}: it is a file, not a folder")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+        yield temporary
+        if path.exists():
+            for item in temporary.iterdir():
+                item.replace(path / item.name)
+        else:
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(path)
+    except OSError as error:
+        raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                shutil.rmtree(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _use_default_mode(path: Path) -> None:
+    """Gives a file made by mkstemp (private to its owner) the mode that open() would have given it."""
+    path.chmod(0o666 & ~_umask())

@@ -1,0 +1,67 @@
+"""How much of an image from elsewhere is taken before it is refused."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from detrkit.common.errors import SettingError
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""Largest image that is opened, in pixels: twice Pillow's warning limit, where Pillow itself refuses."""
+
+PIXELS_VARIABLE = "DETRKIT_MAX_PIXELS"
+PRIVATE_VARIABLE = "DETRKIT_ALLOW_PRIVATE_ADDRESSES"
+
+
+def _default_max_pixels() -> int:
+    text = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not text:
+        return DEFAULT_MAX_PIXELS
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise SettingError(f"{PIXELS_VARIABLE} must be a number of pixels above 0, not {text!r}")
+    return int(text)
+
+
+def _default_allow_private() -> bool:
+    return os.environ.get(PRIVATE_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What an image may take, and where it may come from.
+
+    Attributes:
+        max_pixels: Most pixels that are decoded; None for no limit. By default what the environment variable
+            ``DETRKIT_MAX_PIXELS`` says, or else 178956970.
+        max_bytes: Most bytes that are read from an address or a pipe; None for no limit. (A file may have
+            eight bytes for each of ``max_pixels``.)
+        timeout: Seconds that an address may take altogether, from its name to its last byte.
+        max_redirects: How often an address may send on to another one.
+        allow_private: Whether an address may lead to this computer or to a network that the public internet
+            does not reach (loopback, private, link-local and the like). By default only where the environment
+            variable ``DETRKIT_ALLOW_PRIVATE_ADDRESSES`` is 1.
+
+    Raises:
+        SettingError: A limit is not above 0.
+    """
+
+    max_pixels: int | None = field(default_factory=_default_max_pixels)
+    max_bytes: int | None = 256 * 2**20
+    timeout: float = 30.0
+    max_redirects: int = 5
+    allow_private: bool = field(default_factory=_default_allow_private)
+
+    def __post_init__(self) -> None:
+        """Checks the limits."""
+        for name in ("max_pixels", "max_bytes", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{name} must be above 0, not {value}")
+        if self.max_redirects < 0:
+            raise SettingError(f"max_redirects must be 0 or more, not {self.max_redirects}")
+
+    @property
+    def max_file_bytes(self) -> int | None:
+        """Most bytes of a file: eight a pixel is more than any image file of that many pixels needs."""
+        return None if self.max_pixels is None else max(self.max_pixels * 8, 2**20)

@@ -1,0 +1,1 @@
+"""From checkpoints of the original repositories to models of detrkit."""

@@ -1,0 +1,281 @@
+"""From a checkpoint of an original repository to a model folder that ``from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from detrkit.checkpoints.cost import CARD_SIZE, Cost, count_cost
+from detrkit.checkpoints.registry import (
+    FAMILY_TITLES,
+    REGISTRY,
+    Family,
+    ReleasedCheckpoint,
+    Task,
+    find_checkpoint,
+)
+from detrkit.common.errors import CheckpointError, DetrkitError
+from detrkit.common.files import atomic_folder
+from detrkit.conversion.labels import label_names
+from detrkit.conversion.original import Architecture, check_fits, hub_state_dict, read_architecture
+from detrkit.conversion.reading import read_checkpoint
+from detrkit.hub.cards import Facts, backbone_title, looks_released, read_facts, released_card
+from detrkit.models.base import DetrFamilyPreTrainedModel
+from detrkit.models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
+from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
+from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
+from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
+from detrkit.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
+from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
+from detrkit.models.detr.configuration_detr import DetrConfig
+from detrkit.models.detr.image_processing_detr import DetrImageProcessor
+from detrkit.models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
+from detrkit.processing.annotations import COCO_PANOPTIC
+
+# What both the tensors and the registry know; here they have to agree.
+_SHARED_FACTS = ("family", "task", "backbone", "num_feature_levels", "with_box_refine", "two_stage")
+
+# How far the outputs of the model may move when it is written and read back: rounding of one machine's
+# kernels on differently aligned memory. A lost option, such as the dilation, moves them by far more.
+_OUTPUT_TOLERANCE = 1e-4
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    name: str,
+    *,
+    verify: bool = True,
+) -> Path:
+    """Converts an original checkpoint into a model folder.
+
+    The number of categories, queries, layers and channels is read from the tensors, so checkpoints that
+    were fine-tuned from a released one convert under its name.
+
+    Args:
+        checkpoint: File of the original repository, as ``torch.save`` or safetensors wrote it.
+        output: Folder to write: config.json, preprocessor_config.json, model.safetensors and README.md.
+        name: Which released checkpoint this is, or has the architecture of (``REGISTRY``). Decides what the
+            tensors do not tell: whether the backbone is dilated (DC5).
+        verify: Load the folder back before it gets its name, and compare every tensor and the outputs on a
+            random image.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The file cannot be read, contradicts ``name``, or does not fit its architecture.
+        DetrkitError: The folder cannot be written. Nothing of it is left then.
+    """
+    entry = find_checkpoint(name)
+    tensors = read_checkpoint(checkpoint)
+    architecture = read_architecture(tensors)
+    _check_agreement(architecture, entry)
+    build = _BUILDERS.get((architecture.family, architecture.task))
+    if build is None:
+        raise CheckpointError(f"this version does not convert {_describe(architecture)} yet")
+
+    model, processor = build(architecture, entry)
+    weights = {key: value.float() for key, value in hub_state_dict(tensors, architecture).items()}
+    weights = _without_copies(weights, model)
+    check_fits(weights, model.state_dict(), architecture)
+    model.load_state_dict(weights)
+    model.eval()
+
+    output = Path(output)
+    released = looks_released(entry, architecture)
+    card = released_card(
+        entry,
+        read_facts(entry.name) if released else Facts(cost=_count_cost(model)),
+        title=output.resolve().name,
+        source=Path(checkpoint).name,
+        architecture=architecture,
+    )
+    with atomic_folder(output) as folder:
+        _write(folder, model, processor, card)
+        if verify:
+            _verify(folder, model, weights)
+    return output
+
+
+def _count_cost(model: DetrFamilyPreTrainedModel) -> Cost:
+    # Learned positions reach no further than 50 places of the feature map.
+    learned = model.config.position_embedding_type == "learned"
+    return count_cost(type(model), model.config, (600, 800) if learned else CARD_SIZE)
+
+
+def _build_detr(
+    architecture: Architecture, entry: ReleasedCheckpoint
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
+    config = DetrConfig(**_shared_options(architecture, entry))
+    if architecture.task == "panoptic":
+        return DetrForSegmentation(config), DetrImageProcessor(format=COCO_PANOPTIC)
+    return DetrForObjectDetection(config), DetrImageProcessor()
+
+
+def _build_conditional_detr(
+    architecture: Architecture, entry: ReleasedCheckpoint
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
+    config = ConditionalDetrConfig(**_shared_options(architecture, entry))
+    return ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessor()
+
+
+def _build_deformable_detr(
+    architecture: Architecture, entry: ReleasedCheckpoint
+) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
+    config = DeformableDetrConfig(
+        **_shared_options(architecture, entry),
+        num_feature_levels=architecture.num_feature_levels,
+        with_box_refine=architecture.with_box_refine,
+        two_stage=architecture.two_stage,
+    )
+    return DeformableDetrForObjectDetection(config), DeformableDetrImageProcessor()
+
+
+def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> dict[str, Any]:
+    names = label_names(architecture.num_labels, architecture.task)
+    return {
+        "backbone": architecture.backbone,
+        "use_timm_backbone": True,
+        "use_pretrained_backbone": False,
+        "dilation": entry.dilation,
+        "position_embedding_type": architecture.position_embedding_type,
+        "num_queries": architecture.num_queries or entry.num_queries,
+        "d_model": architecture.d_model,
+        "encoder_layers": architecture.encoder_layers,
+        "decoder_layers": architecture.decoder_layers,
+        "encoder_ffn_dim": architecture.encoder_ffn_dim,
+        "decoder_ffn_dim": architecture.decoder_ffn_dim,
+        "encoder_attention_heads": architecture.attention_heads,
+        "decoder_attention_heads": architecture.attention_heads,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Leaves out the second names of shared tensors, after a look at whether they are indeed the same."""
+    copies = model.second_names(model.state_dict())
+    for second, first in copies.items():
+        if second in weights and not torch.equal(weights[second], weights.get(first, weights[second])):
+            raise CheckpointError(f"{second} and {first} are one tensor in this architecture, but differ")
+    # A file may hold a shared tensor under its second name alone.
+    found = {first: weights[second] for second, first in copies.items() if second in weights}
+    return {**found, **{name: tensor for name, tensor in weights.items() if name not in copies}}
+
+
+_Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]]
+
+# What this version converts.
+_BUILDERS: dict[tuple[Family, Task], _Builder] = {
+    ("detr", "detection"): _build_detr,
+    ("detr", "panoptic"): _build_detr,
+    ("conditional_detr", "detection"): _build_conditional_detr,
+    ("deformable_detr", "detection"): _build_deformable_detr,
+}
+
+
+def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
+    """What the tensors of a released checkpoint say, without its file."""
+    feed_forward = 1024 if entry.family == "deformable_detr" else 2048
+    return Architecture(
+        family=entry.family,
+        task=entry.task,
+        backbone=entry.backbone,
+        num_labels=entry.num_labels,
+        num_queries=None if entry.two_stage else entry.num_queries,
+        d_model=256,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_ffn_dim=feed_forward,
+        decoder_ffn_dim=feed_forward,
+        num_feature_levels=entry.num_feature_levels,
+        with_box_refine=entry.with_box_refine,
+        two_stage=entry.two_stage,
+    )
+
+
+def released_model(entry: ReleasedCheckpoint) -> tuple[type[DetrFamilyPreTrainedModel], DetrFamilyConfig]:
+    """Class and configuration of a released checkpoint, without its file."""
+    with torch.device("meta"):  # without numbers
+        model, _ = _BUILDERS[entry.family, entry.task](released_architecture(entry), entry)
+    return type(model), model.config
+
+
+def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> None:
+    facts = _facts(architecture)
+    if _facts(entry) == facts:
+        return
+    fitting = [other for other in REGISTRY.values() if _facts(other) == facts]
+    # Dilation leaves no trace in the tensors: here the name is believed.
+    fitting = [other for other in fitting if other.dilation == entry.dilation] or fitting
+    names = " or ".join(other.name for other in fitting)
+    remedy = f"the name for it is {names}" if fitting else "and no released checkpoint is like it"
+    raise CheckpointError(f"the checkpoint is {_describe(architecture)}, not {entry.name}; {remedy}")
+
+
+def _facts(source: Architecture | ReleasedCheckpoint) -> tuple[Any, ...]:
+    return tuple(getattr(source, name) for name in _SHARED_FACTS)
+
+
+def _describe(architecture: Architecture) -> str:
+    """For example "Deformable DETR with a ResNet-50 backbone, 4 feature levels and box refinement"."""
+    parts = [f"a {backbone_title(architecture.backbone)} backbone"]
+    if architecture.family == "deformable_detr":
+        levels = architecture.num_feature_levels
+        parts.append("a single feature level" if levels == 1 else f"{levels} feature levels")
+    parts += ["box refinement"] if architecture.with_box_refine else []
+    parts += ["two stages"] if architecture.two_stage else []
+    parts += ["a mask head (panoptic)"] if architecture.task == "panoptic" else []
+    *first, last = parts
+    return f"{FAMILY_TITLES[architecture.family]} with {', '.join(first) + ' and ' if first else ''}{last}"
+
+
+def _write(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, card: str) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what a full disk is there
+        raise OSError(str(error)) from error
+    processor.save_pretrained(folder)
+    readme = folder / "README.md"
+    readme.write_text(card, encoding="utf-8")
+    # safetensors makes files that only their owner can read.
+    (folder / "model.safetensors").chmod(readme.stat().st_mode)
+
+
+@torch.inference_mode()
+def _verify(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Loads a written folder and checks that it is the model, tensor by tensor and by what it predicts."""
+    reloaded = type(model).from_pretrained(folder).eval()
+    found = reloaded.state_dict()
+    changed = [key for key in weights if key not in found or not _same_bits(found[key], weights[key])]
+    if changed:
+        raise DetrkitError(f"verification failed: {changed[0]} was not read back as it was written")
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    expected, actual = model(image), reloaded(image)
+    for key in ("logits", "pred_boxes", "pred_masks"):
+        if expected.get(key) is None:
+            continue
+        if not expected[key].isfinite().all():
+            raise CheckpointError(
+                f"the checkpoint's weights give infinite or undefined {key} on a random image"
+            )
+        if not torch.allclose(actual[key], expected[key], rtol=_OUTPUT_TOLERANCE, atol=_OUTPUT_TOLERANCE):
+            raise DetrkitError(f"verification failed: the written model gives other {key} on a random image")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    same_kind = a.dtype == b.dtype and a.shape == b.shape
+    return same_kind and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

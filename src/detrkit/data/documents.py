@@ -1,0 +1,117 @@
+"""Reading COCO's JSON documents, with one clear message for what is none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from detrkit.common.errors import AnnotationError
+
+# Products of two such numbers are still finite.
+_LARGEST = 1e30
+
+DocumentSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+"""A COCO document, or the path of its file."""
+
+
+def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
+    """Reads a COCO document.
+
+    Args:
+        source: The document, or its JSON file.
+        lists: Keys that must hold a list of objects with at least one entry.
+
+    Raises:
+        AnnotationError: The file cannot be read, is no JSON object, or lacks one of the lists.
+    """
+    document = source if isinstance(source, Mapping) else read_json(source)
+    name = name_of(source)
+    if not isinstance(document, Mapping):
+        raise AnnotationError(f"{name} is not a COCO document: it holds a {type(document).__name__}")
+    for key in lists:
+        entries = document.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise AnnotationError(f"{name} is not a COCO document: it has no list of {key}")
+        if not entries:
+            raise AnnotationError(f"{name} has no {key}, so there is nothing to evaluate")
+    return dict(document)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        AnnotationError: The file cannot be found or read, or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # not JSON, or not text
+        raise AnnotationError(f"{path} is not a JSON file: {error}") from error
+
+
+def name_of(source: Any) -> str:
+    """What to call a document in errors."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the document"
+
+
+def whole_number(entry: Mapping[str, Any], key: str, what: str) -> int:
+    """A value that must be a whole number, such as an id.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    value = field(entry, key, what)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a whole number")
+    return value
+
+
+def number(entry: Mapping[str, Any], key: str, what: str) -> float:
+    """A value that must be a finite number.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    value = field(entry, key, what)
+    if not is_number(value):
+        raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a number")
+    return float(value)
+
+
+def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
+    """A ``bbox`` of x, y, width and height.
+
+    Raises:
+        AnnotationError: It is none, or not there.
+    """
+    box = field(entry, "bbox", what)
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
+        raise AnnotationError(f"{what} has a bbox that is not four numbers (x, y, width, height)")
+    return [float(value) for value in box]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a document is a number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def shortened(value: Any) -> str:
+    """A value for a message, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def field(entry: Mapping[str, Any], key: str, what: str) -> Any:
+    """A value that an entry of a document must have.
+
+    Raises:
+        AnnotationError: It has none; ``what`` names the entry.
+    """
+    if key not in entry:
+        raise AnnotationError(f"{what} has no {key!r} (it has {', '.join(map(str, entry)) or 'nothing'})")
+    return entry[key]

@@ -1,0 +1,99 @@
+"""A detector as a Hugging Face Inference Endpoint: what ``handler.py`` in a model's repository loads.
+
+The answers are those of the Hub's object-detection task.
+
+Example:
+    ```python
+    from PIL import Image
+
+    from detrkit.endpoint import EndpointHandler
+
+    handler = EndpointHandler("blood-cells")
+    handler({"inputs": Image.open("smear.jpg"), "parameters": {"threshold": 0.6}})
+    ```
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from detrkit.common.errors import ImageError, SettingError
+from detrkit.inference.detector import Detector
+
+_PARAMETERS = {"threshold": 0.5}
+
+
+class EndpointHandler:
+    """Loads a model once and answers requests."""
+
+    def __init__(self, path: str = "") -> None:
+        """Loads the model.
+
+        Args:
+            path: Folder of the repository, which the endpoint passes.
+        """
+        self.detector = Detector.from_pretrained(path or ".")
+
+    def __call__(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Finds the objects in the image of a request.
+
+        Args:
+            data: ``inputs`` is a PIL image, the bytes of an image file, or these in base64 (a ``data:`` URL
+                too). ``parameters`` may hold ``threshold``, the least score, 0.5 by default.
+
+        Returns:
+            A dict for each object, the best first: ``score``, ``label`` (its name) and ``box`` (``xmin``,
+            ``ymin``, ``xmax``, ``ymax`` in whole pixels of the image turned as its EXIF entry says, which is
+            how browsers show it and how Transformers' pipeline reads it).
+
+        Raises:
+            ImageError: There is no image, or it cannot be read.
+            SettingError: A parameter does not exist or is out of range.
+        """
+        parameters = data.get("parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise SettingError(f"parameters must be an object like {_PARAMETERS}, not {parameters!r}")
+        unknown = sorted(set(parameters) - set(_PARAMETERS))
+        if unknown:
+            raise SettingError(f"there is no parameter {unknown[0]!r}; known is threshold")
+        threshold = (_PARAMETERS | dict(parameters))["threshold"]
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+            raise SettingError(f"threshold must be a number between 0 and 1, not {threshold!r}")
+        image = _read(data.get("inputs"))
+        found = self.detector(image, threshold=threshold, masks=False, exif_orientation=True)
+        return [
+            {
+                "score": detection.score,
+                "label": detection.name,
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(round, detection.box.tolist()))),
+            }
+            for detection in found
+        ]
+
+
+def _read(inputs: Any) -> Any:
+    """A PIL image of what a request holds; paths and addresses are not followed."""
+    from PIL.Image import Image
+
+    if isinstance(inputs, Image):
+        return inputs
+    if isinstance(inputs, str):
+        inputs = _decode(inputs)
+    if not isinstance(inputs, (bytes, bytearray)):
+        found = "nothing" if inputs is None else f"a {type(inputs).__name__}"
+        raise ImageError(f"inputs must be an image, its bytes or its base64 text, not {found}")
+    from detrkit.processing.images import decode_image
+
+    return decode_image(bytes(inputs), "the image of the request", exif_orientation=True)
+
+
+def _decode(text: str) -> bytes:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"inputs is no base64 text of an image file: {error}") from error

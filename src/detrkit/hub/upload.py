@@ -1,0 +1,170 @@
+"""Publishing a model on the Hugging Face Hub: weights, image processor and card in one commit."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
+
+CHECKPOINTS = "checkpoints"
+"""Sub-folder of a training run whose files stay at home."""
+
+HANDLER = {
+    "handler.py": '"""What an Inference Endpoint loads: detrkit\'s detector."""\n\n'
+    "from detrkit.endpoint import EndpointHandler as EndpointHandler\n",
+    "requirements.txt": "detrkit\n",
+}
+"""File name -> content of what Inference Endpoints need beside a model."""
+
+
+def push_to_hub(
+    model: Any,
+    repo_id: str | None = None,
+    *,
+    processor: Any = None,
+    private: bool | None = None,
+    handler: bool = False,
+    message: str = "Upload a detrkit model",
+    token: str | None = None,
+) -> str:
+    """Uploads a model, its image processor and its card to the Hub, in one commit.
+
+    The repository is made if there is none. Files of other names that it holds already stay.
+
+    Args:
+        model: A model folder, of which everything but hidden files and training checkpoints is uploaded; or a
+            model, which needs ``processor``. A card is written where the folder has no README.md.
+        repo_id: "name" (under your account) or "organisation/name"; by default the folder's name.
+        processor: Image processor of a model that is not a folder.
+        private: Whether a new repository is private; by default as your account or organisation has it.
+        handler: Upload ``handler.py`` and ``requirements.txt`` for Inference Endpoints as well (see
+            :mod:`detrkit.endpoint`).
+        message: Commit message.
+        token: Token with write access; by default that of ``hf auth login`` or ``HF_TOKEN``.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        CheckpointError: The folder holds no model.
+        SettingError: The arguments do not go together, or the name is none that the Hub takes.
+        DetrkitError: You are not logged in, may not write there, or the Hub cannot be reached.
+    """
+    check_login(token)
+    if isinstance(model, (str, os.PathLike)):
+        folder = Path(model)
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
+        return _upload(folder, repo_id or folder.resolve().name, private, handler, message, token)
+    if not hasattr(model, "save_pretrained"):
+        raise SettingError(
+            "push_to_hub takes a model folder, or a model with its processor, not a "
+            f"{type(model).__name__}; of a Detector give the folder that it was loaded from"
+        )
+    if processor is None or repo_id is None:
+        missing = (
+            "processor=..., its image processor" if processor is None else "repo_id=..., a name on the Hub"
+        )
+        raise SettingError(f"push_to_hub of a model needs {missing}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return _upload(folder, repo_id, private, handler, message, token)
+
+
+def check_login(token: str | None = None) -> None:
+    """Makes sure that there is a token, which a long run should know before it begins.
+
+    Raises:
+        DetrkitError: There is none.
+    """
+    from huggingface_hub import get_token
+
+    if not (token or get_token()):
+        raise DetrkitError(
+            "you are not logged in to the Hub: run hf auth login, or set HF_TOKEN to a token that may write"
+        )
+
+
+def _upload(
+    folder: Path, repo_id: str, private: bool | None, handler: bool, message: str, token: str | None
+) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    if "README.md" not in files:
+        files["README.md"] = _card(folder, repo_id.rsplit("/", 1)[-1]).encode()
+    if handler:
+        files |= {name: text.encode() for name, text in HANDLER.items() if name not in files}
+    operations = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()
+    ]
+    api = HfApi(token=token)
+    with _one_line(repo_id, api.endpoint):
+        repository = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repository.repo_id, operations, commit_message=message)
+    return str(repository)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and parts[0] != CHECKPOINTS and not any(part.startswith(".") for part in parts):
+            yield path
+
+
+def _card(folder: Path, title: str) -> str:
+    from detrkit.checkpoints.loading import read_config
+    from detrkit.hub.cards import plain_card
+    from detrkit.integration import family_of
+
+    config = read_config(str(folder), None)
+    family_of(config.get("model_type"), str(folder))  # refuses a model that is none of ours
+    return plain_card(config, title)
+
+
+@contextmanager
+def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into one line with a remedy."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise SettingError(f"{repo_id!r} is no name for a repository on the Hub: {_first(error)}") from error
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HTTPError):
+            cause = cause.__cause__  # an upload of a large file wraps what went wrong
+        if isinstance(cause, HfHubHTTPError):
+            raise DetrkitError(_refusal(repo_id, cause)) from error
+        if isinstance(cause, HTTPError) or isinstance(error, ConnectionError):
+            raise DetrkitError(
+                f"cannot reach the Hub at {endpoint} ({_first(error)}); check your network, and that "
+                "HF_HUB_OFFLINE is not set"
+            ) from error
+        raise DetrkitError(f"could not upload to {repo_id}: {_first(error)}") from error
+
+
+def _refusal(repo_id: str, error: Any) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return "the Hub does not know your token (401): log in again with hf auth login, or correct HF_TOKEN"
+    if status == 403:
+        return (
+            f"your token may not write to {repo_id} (403): use a token with write access, and a name under "
+            "your account or an organisation that you belong to"
+        )
+    said = getattr(error, "server_message", None) or _first(error)
+    return f"the Hub did not take {repo_id} ({status}): {said}"
+
+
+def _first(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line.rstrip(".") for line in lines if line), type(error).__name__)

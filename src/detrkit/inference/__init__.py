@@ -1,0 +1,1 @@
+"""Detectors at work: one call, many images, a cluster."""

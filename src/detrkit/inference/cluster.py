@@ -1,0 +1,433 @@
+"""Detection on many machines at once, with Ray Data.
+
+Workers hold the model and read the images themselves, so these must lie where every machine finds them under
+the same name: on shared storage, or at an address. The results come back to the process that asked, as they
+are made. What a worker or a machine had not finished when it was lost is done again by the others.
+
+Example:
+    ```python
+    from detrkit.inference.cluster import RayDetector
+
+    detector = RayDetector("facebook/detr-resnet-50", address="head-node:6379")
+    for position, found in detector.results(paths, threshold=0.7):
+        print(paths[position], found)
+    ```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
+from detrkit.common.limits import ImageLimits
+
+if TYPE_CHECKING:
+    from detrkit.inference.detector import Detector
+
+AUTO = "auto"
+LOCAL = "local"
+
+# A worker does so many images at a time, and what it was doing is done again when it is lost: few enough for
+# that, many enough for the cost of handing them over. A long job has larger portions, so that their number
+# stays within what one process can keep track of.
+_PORTION = 16
+_MOST_PORTIONS = 20_000
+# More cores than this do not make one image much faster; another worker does more with them.
+_MOST_CPUS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What a worker needs to load its detector.
+
+    Attributes:
+        threads: Threads for PyTorch; None leaves it to the engine and its device.
+    """
+
+    model: str
+    engine: str | None
+    device: str | None
+    dtype: str | None
+    revision: str | None
+    limits: ImageLimits
+    threads: int | None
+
+
+class RayDetector:
+    """A model on the machines of a Ray cluster; gives what :class:`detrkit.Detector` gives.
+
+    Attributes:
+        config: The model's configuration.
+        names: Class id -> class name.
+        has_masks: Whether the model gives masks, so that it can segment.
+        workers: The most processes that hold the model.
+        cpus: Cores of each.
+        gpus: Graphics cards of each, 0 or 1.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        address: str = AUTO,
+        workers: int | None = None,
+        cpus: int | None = None,
+        engine: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        """Connects to a cluster; the workers start with the first images.
+
+        Args:
+            model: A Hub id, a short name, or a folder that every machine finds under this name.
+            address: The cluster's head, "host:port" or "ray://host:port". "auto" stands for the cluster that
+                this process is connected to, that the variable RAY_ADDRESS names or that runs on this
+                machine, and starts one on this machine where there is none; "local" always starts one.
+            workers: The most processes that hold the model; as many as there are cores or cards for by
+                default.
+            cpus: Cores of each; by default those of the smallest machine, up to 8.
+            engine: As for ``Detector.from_pretrained``, like the others.
+            device: By default a graphics card for each worker where the cluster has some.
+            dtype: "float32" (the default), "float16" or "bfloat16".
+            revision: Branch, tag or commit on the Hub.
+            limits: How large image files may be and which addresses are asked, where not as usual.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+            SettingError: The cluster cannot be reached, or has not the cores that are asked for.
+            CheckpointError: The model cannot be found, read or used.
+        """
+        from detrkit.checkpoints.loading import find_classes, read_config
+        from detrkit.checkpoints.registry import resolve_model
+        from detrkit.engines.names import ENGINES
+
+        if engine not in (None, *ENGINES):  # its packages must be where the workers are, not here
+            raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
+        ray = _import_ray()
+        name = resolve_model(os.fspath(model))
+        if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
+            name = os.path.abspath(name)  # noqa: PTH100 - workers have a working directory of their own
+        family, model_class = find_classes(name, revision)
+        self.config = family.load(family.config).from_dict(read_config(name, revision))
+        self.names = {int(label): str(text) for label, text in self.config.id2label.items()}
+        self.has_masks = model_class == family.segmenter
+        _connect(ray, address)
+        self.workers, self.cpus, self.gpus = _shares(ray.nodes(), workers, cpus, device)
+        on_cpu = not self.gpus
+        self._settings = _Settings(
+            model=name,
+            engine=engine,
+            device=device or ("cpu" if on_cpu else None),
+            dtype=dtype,
+            revision=revision,
+            limits=limits or ImageLimits(),
+            threads=self.cpus if on_cpu else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"RayDetector({self._settings.model}, {self.workers} workers of {self.cpus} cores)"
+
+    def results(
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool = False,
+        segments: bool = False,
+        exif_orientation: bool = False,
+    ) -> Iterator[tuple[int, Any]]:
+        """What is in each image, in the order in which they get done.
+
+        Args:
+            sources: Paths or addresses of images.
+            threshold: Only objects with a higher score are given.
+            batch_size: The most images that go through the model at once.
+            masks: Whether to give a mask for each object.
+            segments: Give a ``PanopticSegmentation`` instead of ``Detections``.
+            exif_orientation: Turn each image as its EXIF entry says.
+
+        Returns:
+            An iterator of the position in ``sources`` and the result, or the ``ImageError`` of an image that
+            cannot be read. Each position comes once.
+
+        Raises:
+            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+            DetrkitError: The workers cannot go on.
+        """
+        from detrkit.inference.detector import check_numbers
+
+        check_numbers(threshold, batch_size)
+        if (masks or segments) and not self.has_masks:
+            raise SettingError("this model finds boxes only; masks need a panoptic one")
+        options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
+        if not segments:
+            options["masks"] = masks
+        return self._results(
+            [_for_workers(source) for source in sources], segments, options, exif_orientation
+        )
+
+    def stream(
+        self,
+        images: Iterable[str | os.PathLike[str]],
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
+    ) -> Iterator[Any]:
+        """Like ``Detector.stream``: the results in the order of the images, which must be files or addresses.
+
+        Results that came before those of earlier images are held in memory until these are there.
+        """
+        with_masks = self.has_masks if masks is None else masks
+        found = self.results(
+            list(images), threshold, batch_size, masks=with_masks, exif_orientation=exif_orientation
+        )
+        return _in_order(found)
+
+    def stream_segments(
+        self,
+        images: Iterable[str | os.PathLike[str]],
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Iterator[Any]:
+        """Like ``Detector.stream_segments``, with images as for :meth:`stream`."""
+        found = self.results(
+            list(images), threshold, batch_size, segments=True, exif_orientation=exif_orientation
+        )
+        return _in_order(found)
+
+    def _results(
+        self, sources: list[str], segments: bool, options: dict[str, Any], exif_orientation: bool
+    ) -> Iterator[tuple[int, Any]]:
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        if not sources:
+            return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        portions = min(math.ceil(len(sources) / _PORTION), _MOST_PORTIONS)
+        rows = [{"position": i, "source": source} for i, source in enumerate(sources)]
+        work = ray.data.from_items(rows, override_num_blocks=portions).map_batches(
+            _Worker,
+            fn_constructor_args=(self._settings, segments, options, exif_orientation),
+            batch_size=None,
+            compute=ActorPoolStrategy(min_size=1, max_size=self.workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+        given: set[int] = set()
+        try:
+            for batch in work.iter_batches(batch_size=None, batch_format="numpy"):
+                for position, result in zip(batch["position"].tolist(), batch["result"]):
+                    if position in given:
+                        continue
+                    given.add(position)
+                    found = pickle.loads(result)  # written by our own worker a moment ago
+                    if isinstance(found, _Failure):
+                        raise DetrkitError(found.message)
+                    yield position, found
+        except ray.exceptions.RayError as error:
+            raise _readable(error) from error
+        if len(given) < len(sources):
+            raise DetrkitError(
+                f"{len(sources) - len(given)} of {len(sources)} images were lost with a machine of the "
+                "cluster; run the same command again with --resume"
+            )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a worker can do nothing, sent like a result; what a worker raises Ray prints in full."""
+
+    message: str
+
+
+class _Worker:
+    """A process that holds the detector and does one portion of the images after another."""
+
+    def __init__(
+        self, settings: _Settings, segments: bool, options: dict[str, Any], exif_orientation: bool
+    ) -> None:
+        import torch
+
+        from detrkit.inference.detector import Detector
+
+        if settings.threads is not None:
+            # As many as a run on one machine of this size would use, whatever Ray has set: sums of another
+            # number of threads may differ in their last digits.
+            torch.set_num_threads(settings.threads)
+        self.failure: _Failure | None = None
+        try:
+            self.detector: Detector = Detector.from_pretrained(
+                settings.model,
+                engine=settings.engine,
+                device=settings.device,
+                dtype=settings.dtype,
+                revision=settings.revision,
+                limits=settings.limits,
+            )
+        except DetrkitError as error:
+            self.failure = _Failure(str(error))
+            return
+        stream: Callable[..., Iterator[Any]] = self.detector.stream
+        if segments:
+            stream = self.detector.stream_segments
+        self.stream = partial(stream, **options)
+        self.exif_orientation = exif_orientation
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Positions and sources in, positions and pickled results out."""
+        positions = [int(position) for position in batch["position"]]
+        results: list[Any] = [self.failure] * len(positions)
+        if self.failure is None:
+            try:
+                results = self._results([str(source) for source in batch["source"]])
+            except DetrkitError as error:
+                results = [_Failure(str(error))] * len(positions)
+        return {"position": positions, "result": [pickle.dumps(result) for result in results]}
+
+    def _results(self, sources: list[str]) -> list[Any]:
+        from detrkit.inference.detector import read_image
+
+        results: dict[int, Any] = {}
+        readable: list[int] = []
+
+        def pictures() -> Iterator[Any]:
+            for place, source in enumerate(sources):
+                try:
+                    image = read_image(
+                        source, exif_orientation=self.exif_orientation, limits=self.detector.limits
+                    )
+                except ImageError as error:
+                    results[place] = ImageError(str(error))
+                else:
+                    readable.append(place)
+                    yield image
+
+        for number, result in enumerate(self.stream(pictures())):
+            result.source = sources[readable[number]]
+            results[readable[number]] = result
+        return [results[place] for place in range(len(sources))]
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is what ``RayDetector`` takes for an address, and not the name of a file."""
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    return text in (AUTO, LOCAL) or (bool(host) and "/" not in host and port.isdecimal())
+
+
+def _import_ray() -> Any:
+    # Ray would ask its makers' server, at the end of every run, to count it, and tell of its inner life on
+    # stderr. What stops a job reaches us as an exception.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtraError("detection on a Ray cluster", "ray") from error
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    if not is_address(address):
+        raise SettingError(
+            f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
+        )
+    if ray.is_initialized():
+        if address in (AUTO, ray.get_runtime_context().gcs_address):
+            return
+        ray.shutdown()
+    try:
+        with _nothing_on_stderr():
+            ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingError(
+            f"cannot reach the Ray cluster at {address} ({said}); start one with: ray start --head"
+        ) from error
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """For what C++ writes there: that it was told to write nothing."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _shares(
+    nodes: Sequence[dict[str, Any]], workers: int | None, cpus: int | None, device: str | None
+) -> tuple[int, int, int]:
+    """How many workers there can be, and the cores and graphics cards of each."""
+    alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    if not alive:
+        raise SettingError("the Ray cluster has no machine with a free core")
+    cores = [int(resources["CPU"]) for resources in alive]
+    cards = [int(resources.get("GPU", 0)) for resources in alive]
+    gpus = int(sum(cards) > 0 and device != "cpu")
+    if cpus is None:
+        cpus = min(min(cores), _MOST_CPUS)
+        if gpus:  # every card has its worker
+            cpus = max(1, min(n // card for n, card in zip(cores, cards) if card))
+    if cpus < 1 or cpus > max(cores):
+        raise SettingError(
+            f"no machine of the Ray cluster has {cpus} cores for a worker; the largest has {max(cores)}"
+        )
+    if gpus:
+        room = sum(min(card, n // cpus) for n, card in zip(cores, cards))
+    else:
+        room = sum(n // cpus for n in cores)
+    if workers is not None and workers < 1:
+        raise SettingError(f"there must be at least 1 worker, not {workers}")
+    return max(1, room if workers is None else workers), cpus, gpus
+
+
+def _for_workers(source: str | os.PathLike[str]) -> str:
+    text = os.fspath(source)
+    return text if "://" in text else os.path.abspath(text)  # noqa: PTH100 - links stay as they are
+
+
+def _in_order(found: Iterable[tuple[int, Any]]) -> Iterator[Any]:
+    waiting: dict[int, Any] = {}
+    following = 0
+    for position, result in found:
+        waiting[position] = result
+        while following in waiting:
+            result = waiting.pop(following)
+            if isinstance(result, ImageError):
+                raise result
+            yield result
+            following += 1
+
+
+def _readable(error: Exception) -> DetrkitError:
+    """One line for what Ray says in many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines else type(error).__name__
+    return DetrkitError(f"the workers of the Ray cluster cannot go on: {said}")

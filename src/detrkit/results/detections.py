@@ -1,0 +1,195 @@
+"""The objects found in one image: boxes, scores, classes and masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from detrkit.common.errors import ImageError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Detection(NamedTuple):
+    """One detected object.
+
+    Attributes:
+        box: (4,) float32, x0, y0, x1, y1 in pixels of the original image.
+        score: Confidence in [0, 1].
+        label: Class id.
+        name: Class name.
+        mask: (height, width) bool, or None.
+    """
+
+    box: np.ndarray
+    score: float
+    label: int
+    name: str
+    mask: np.ndarray | None = None
+
+
+@dataclass(eq=False, repr=False)
+class Detections:
+    """The objects found in one image, the most confident first.
+
+    ``len()`` counts them, iterating gives a ``Detection`` each, and indexing takes an integer (a
+    ``Detection``) or a slice, a boolean mask or a list of positions (``Detections``):
+    ``detections[detections.scores > 0.9]``.
+
+    Attributes:
+        boxes: (N, 4) float32, x0, y0, x1, y1 in pixels of the original image. As in the original
+            implementations, a box may reach a little over the border.
+        scores: (N,) float32 in [0, 1].
+        labels: (N,) int64 class ids.
+        names: N class names.
+        image_size: Height and width of the original image in pixels.
+        masks: (N, height, width) bool, or None where the model gives none.
+        source: File name or address of the image, where it came from one.
+        exif_orientation: Whether the boxes refer to the image turned as its EXIF entry says.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    image_size: tuple[int, int]
+    masks: np.ndarray | None = None
+    source: str | None = None
+    exif_orientation: bool = False
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return (self._row(i) for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+            return self._row(int(index))
+        chosen = np.arange(len(self))[_as_index(index)]
+        return Detections(
+            boxes=self.boxes[chosen],
+            scores=self.scores[chosen],
+            labels=self.labels[chosen],
+            names=[self.names[i] for i in chosen],
+            image_size=self.image_size,
+            masks=None if self.masks is None else self.masks[chosen],
+            source=self.source,
+            exif_orientation=self.exif_orientation,
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        where = f" in {self.source}" if self.source else ""
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        return f"Detections({len(self)}{where}, {width}x{height}{': ' if counts else ''}{counts})"
+
+    def _row(self, i: int) -> Detection:
+        mask = None if self.masks is None else self.masks[i]
+        return Detection(self.boxes[i], float(self.scores[i]), int(self.labels[i]), self.names[i], mask)
+
+    def to_coco(self, image_id: int = 0, first_id: int = 1) -> list[dict[str, Any]]:
+        """The detections as entries of a COCO document's ``annotations`` (or of a COCO results file).
+
+        Args:
+            image_id: Id of the image.
+            first_id: ``id`` of the first entry; the others count on from it.
+
+        Returns:
+            A dict for each detection: ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y of the top left
+            corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``.
+        """
+        entries = []
+        sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+        for i, (box, size) in enumerate(zip(self.boxes, sizes)):
+            entries.append(
+                {
+                    "id": first_id + i,
+                    "image_id": image_id,
+                    "category_id": int(self.labels[i]),
+                    "bbox": [_shortest(v) for v in (*box[:2], *size)],
+                    "area": _shortest(size[0] * size[1]),
+                    "score": _shortest(self.scores[i]),
+                }
+            )
+        return entries
+
+    def to_supervision(self) -> Any:
+        """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.
+
+        Raises:
+            MissingExtraError: The supervision package is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtraError("Detections.to_supervision()", "supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            mask=None if self.masks is None else self.masks.astype(bool),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def draw(self, image: Any = None) -> Image:
+        """Draws boxes, names and scores on a picture.
+
+        Args:
+            image: The picture that was given to the detector (path, address, PIL image, array or tensor).
+                When left out, the file or address that the detections came from is read again.
+
+        Returns:
+            A new RGB picture of the same size.
+
+        Raises:
+            ImageError: The picture cannot be read, or is not of the size that the boxes refer to.
+        """
+        from detrkit.results.drawing import class_color, draw_boxes
+
+        picture = picture_of(self, image, "boxes")
+        captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
+        return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
+
+
+def picture_of(results: Any, image: Any, what: str) -> Image:
+    """The picture that the results of an image are to be drawn on.
+
+    Args:
+        results: Its ``Detections`` or ``PanopticSegmentation``.
+        image: The picture (path, address, PIL image, array or tensor); the results' own source when None.
+        what: What the results are called.
+
+    Raises:
+        ImageError: The picture cannot be read, or is not of the size that the results refer to.
+    """
+    from detrkit.processing.images import load_image
+
+    if image is None and results.source is None:
+        raise ImageError(f"these {what} did not come from a file; give draw() the image")
+    source = results.source if image is None else image
+    picture = load_image(source, exif_orientation=results.exif_orientation)
+    height, width = results.image_size
+    if picture.size != (width, height):
+        raise ImageError(
+            f"the {what} refer to an image of {width}x{height} pixels, but the picture to draw on has "
+            f"{picture.width}x{picture.height}"
+        )
+    return picture
+
+
+def _as_index(index: Any) -> Any:
+    if isinstance(index, slice):
+        return index
+    index = np.asarray(index)
+    return index.astype(np.int64) if index.size == 0 and index.dtype != bool else index
+
+
+def _shortest(value: np.float32) -> float:
+    """The float with the fewest digits that is the same float32; keeps JSON files small and exact."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,120 @@
+"""A record of finished work, a line each, from which an interrupted command goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from detrkit.common.errors import DetrkitError
+from detrkit.common.files import atomic_file
+
+
+class Journal:
+    """Lines of JSON in a file: the settings of the work first, then an entry for each finished piece.
+
+    An entry is in the file as soon as :meth:`add` returns. A last line that was cut off is not an entry.
+    Entries are found again by the place that they begin at, so that none needs to be held in memory.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Opens a journal; nothing is written before it is started.
+
+        Args:
+            path: The file.
+            settings: What the results depend on, such as the model's name.
+        """
+        self.path = path
+        self.settings = settings
+        self._whole: int | None = None  # bytes that hold whole lines, where the file is an earlier run's
+
+    def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Place and content of each entry so far, none where there is no journal.
+
+        After the last one, entries can be added.
+
+        Raises:
+            DetrkitError: The journal cannot be read, or is of work with other settings.
+        """
+        place = 0
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    entry = None
+                    with suppress(ValueError):
+                        entry = json.loads(line)
+                    if place == 0:
+                        self.check(entry, self.path)
+                    elif isinstance(entry, dict):
+                        yield place, entry
+                    place += len(line)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DetrkitError(f"cannot read {self.path}: {error.strerror or error}") from error
+        self._whole = place
+
+    def at(self, place: int) -> dict[str, Any]:
+        """The entry that begins at a place of the file."""
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return dict(json.loads(file.readline()))
+
+    def check(self, found: Any, where: Path) -> None:
+        """Compares the settings of earlier work with those of this one.
+
+        Raises:
+            DetrkitError: They differ.
+        """
+        for name, value in self.settings.items():
+            before = found.get(name) if isinstance(found, dict) else None
+            if before != value:
+                raise DetrkitError(
+                    f"cannot resume: {where} was made with {name} {before}, not {value}; use the same "
+                    "settings, or start anew without --resume"
+                )
+
+    def start(self, entries: Iterable[dict[str, Any]] = ()) -> list[int]:
+        """Replaces what was there by these entries, at one stroke; gives their places.
+
+        Raises:
+            DetrkitError: The file system refuses.
+        """
+        places = []
+        with atomic_file(self.path) as temporary, temporary.open("wb") as file:
+            file.write(_line(self.settings))
+            for entry in entries:
+                places.append(file.tell())
+                file.write(_line(entry))
+        self._whole = None
+        return places
+
+    def add(self, entry: dict[str, Any]) -> int:
+        """Appends an entry; gives its place.
+
+        Raises:
+            DetrkitError: The file system refuses.
+        """
+        try:
+            with self.path.open("ab") as file:
+                if self._whole is not None:
+                    file.truncate(self._whole)  # what was cut off would spoil the new line
+                    self._whole = None
+                file.seek(0, 2)
+                place = file.tell()
+                file.write(_line(entry))
+        except OSError as error:
+            raise DetrkitError(f"cannot write {self.path}: {error.strerror or error}") from error
+        return place
+
+    def remove(self) -> None:
+        """Deletes the file: the work is done and its result written."""
+        self.path.unlink(missing_ok=True)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

@@ -1,0 +1,297 @@
+import importlib.util
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from detrkit import Detector
+from detrkit.benchmark.report import append_csv, make_rows
+from detrkit.benchmark.sides import Settings
+from detrkit.benchmark.turns import Times
+from detrkit.checkpoints.cost import Cost, count_cost
+from detrkit.checkpoints.registry import BUNDLED, REGISTRY
+from detrkit.conversion.convert import released_architecture
+from detrkit.errors import CheckpointError
+from detrkit.evaluation.coco import STATISTICS
+from detrkit.hub.cards import Facts, Speed, read_facts, released_card
+from detrkit.hub.cards_bundled import bundled_card
+from detrkit.training.recipe import TrainingRecipe
+from tests.conftest import make_tiny_detr
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+SECTIONS = (
+    "Model description",
+    "Intended uses and limits",
+    "How to use",
+    "Training",
+    "Preprocessing",
+    "Results",
+    "Size and speed",
+    "Where it fails",
+    "How to cite",
+)
+STAND_INS = {
+    ("detr", "detection"): "tiny_detr",
+    ("detr", "panoptic"): "tiny_panoptic",
+    ("conditional_detr", "detection"): "tiny_conditional_detr",
+    ("deformable_detr", "detection"): "tiny_deformable_detr",
+}
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("generate_cards", CARDS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+def card_of(name, **options):
+    return released_card(REGISTRY[name], read_facts(name), **options)
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_cards_on_disk_are_those_that_the_generator_writes():
+    cards = generate.all_cards()
+    assert len(cards) == 16 + len(BUNDLED)
+    assert {path.name for path in CARDS.glob("*.md")} == cards.keys()
+    for name, text in cards.items():
+        assert (CARDS / name).read_text(encoding="utf-8") == text, f"run {CARDS / 'generate.py'}"
+    for name, folder in BUNDLED.items():
+        assert (folder / "README.md").read_text(encoding="utf-8") == cards[f"{name}.md"]
+
+
+def test_the_facts_hold_the_measured_speeds():
+    facts = json.loads((CARDS.parent / "src/detrkit/hub/card_facts.json").read_text(encoding="utf-8"))
+    speeds = generate.read_speeds()
+    assert {name: entry["speeds"] for name, entry in facts.items() if "speeds" in entry} == {
+        name: speeds[name] for name in facts if name in speeds
+    }
+
+
+def test_the_counted_cost_is_that_of_the_facts():
+    assert asdict(generate.count("detr-resnet-50")) == asdict(read_facts("detr-resnet-50").cost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*REGISTRY, *BUNDLED}))
+def test_all_counted_costs_are_those_of_the_facts(name):
+    assert asdict(generate.count(name)) == asdict(read_facts(name).cost)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_costs_are_near_the_published_ones(name):
+    entry, cost = REGISTRY[name], read_facts(name).cost
+    if entry.params is not None:
+        assert cost.parameters / 1e6 == pytest.approx(entry.params, abs=1)
+        # Images of COCO are resized to 800x1066 or a little more or less.
+        assert cost.macs / 1e9 == pytest.approx(entry.gflops, rel=0.1)
+    assert (cost.sampling_macs > 0) == (entry.family == "deformable_detr")
+
+
+@pytest.mark.parametrize("family", ["Detr", "DeformableDetr"])
+def test_the_cost_counts_what_a_file_holds(family, tmp_path):
+    folder = make_tiny_detr(tmp_path / "tiny", family)
+    detector = Detector.from_pretrained(folder, device="cpu")
+    cost = count_cost(type(detector.model), detector.model.config, (64, 96))
+    size = (folder / "model.safetensors").stat().st_size
+    header = 8 + int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    assert cost.bytes == size - header
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_card_has_every_section_and_front_matter_that_the_hub_reads(name):
+    entry, card = REGISTRY[name], ModelCard.load(CARDS / f"{name}.md")
+    panoptic = entry.task == "panoptic"
+    task = "image-segmentation" if panoptic else "object-detection"
+    assert (card.data.library_name, card.data.license, card.data.pipeline_tag) == (
+        "detrkit",
+        "apache-2.0",
+        task,
+    )
+    assert card.data.datasets == ["coco"]
+    assert {task, "vision", entry.family.replace("_", "-")} == set(card.data.tags)
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["AP"] == pytest.approx(entry.ap / 100)
+    assert results.get("APsmall") == (None if panoptic else pytest.approx(entry.ap_small / 100))
+    assert results.get("PQ") == (pytest.approx(entry.pq / 100) if panoptic else None)
+
+    assert tuple(re.findall("^## (.*)$", card.text, flags=re.MULTILINE)) == SECTIONS
+    assert "More Information" not in card.text
+    assert "None" not in card.text
+    assert f"{entry.num_labels} categories and {entry.num_queries} object queries" in card.text.replace(
+        "\n", " "
+    )
+    assert entry.url in card.text
+    assert f"| {read_facts(name).cost.macs / 1e9:.1f} G |" in card.text
+    assert ("DC5 models" in card.text) == entry.dilation
+    assert ("samples of deformable attention" in card.text) == (entry.family == "deformable_detr")
+    assert ("```bash\ndetrkit convert" in card.text) == (entry.hub_id is None)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_snippets_of_a_card_run(name, request, pictures, detrkit_here, working_directory):
+    entry = REGISTRY[name]
+    stand_in = request.getfixturevalue(STAND_INS[entry.family, entry.task])
+    link = working_directory / (entry.hub_id or name)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(stand_in)
+    shutil.copy(pictures[0], working_directory / "photo.jpg")
+    text = card_of(name)
+    snippets = blocks(text, "python")
+    assert len(snippets) == 2
+    for snippet in snippets:
+        namespace = {}
+        exec(snippet, namespace)
+        assert {"detections", "segmentation", "results", "result"} & namespace.keys()
+    drawn = "photo_segments.jpg" if entry.task == "panoptic" else "photo_boxes.jpg"
+    assert (working_directory / drawn).exists()
+    commands = [line.split() for block in blocks(text, "bash") for line in block.splitlines()]
+    for _, verb, *arguments in commands:
+        if verb in ("detect", "segment"):
+            found = detrkit_here(verb, *arguments)
+            assert found.returncode == 0, found.stderr
+    assert list((working_directory / "out").iterdir())
+    assert {verb for _, verb, *_ in commands} >= {"evaluate"}
+
+
+def test_measured_speeds_have_rows_and_those_that_are_not_have_none(tmp_path):
+    cost = Cost(parameters=1, macs=1, sampling_macs=0, bytes=1, height=800, width=1066)
+    for batch, seconds in ((1, 0.25), (4, 0.75)):
+        settings = Settings(
+            maker="", model="", engine="onnx", height=800, width=1066, batch=batch, threads=2, device="cpu",
+            dtype="float32", threshold=0.5,
+        )  # fmt: skip
+        sides = [
+            Times(name, seconds={"forward": [seconds * factor]})
+            for name, factor in (("onnx", 1), ("transformers", 2))
+        ]
+        about = {"model": "facebook/detr-resnet-50", "allocator": "as is"}
+        configuration = {"processor": "a laptop", "threads": 2}
+        rows = make_rows(sides, settings, cost, 1.0, about=about, configuration=configuration)
+        append_csv(tmp_path / "speed.csv", rows)
+    speeds = (tmp_path / "speed.csv").read_text(encoding="utf-8").replace("0.25", "9.9")
+    varied = speeds.replace("model,", "axis,model,", 1).replace("\nfacebook", "\nqueries,facebook")
+    (tmp_path / "varied.csv").write_text(varied, encoding="utf-8")
+    (tmp_path / "other.csv").write_text("losses,ms\nfocal,3\n", encoding="utf-8")
+    (measured,) = generate.read_speeds(tmp_path)["detr-resnet-50"]
+    facts = replace(read_facts("detr-resnet-50"), speeds=(Speed(**measured),))
+    row = "| onnx, forward, 800x1066, a laptop, 2 threads | 0.25 s an image |  |"
+    assert row in released_card(REGISTRY["detr-resnet-50"], facts)
+    assert "onnx" not in released_card(REGISTRY["detr-resnet-50"], replace(facts, speeds=()))
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_converted_release_gets_the_same_card_under_its_own_name(name):
+    entry = REGISTRY[name]
+    text = card_of(name, title="mine", source="file.pth", architecture=released_architecture(entry))
+    assert "# mine\n" in text
+    assert "weights are those of `file.pth`" in text.replace("\n", " ")
+    assert "hold here only if `file.pth` is that file" in text.replace("\n", " ")
+    ours, theirs = (
+        re.sub(r"\s+", " ", card.split("## Training")[1].split("## Results")[0])
+        for card in (text, card_of(name))
+    )
+    assert ours == theirs
+    assert f"| {read_facts(name).cost.macs / 1e9:.1f} G |" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_labels": 4},
+        {"num_queries": 50},
+        {"position_embedding_type": "learned"},
+        {"d_model": 128},
+        {"decoder_layers": 3},
+    ],
+)
+def test_nothing_is_claimed_for_tensors_that_cannot_be_the_released_ones(change):
+    entry = REGISTRY["detr-resnet-50"]
+    architecture = replace(released_architecture(entry), **change)
+    cost = Cost(parameters=7_000_000, macs=0, sampling_macs=0, bytes=0, height=800, width=1066)
+    text = released_card(entry, Facts(cost=cost), title="mine", source="file.pth", architecture=architecture)
+    assert "AP" not in text
+    assert not any(word in text for word in ("42.0", "41 M", "COCO", "Flickr", "V100"))
+    assert "| parameters | 7.0 M |\n" in text
+    assert (ModelCard(text).data.eval_results, ModelCard(text).data.license) == (None, None)
+
+
+@pytest.fixture(scope="module")
+def blood_cells(tmp_path_factory):
+    """A stand-in of the bundled model: untrained, with the files that a run and an evaluation leave."""
+    folder = make_tiny_detr(tmp_path_factory.mktemp("bundled") / "blood-cells", "DeformableDetr")
+    stats = dict.fromkeys(STATISTICS, 0.5)
+    classes = [
+        {"id": 1, "name": "Platelets", "objects": 76, **stats, "AP": 0.321},
+        {"id": 2, "name": "RBC", "objects": 967, **stats, "AP": 0.654, "APsmall": -1},
+        {"id": 3, "name": "WBC", "objects": 0, **stats, "AP": -1},
+    ]
+    boxes = {**stats, "AP": 0.4567, "per_class": classes}
+    evaluation = {"images": 87, "seconds_per_image": 0.1, "boxes": boxes}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    recipe = TrainingRecipe(
+        model="deformable-detr",
+        from_scratch=True,
+        epochs=100,
+        learning_rate=3e-4,
+        **dict.fromkeys(
+            ("train_images", "train_annotations", "val_images", "val_annotations", "output"), "x"
+        ),
+    )
+    recipe.save(folder / "recipe.json")
+    (folder / "metrics.csv").write_text(
+        "step,epoch,loss,AP\n50,1.0,9.5,\n100,2.0,5.5,0.2\n150,3.0,5.2,0.45\n200,4.0,5.1,0.44\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
+    card = ModelCard(bundled_card(blood_cells, Facts()))
+    text = card.text.replace("\n", " ")
+    assert tuple(re.findall("^## (.*)$", card.text, flags=re.MULTILINE)) == SECTIONS
+    assert "| all | 45.7 | 50.0 |" in text
+    assert "| Platelets | 32.1 |" in text
+    assert "| RBC | 65.4 | 50.0 | 50.0 | - |" in text
+    assert "| WBC |" not in text  # not in the validation split
+    assert "**Platelets** are the weakest class: their AP is 32.1, that of RBC 65.4." in text
+    assert "100 epochs of batches of 4 images: AdamW with a learning rate of 0.0003" in text
+    assert "after epoch 3, the best" in text
+    assert "12 object queries and 4 classes" in text
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results}["AP"] == 0.4567
+    assert "None" not in text
+
+
+def test_the_snippets_of_the_bundled_models_card_run(
+    blood_cells, pictures, detrkit_here, working_directory, monkeypatch
+):
+    monkeypatch.setitem(BUNDLED, "blood-cells", blood_cells)
+    shutil.copy(pictures[0], working_directory / "photo.jpg")
+    text = bundled_card(blood_cells, Facts())
+    (snippet,) = blocks(text, "python")
+    exec(snippet, {})
+    assert (working_directory / "photo_boxes.jpg").exists()
+    (command,) = blocks(text, "bash")
+    assert detrkit_here(*command.split()[1:]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "evaluation.json", "metrics.csv"])
+def test_a_bundled_model_without_its_records_gets_no_card(blood_cells, tmp_path, name):
+    folder = tmp_path / "blood-cells"
+    shutil.copytree(blood_cells, folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {name}"):
+        bundled_card(folder, Facts())
+    (folder / name).write_text("{}" if name.endswith("json") else "epoch\n1\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="do not make a model card"):
+        bundled_card(folder, Facts())

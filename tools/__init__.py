@@ -1,0 +1,1 @@
+"""Programs for those who work on detrkit; they build on the tests and belong to no release."""
