@@ -16,7 +16,7 @@ FACTS = SHARED / "reference" / "checkpoints.md"
 DETECTION = {
     "detr-resnet-50": (42.0, 20.5, 45.8, 61.1, 41, 86),
     "detr-resnet-50-dc5": (43.3, 22.5, 47.3, 61.1, 41, 187),
-    "detr-resnet-101": (43.5, 21.0, 48.0, 61.8, 60, 152),
+    "detr-resnet-101": (43.5, 21.9, 48.0, 61.8, 60, 152),
     "detr-resnet-101-dc5": (44.9, 23.7, 49.5, 62.3, 60, 253),
     "conditional-detr-resnet-50": (41.0, 20.6, 44.3, 59.3, 44, 90),
     "conditional-detr-resnet-50-dc5": (43.7, 23.9, 47.6, 60.1, 44, 195),

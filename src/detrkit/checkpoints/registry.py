@@ -189,7 +189,7 @@ def _deformable(
 _RELEASED = (
     _detr("detr-resnet-50", "detr-r50-e632da11.pth", "resnet50", (42.0, 20.5, 45.8, 61.1), 41, 86),
     _detr("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5.pth", "resnet50", (43.3, 22.5, 47.3, 61.1), 41, 187),
-    _detr("detr-resnet-101", "detr-r101-2c7b67e5.pth", "resnet101", (43.5, 21.0, 48.0, 61.8), 60, 152),
+    _detr("detr-resnet-101", "detr-r101-2c7b67e5.pth", "resnet101", (43.5, 21.9, 48.0, 61.8), 60, 152),
     _detr(
         "detr-resnet-101-dc5", "detr-r101-dc5-a2e86def.pth", "resnet101", (44.9, 23.7, 49.5, 62.3), 60, 253
     ),
