@@ -12,7 +12,6 @@ import _thread
 import contextlib
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from typing import Annotated
@@ -102,9 +101,6 @@ def run(arguments: list[str]) -> int:
         return _report(error)
 
 
-_SOON = 0.01  # seconds
-
-
 @contextlib.contextmanager
 def _interrupts_that_are_not_lost() -> Iterator[None]:
     """Repeats an interrupt that came where Python can raise nothing, such as in a weak reference's callback.
@@ -113,12 +109,19 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
+    def interrupt_after(hook_is_running: _thread.LockType) -> None:
+        hook_is_running.acquire()
+        _thread.interrupt_main()
+
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            # Not here, where it could not be raised either.
-            threading.Timer(_SOON, _thread.interrupt_main).start()
-        else:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             before(unraisable)
+            return
+        # An interrupt within this hook would be lost like the first one, so another thread waits for its end.
+        hook_is_running = _thread.allocate_lock()
+        hook_is_running.acquire()
+        _thread.start_new_thread(interrupt_after, (hook_is_running,))
+        hook_is_running.release()
 
     sys.unraisablehook = hook
     try:
