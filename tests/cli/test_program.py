@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import detrkit as package
-from detrkit.checkpoints.registry import REGISTRY
+from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 from tests.cli.conftest import Run
 from tests.conftest import make_picture
 from tests.golden import golden_case, golden_weights, needs_golden
@@ -85,13 +85,22 @@ def test_models_lists_every_released_checkpoint(detrkit: Run) -> None:
         assert entry.pq is None or f"{entry.pq:.1f}" in line
 
 
-def test_models_json_is_the_registry(detrkit: Run) -> None:
+def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrkit: Run) -> None:
     done = detrkit("models", "--json")
     listed = json.loads(done.stdout)
-    assert [entry["name"] for entry in listed] == list(REGISTRY)
+    assert [entry["name"] for entry in listed] == [*REGISTRY, *BUNDLED]
     assert (
         listed[0] | {"name": "detr-resnet-50", "hub_id": "facebook/detr-resnet-50", "ap": 42.0} == listed[0]
     )
+    assert all(entry.keys() == listed[0].keys() for entry in listed)
+    bundled = listed[-1]
+    assert (bundled["name"], bundled["family"], bundled["task"]) == (
+        "blood-cells",
+        "deformable_detr",
+        "detection",
+    )
+    assert (bundled["num_labels"], bundled["num_queries"], bundled["two_stage"]) == (3, 60, True)
+    assert (bundled["ap"], bundled["hub_id"], bundled["url"]) == (None, None, None)
 
 
 def test_converting_a_file_that_is_not_there_gives_one_line_and_leaves_nothing(
@@ -123,44 +132,40 @@ def test_a_converted_checkpoint_is_a_model_that_detect_runs(detrkit: Run, tmp_pa
     assert {"id": 17, "name": "cat"} in document["categories"]
 
 
-@pytest.mark.parametrize("code", ["import detrkit", "import detrkit.cli", "import detrkit; dir(detrkit)"])
-def test_importing_does_not_import_torch_or_transformers(code: str) -> None:
-    code += "; import sys; print({'torch', 'transformers', 'timm', 'torchvision'} & set(sys.modules))"
+HEAVY = {"torch", "transformers", "timm", "torchvision", "numpy", "scipy", "PIL", "huggingface_hub"}
+
+
+def imported_by(code: str) -> set[str]:
+    """The packages beyond the standard library that code imports into a fresh process."""
+    code = f"import sys; before = set(sys.modules); {code}; print(*sys.modules.keys() - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    return {name.partition(".")[0] for name in done.stdout.split()} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("code", ["import detrkit", "import detrkit; dir(detrkit)"])
+def test_importing_the_package_imports_no_other(code: str) -> None:
+    assert imported_by(code) == {"detrkit"}
+
+
+def test_importing_the_command_line_imports_what_reads_options_only() -> None:
+    imported = imported_by("import detrkit.cli")
+    assert imported >= {"detrkit", "typer"}
+    assert not imported & {*HEAVY, "rich"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["models"], ["detect", "--help"]])
-def test_quick_commands_do_not_import_torch(arguments: list[str]) -> None:
+def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv[0] = 'detrkit'\n"
         "from detrkit.cli import main\n"
         "try: main()\n"
         "except SystemExit as done: assert not done.code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_importing_takes_less_than_0_3_seconds() -> None:
-    code = "import time; t = time.perf_counter(); import detrkit; print(time.perf_counter() - t)"
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(5)
-    ]
-    assert min(float(run.stdout) for run in runs) < 0.3
-
-
-def test_help_comes_within_a_second(detrkit: Run) -> None:
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        detrkit("--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
 
 
 @pytest.mark.parametrize("option", [("--save-dir", "file/new"), ("--json", "file/new.json")])
@@ -204,7 +209,7 @@ def test_an_interrupt_where_nothing_can_be_raised_is_not_lost(detrkit_here: Run,
         reference = weakref.ref(thing, callback)
         del thing
         assert reference() is None
-        for _ in range(300):  # the interrupt comes a little later
+        for _ in range(12_000):  # the interrupt comes a little later
             time.sleep(0.01)
 
     monkeypatch.setattr("detrkit.cli.models.print_table", interrupted_within_a_callback)

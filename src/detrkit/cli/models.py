@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, fields
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,8 @@ def models(
     from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 
     if as_json:
-        print(json.dumps([asdict(entry) for entry in REGISTRY.values()], indent=2))
+        released = [asdict(entry) for entry in REGISTRY.values()]
+        print(json.dumps([*released, *map(_bundled, BUNDLED)], indent=2))
         return
 
     from rich import box
@@ -46,3 +47,18 @@ def models(
 
 def _number(value: float | None, decimals: int = 0) -> str:
     return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _bundled(name: str) -> dict[str, Any]:
+    """A bundled model in the fields of a released checkpoint; None where nothing was published."""
+    from detrkit.checkpoints.registry import BUNDLED, ReleasedCheckpoint
+
+    config = json.loads((BUNDLED[name] / "config.json").read_text(encoding="utf-8"))
+    segments = config["architectures"][0].endswith("ForSegmentation")
+    known = {
+        "name": name,
+        "family": config["model_type"],
+        "task": "panoptic" if segments else "detection",
+        "num_labels": len(config["id2label"]),
+    }
+    return {field.name: known.get(field.name, config.get(field.name)) for field in fields(ReleasedCheckpoint)}
