@@ -29,7 +29,7 @@ def test_a_missing_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     from detrkit.demo.server import Demo
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'detrkit\[demo\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[demo\]'"):
         Demo(ModelChoices())
 
 

@@ -342,5 +342,5 @@ def test_missing_packages_name_the_extra(
         "faster_coco_eval": lambda: evaluate_results(ground_truth(), perfect_results()),
         "matplotlib": lambda: save_coco_result(found, tmp_path),
     }
-    with pytest.raises(MissingExtraError, match=r"pip install 'detrkit\[coco\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[coco\]'"):
         needing[package]()

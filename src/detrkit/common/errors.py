@@ -34,4 +34,7 @@ class MissingExtraError(DetrkitError, ImportError):
     """A feature whose optional packages are not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package: pip install 'detrkit[{extra}]'")
+        super().__init__(
+            f"{feature} needs packages that are not installed; in the detrkit checkout run: "
+            f"pip install '.[{extra}]'"
+        )
