@@ -98,7 +98,6 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
                 ProjectedAttention,
                 TransformerLayer,
                 LearnedPositionEncoding,
-                nn.GroupNorm,
                 AttentionMap,
                 MaskHead,
             ),

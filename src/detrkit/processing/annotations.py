@@ -24,12 +24,12 @@ COCO_DETECTION = "coco_detection"
 COCO_PANOPTIC = "coco_panoptic"
 
 Target = dict[str, torch.Tensor]
-
-# Farthest that a point of a polygon may lie from the image's corner, in pixels: more than any image has.
-_FARTHEST_POINT = 1e5
 """One image's target. ``image_id`` (1,), ``class_labels`` (n,), ``boxes`` (n, 4), ``area`` (n,), ``iscrowd``
 (n,), ``orig_size`` and ``size`` (2,) as height and width, and on request ``masks`` bool (n, height, width)
 and ``keypoints`` (m, 3)."""
+
+# Farthest that a point of a polygon may lie from the image's corner, in pixels: more than any image has.
+_FARTHEST_POINT = 1e5
 
 
 def check_annotations(annotations: Sequence[Any], annotation_format: str) -> None:
