@@ -25,6 +25,7 @@ from detrkit.attention.maps import (
 from detrkit.errors import ImageError, SettingError
 from detrkit.models.deformable_detr import modeling_deformable_detr
 from detrkit.models.layers import attention as attention_layer
+from tests.closeness import assert_same_numbers
 from tests.conftest import make_picture
 
 WIDTH, HEIGHT = 150, 97  # resized to a size that is no multiple of any stride
@@ -111,7 +112,7 @@ def test_each_row_is_of_the_query_that_found_the_object(any_folder: Path, pictur
         weights = outputs.cross_attentions[layer][0]
         if isinstance(attention, AttentionMaps):
             weights = weights.transpose(0, 1).unflatten(-1, attention.maps.shape[1:])
-        np.testing.assert_allclose(attention.weights, weights[attention.queries], atol=1e-5)
+        assert_same_numbers(attention.weights, weights[attention.queries])
         assert attention.layer == layer % len(outputs.cross_attentions)
 
 
