@@ -32,7 +32,7 @@ from detrkit.benchmark.sides import STAGES, Settings
 from detrkit.benchmark.turns import ALLOCATORS, Times, disagreement, in_turns
 from detrkit.checkpoints.registry import REGISTRY
 from detrkit.cli.benchmark import parse_size
-from detrkit.cli.console import quiet_libraries
+from detrkit.common.terminal import quiet_libraries
 from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 from detrkit.errors import DetrkitError
 

@@ -23,8 +23,8 @@ from detrkit.benchmark.report import append_csv, make_rows
 from detrkit.benchmark.sides import Settings
 from detrkit.benchmark.turns import in_turns
 from detrkit.checkpoints.registry import REGISTRY
-from detrkit.cli.console import quiet_libraries
 from detrkit.common.files import atomic_file
+from detrkit.common.terminal import quiet_libraries
 from engines import RESULTS, print_rows, say
 
 SIDE = 640

@@ -33,7 +33,7 @@ from typing import Any
 
 from detrkit.benchmark import machine, models
 from detrkit.benchmark.report import append_csv
-from detrkit.cli.console import quiet_libraries
+from detrkit.common.terminal import quiet_libraries
 from engines import RESULTS, say
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}

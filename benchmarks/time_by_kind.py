@@ -34,7 +34,7 @@ from detrkit.benchmark.sides import Settings, Side, detrkit_side, transformers_s
 from detrkit.checkpoints.loading import load_pretrained
 from detrkit.checkpoints.registry import REGISTRY
 from detrkit.cli.benchmark import parse_size
-from detrkit.cli.console import quiet_libraries
+from detrkit.common.terminal import quiet_libraries
 from detrkit.engines.export import export_model
 from engines import RESULTS, say
 

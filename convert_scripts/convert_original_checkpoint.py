@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detrkit.checkpoints.registry import REGISTRY, find_checkpoint
-from detrkit.cli.console import complain, quiet_libraries
+from detrkit.common.terminal import quiet_libraries, say
 from detrkit.errors import DetrkitError
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         else:
-            complain(str(error), title="Error")
+            say(str(error), title="Error")
         return 2
     print(folder)
     return 0

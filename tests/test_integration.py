@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from detrkit.errors import CheckpointError
-from detrkit.integration import FAMILIES, family_of
+from detrkit.families import FAMILIES, family_of
 from tests.conftest import make_picture
 from tests.golden import GOLDEN, golden_batch, golden_case, golden_weights, needs_golden
 from tests.hub.server import HubServer, folder_files

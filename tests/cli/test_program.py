@@ -186,7 +186,7 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(
 def test_that_the_hub_does_not_answer_is_told_once() -> None:
     code = (
         "import logging\n"
-        "from detrkit.cli.console import quiet_libraries\n"
+        "from detrkit.common.terminal import quiet_libraries\n"
         "quiet_libraries()\n"
         "logger = logging.getLogger('huggingface_hub.utils._http')\n"
         "for attempt in (1, 2):\n"

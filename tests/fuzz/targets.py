@@ -31,7 +31,7 @@ from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
 from detrkit.errors import DetrkitError, MissingExtraError
 from detrkit.evaluation import evaluate_results
-from detrkit.integration import FAMILIES
+from detrkit.families import FAMILIES
 from detrkit.processing.images import decode_image
 
 WEIRD: list[Any] = [

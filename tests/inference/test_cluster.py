@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from detrkit import Detector
-from detrkit.cli.console import name_ray_address
+from detrkit.cli.options import name_ray_address
 from detrkit.errors import ImageError, MissingExtraError, SettingError
 from detrkit.inference.cluster import RayDetector, _shares, is_address
 from tests.cli.conftest import Run, detrkit, working_directory  # noqa: F401 - fixtures

@@ -31,7 +31,7 @@ def save_random(name: str, folder: Path, **changes: Any) -> None:
     import torch
 
     from detrkit.conversion.convert import released_model
-    from detrkit.integration import FAMILIES
+    from detrkit.families import FAMILIES
 
     entry = find_checkpoint(name)
     model_class, config = released_model(entry)

@@ -183,7 +183,7 @@ def serve(settings: Settings) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """The process."""
-    from detrkit.cli.console import quiet_libraries
+    from detrkit.common.terminal import quiet_libraries
 
     quiet_libraries()
     serve(Settings(**json.loads(arguments[0])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from detrkit.common.errors import CheckpointError, MissingExtraError
 from detrkit.common.screening import check_config, check_folder
-from detrkit.integration import Family, family_of
+from detrkit.families import Family, family_of
 
 
 def read_config(name: str, revision: str | None) -> dict[str, Any]:

@@ -20,8 +20,9 @@ import typer
 
 from detrkit import __version__
 from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
-from detrkit.cli.console import complain, name_ray_address, show_warnings_in_one_line
+from detrkit.cli.options import name_ray_address
 from detrkit.common.errors import DetrkitError
+from detrkit.common.terminal import say, show_warnings_in_one_line
 
 app = typer.Typer(
     name="detrkit",
@@ -93,7 +94,7 @@ def run(arguments: list[str]) -> int:
         with _interrupts_that_are_not_lost():
             return app(name_ray_address(arguments), prog_name="detrkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
+        say("interrupted")
         return 130
     except Exception as error:
         if debug:
@@ -136,10 +137,10 @@ def _report(error: Exception) -> int:
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "detrkit"
-        complain(f"{error.format_message()} (see {command} --help)", title="Error")
+        say(f"{error.format_message()} (see {command} --help)", title="Error")
         return 2
     if isinstance(error, DetrkitError):
-        complain(str(error), title="Error")
+        say(str(error), title="Error")
         return 2
-    complain(f"{type(error).__name__}: {error} (run again with --debug for the details)", title="Error")
+    say(f"{type(error).__name__}: {error} (run again with --debug for the details)", title="Error")
     return 1

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, Dtype, Model, complain, print_table, quiet_libraries
+from detrkit.cli.options import Debug, Dtype, Model
 from detrkit.common.errors import DetrkitError, SettingError
+from detrkit.common.terminal import print_table, quiet_libraries, say
 
 # A side's name in the table.
 _TRANSFORMERS = "transformers"
@@ -76,7 +77,7 @@ def benchmark(
             place(engine, device, dtype)
         common: dict[str, Any] = {"height": height, "width": width, "batch": batch_size, "threads": threads}
         common |= {"device": device, "dtype": dtype}
-        complain("Counting the model's arithmetic and measuring the machine's ...")
+        say("Counting the model's arithmetic and measuring the machine's ...")
         cost = models.cost_of(name, (height, width))
         rate = machine.matrix_rate(threads, device, dtype)
         common["threshold"] = (
@@ -87,7 +88,7 @@ def benchmark(
         for engine in dict.fromkeys(chosen):
             source = name
             if engine in EXPORTED_ENGINES and runs_on is None:
-                complain(f"Exporting for {engine} ...")
+                say(f"Exporting for {engine} ...")
                 source = os.path.join(folder, engine)  # noqa: PTH118
                 models.export(name, engine, Path(source))
             maker = "detrkit.benchmark.sides:detrkit_side"
@@ -113,7 +114,7 @@ def benchmark(
     if csv_file is not None:
         append_csv(csv_file, rows)
     _print_results(rows, reference is not None)
-    complain(
+    say(
         f"{height}x{width}, batch {batch_size}, {dtype}, {configuration['processor']}, {threads} threads; "
         f"{cost.macs / 1e9:.1f} GMAC an image; matrix products {rate:.0f} GFLOP/s."
     )
@@ -122,7 +123,7 @@ def benchmark(
         raise DetrkitError("; ".join(f"{name} {said}" for name, said in wrong.items()))
     failed = [result for result in results if result.failure]
     for result in failed:
-        complain(f"{result.name} failed: {result.failure}")
+        say(f"{result.name} failed: {result.failure}")
     if failed:
         raise typer.Exit(1)
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, quiet_libraries
+from detrkit.cli.options import Debug
 from detrkit.common.errors import SettingError
+from detrkit.common.terminal import quiet_libraries, say
 from detrkit.hub import upload as hub
 
 
@@ -52,8 +53,8 @@ def convert(
     from detrkit.conversion.convert import convert_checkpoint
 
     folder = convert_checkpoint(checkpoint, output, name)
-    complain(f"Wrote {folder}. Try: detrkit detect IMAGE --model {folder}")
+    say(f"Wrote {folder}. Try: detrkit detect IMAGE --model {folder}")
     if push_to_hub:
         # An account's own setting decides unless a private repository is asked for.
         address = hub.push_to_hub(folder, hub_id, private=private or None, handler=handler)
-        complain(f"Uploaded to {address}.")
+        say(f"Uploaded to {address}.")

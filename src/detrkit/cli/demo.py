@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain
+from detrkit.cli.options import Debug
+from detrkit.common.terminal import say
 
 
 def demo(
@@ -47,5 +48,5 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Demo(choices, host=host, port=port or None, share=share, queue_size=queue_size) as running:
         addresses = [address for address in (running.address, running.share_address) if address]
-        complain(f"Open {' or '.join(addresses)} in a browser. Press Ctrl-C to stop.")
+        say(f"Open {' or '.join(addresses)} in a browser. Press Ctrl-C to stop.")
         running.wait()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from detrkit.cli.console import (
+from detrkit.cli.options import (
     AllowPrivate,
     BatchSize,
     Debug,
@@ -26,18 +26,15 @@ from detrkit.cli.console import (
     RayCpus,
     RayWorkers,
     Revision,
-    complain,
-    count,
     image_limits,
-    list_failures,
     load_detector,
     load_ray_detector,
-    print_table,
 )
 from detrkit.cli.output import check_json_file, check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import find_images
+from detrkit.common.terminal import count, list_failures, print_table, say
+from detrkit.inference.inputs import file_names, find_images, image_ids
 from detrkit.results.coco_document import CocoOutput, is_complete
 
 if TYPE_CHECKING:
@@ -90,11 +87,10 @@ def detect(
     check_json_file(json_file)
     check_save_dir(save_dir, inputs)
     for mistake in mistakes:
-        complain(mistake)
-    if resume and inputs and json_file is not None and is_complete(json_file, inputs):
-        complain(
-            f"{json_file} holds all {count(len(inputs), 'image')} already; leave out --resume to start anew."
-        )
+        say(mistake)
+    ids, files = image_ids(inputs), file_names(inputs)
+    if resume and inputs and json_file is not None and is_complete(json_file, ids, files):
+        say(f"{json_file} holds all {count(len(inputs), 'image')} already; leave out --resume to start anew.")
         raise typer.Exit(1 if mistakes else 0)
 
     settings = {
@@ -106,7 +102,7 @@ def detect(
     pictures = None if save_dir is None else [save_dir / name for name in picture_names(inputs)]
     output: CocoOutput | _Table = _Table()
     if json_file is not None:
-        output = CocoOutput(json_file, inputs, settings, resume=resume, pictures=pictures)
+        output = CocoOutput(json_file, ids, files, settings, resume=resume, pictures=pictures)
     todo = [position for position in range(len(inputs)) if position not in output.done]
     run = ImageRun(
         [inputs[position] for position in todo],
@@ -145,13 +141,13 @@ def detect(
         _summarise(output, save_dir, json_file)
     if interrupted:
         remedy = " Go on with --resume." if isinstance(output, CocoOutput) and output.lasts else ""
-        complain(f"Interrupted after {len(output.done)} of {len(inputs)} images.{remedy}")
+        say(f"Interrupted after {len(output.done)} of {len(inputs)} images.{remedy}")
         raise typer.Exit(130)
     failures = [*mistakes, *run.failures]
     if not output.done:
         _nothing_read(output, failures, resume)
     if isinstance(output, CocoOutput) and output.left_over:
-        complain(
+        say(
             f"Left out: the results of {count(output.left_over, 'image')} of the earlier run that are not "
             "among those of this one."
         )
@@ -166,7 +162,7 @@ def _nothing_read(output: CocoOutput | _Table, failures: Sequence[str], resume: 
     if not resume:  # an earlier run's results, whose images may only be out of reach for now
         output.close()
     if len(failures) > 1:
-        complain("No image could be read.")
+        say("No image could be read.")
     raise typer.Exit(2)
 
 
@@ -221,4 +217,4 @@ def _summarise(output: CocoOutput | _Table, save_dir: Path | None, json_file: Pa
         parts.append(f"results in {json_file}")
     if save_dir is not None:
         parts.append(f"pictures in {save_dir}")
-    complain("; ".join(parts) + ".")
+    say("; ".join(parts) + ".")

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import (
+from detrkit.cli.options import (
     Debug,
     Engine,
     Ray,
     RayCpus,
     RayWorkers,
-    complain,
-    count,
     load_detector,
     load_ray_detector,
-    print_table,
 )
-from detrkit.cli.output import check_json_file, check_save_dir, write_json
+from detrkit.cli.output import check_json_file, check_save_dir
 from detrkit.common.errors import DetrkitError
+from detrkit.common.files import write_json
+from detrkit.common.terminal import count, print_table, say
 
 if TYPE_CHECKING:
     from detrkit.evaluation import Evaluation
@@ -167,4 +166,4 @@ def _summarise(evaluation: Evaluation, save_dir: Path | None, json_file: Path | 
         parts.append(f"numbers in {json_file}")
     if save_dir is not None:
         parts.append(f"results and pictures in {save_dir}")
-    complain("; ".join(parts) + ".")
+    say("; ".join(parts) + ".")

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import (
+from detrkit.cli.options import (
     AllowPrivate,
     Debug,
     MaxBytes,
     MaxPixels,
-    complain,
-    count,
     image_limits,
     load_detector,
 )
 from detrkit.cli.output import check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
 from detrkit.common.errors import ImageError, SettingError
+from detrkit.common.terminal import count, say
 from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def explain(
     except NothingDetectedError as error:
         if not points and not inputs:
             raise
-        complain(f"{error}.")
+        say(f"{error}.")
     else:
         written.append(Path(f"{stem}_decoder.png"))
         save_picture(draw_attention(picture, found), written[-1])
@@ -124,9 +123,9 @@ def explain(
         run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
         _draw_queries(detector, run, threshold, batch_size, written[-1])
         failed = len(run.failures)
-    complain(f"{count(len(written), 'picture')}: {', '.join(map(str, written))}.")
+    say(f"{count(len(written), 'picture')}: {', '.join(map(str, written))}.")
     if failed:
-        complain(f"{failed} of {len(inputs)} images of --queries could not be read.")
+        say(f"{failed} of {len(inputs)} images of --queries could not be read.")
         raise typer.Exit(1)
 
 

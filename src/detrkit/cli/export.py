@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.console import Debug, complain, count, print_table, quiet_libraries
+from detrkit.cli.options import Debug
 from detrkit.cli.run import ImageRun
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
+from detrkit.common.terminal import count, print_table, quiet_libraries, say
 from detrkit.inference.inputs import find_images
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def export(
     if verify:
         largest = max(exported.differences.values())
         stage = "Before quantisation, on" if int8 else "On"
-        complain(f"{stage} images of three sizes the results differ from PyTorch's by at most {largest:.1g}.")
+        say(f"{stage} images of three sizes the results differ from PyTorch's by at most {largest:.1g}.")
     if sample is not None:
-        complain(f"Calibrated int8 on {count(len(sample), 'image')} of {calibration}.")
+        say(f"Calibrated int8 on {count(len(sample), 'image')} of {calibration}.")
     if measure is not None:
         print_table(_cost_table(before, measure(Detector.from_pretrained(output)).stats))
-    complain(f"Wrote {output}. Try: detrkit detect IMAGE --model {output}")
+    say(f"Wrote {output}. Try: detrkit detect IMAGE --model {output}")
 
 
 def _check_settings(

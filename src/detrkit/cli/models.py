@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from detrkit.cli.console import Debug, print_table
+from detrkit.cli.options import Debug
+from detrkit.common.terminal import print_table
 
 
 def models(

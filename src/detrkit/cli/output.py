@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file, check_writable
@@ -80,32 +78,3 @@ def save_picture(picture: Image, path: Path) -> None:
     """
     with atomic_file(path) as temporary:
         picture.save(temporary, quality=92)
-
-
-def write_json(document: dict[str, Any], path: Path) -> None:
-    """Writes a document into a file, whole or not at all, into a pipe or device, or for ``-`` to stdout.
-
-    Raises:
-        DetrkitError: It cannot be written.
-    """
-    write_text([json.dumps(document), "\n"], path)
-
-
-def write_text(parts: Iterable[str], path: Path) -> None:
-    """Writes the parts of a text like :func:`write_json`, one after the other.
-
-    Raises:
-        DetrkitError: It cannot be written.
-    """
-    if str(path) == "-":
-        sys.stdout.writelines(parts)
-    elif path.exists() and not path.is_file():
-        # A pipe or device such as /dev/null must not be replaced by a file.
-        try:
-            with path.open("w", encoding="utf-8") as stream:
-                stream.writelines(parts)
-        except OSError as error:
-            raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
-    else:
-        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(parts)

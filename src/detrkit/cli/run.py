@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from detrkit.cli.console import complain
 from detrkit.cli.output import picture_names
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.terminal import say
 from detrkit.inference.inputs import ImageInput
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ImageRun:
 
     def _report(self, error: ImageError) -> None:
         self.failures.append(str(error))
-        complain(str(error))
+        say(str(error))
 
     def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
         """Hands pictures on (in the detector's thread), keeping those whose results are still to come."""

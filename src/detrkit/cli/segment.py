@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.console import (
+from detrkit.cli.options import (
     AllowPrivate,
     BatchSize,
     Debug,
@@ -24,16 +24,14 @@ from detrkit.cli.console import (
     MaxPixels,
     Model,
     Revision,
-    complain,
-    count,
     image_limits,
-    list_failures,
     load_detector,
-    print_table,
 )
-from detrkit.cli.output import check_save_dir, picture_names, save_picture, write_json
+from detrkit.cli.output import check_save_dir, picture_names, save_picture
 from detrkit.cli.run import ImageRun
 from detrkit.common.errors import DetrkitError
+from detrkit.common.files import write_json
+from detrkit.common.terminal import count, list_failures, print_table, say
 from detrkit.inference.inputs import ImageInput, file_names, find_images, image_ids
 from detrkit.results.journal import Journal
 
@@ -87,7 +85,7 @@ def segment(
     check_save_dir(save_dir and save_dir / PICTURE_FOLDER, inputs)
     check_save_dir(save_dir and save_dir / PNG_FOLDER, inputs)
     for mistake in mistakes:
-        complain(mistake)
+        say(mistake)
 
     settings = {
         "model": model,
@@ -107,7 +105,7 @@ def segment(
     first = next(readable, None)
     if first is None and not (output and output.done):
         if len(mistakes) + len(run.failures) > 1:
-            complain("No image could be read.")
+            say("No image could be read.")
         raise typer.Exit(2)
 
     results: list[PanopticSegmentation] = []
@@ -126,14 +124,14 @@ def segment(
         _print_results(results)
         finished = len(results) if output is None else len(output.done)
         remedy = "" if output is None else "; finish with --resume"
-        complain(f"Interrupted after {finished} of {len(inputs)} images{remedy}.")
+        say(f"Interrupted after {finished} of {len(inputs)} images{remedy}.")
         raise typer.Exit(130) from None
 
     if output is None:
         _print_results(results)
-        complain(f"{count(sum(map(len, results)), 'segment')} in {count(len(results), 'image')}.")
+        say(f"{count(sum(map(len, results)), 'segment')} in {count(len(results), 'image')}.")
     else:
-        complain(output.finish(detector))
+        say(output.finish(detector))
     list_failures([*mistakes, *run.failures], len(inputs) + len(mistakes))
     if mistakes or run.failures:
         raise typer.Exit(1)

@@ -10,7 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from detrkit.cli.console import Debug, complain, quiet_libraries
+from detrkit.cli.options import Debug
+from detrkit.common.terminal import quiet_libraries, say
 from detrkit.training.recipe import TrainingRecipe, flag_of
 
 
@@ -33,14 +34,14 @@ def train(debug: bool = False, **options: Any) -> None:
     try:
         result = run(recipe)
     except KeyboardInterrupt:
-        complain("Interrupted. The same command with --resume goes on from the last checkpoint.")
+        say("Interrupted. The same command with --resume goes on from the last checkpoint.")
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started
         return
     numbers = ", ".join(
         f"{name} {100 * value:.1f}" for name, value in result.best.items() if name in ("AP", "AP50", "PQ")
     )
-    complain(
+    say(
         f"Best model, after epoch {result.best['epoch']:.0f}: {numbers}. It is in {result.folder}; try: "
         f"detrkit detect IMAGE --model {result.folder}"
     )

@@ -100,7 +100,8 @@ class ModelChoices:
 
 
 def _load(model: str) -> Detector:
-    from detrkit.cli.console import load_detector
+    from detrkit.common.terminal import quiet_libraries
+    from detrkit.inference.detector import Detector
 
-    detector: Detector = load_detector(model, debug=False)
-    return detector
+    quiet_libraries()
+    return Detector.from_pretrained(model)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.cli.console import count
 from detrkit.common.errors import DetrkitError, ImageError, SettingError
+from detrkit.common.terminal import count
 from detrkit.results.drawing import Color, class_color, segment_colors
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ class Result:
 
     def boxes(self, threshold: float) -> View:
         """The boxes that score higher than a threshold; the document is that of ``detrkit detect --json``."""
-        from detrkit.inference.inputs import ImageInput
+        from detrkit.inference.inputs import ImageInput, image_ids
         from detrkit.results.coco_document import CocoOutput
 
         found = self.prediction.detections(threshold)
-        output = CocoOutput(Path("-"), [ImageInput(self.name)], {})
+        output = CocoOutput(Path("-"), image_ids([ImageInput(self.name)]), [self.name], {})
         output.add(0, found)
         rows = []
         for one in found:

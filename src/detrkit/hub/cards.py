@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from detrkit.checkpoints.registry import FAMILY_TITLES, Family, ReleasedCheckpoint, Task
+from detrkit.families import FAMILIES
 from detrkit.hub import card_texts as texts
-from detrkit.integration import FAMILIES
 
 if TYPE_CHECKING:
     from detrkit.checkpoints.cost import Cost

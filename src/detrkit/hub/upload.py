@@ -121,8 +121,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _card(folder: Path, title: str) -> str:
     from detrkit.checkpoints.loading import read_config
+    from detrkit.families import family_of
     from detrkit.hub.cards import plain_card
-    from detrkit.integration import family_of
 
     config = read_config(str(folder), None)
     family_of(config.get("model_type"), str(folder))  # refuses a model that is none of ours

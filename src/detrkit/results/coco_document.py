@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrkit.cli.output import write_text
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import ImageInput, file_names, image_ids
+from detrkit.common.files import write_text
 from detrkit.results.journal import Journal
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ class CocoOutput:
     def __init__(
         self,
         json_file: Path,
-        inputs: Sequence[ImageInput],
+        ids: Sequence[int],
+        names: Sequence[str],
         settings: dict[str, Any],
         *,
         resume: bool = False,
@@ -40,7 +40,8 @@ class CocoOutput:
 
         Args:
             json_file: Where the document goes; ``-`` for stdout.
-            inputs: All images that the user named; ids and file names do not depend on which can be read.
+            ids: Image ids of all images that the user named, those that cannot be read too.
+            names: Their file names.
             settings: What the results depend on.
             resume: Keep the results of the run that was interrupted.
             pictures: Where each image's drawn picture goes; an earlier result without it does not count.
@@ -50,7 +51,7 @@ class CocoOutput:
         """
         self.json_file = json_file
         self.objects = self.left_over = 0
-        self._ids, self._names = image_ids(inputs), file_names(inputs)
+        self._ids, self._names = ids, names
         # Position among the inputs -> the image's entry, or its place in the journal.
         self._found: dict[int, dict[str, Any] | int] = {}
         to_file = str(json_file) != "-" and (json_file.is_file() or not json_file.exists())
@@ -151,7 +152,7 @@ class CocoOutput:
             yield {**entry, "image": {**entry["image"], "id": self._ids[position]}}
 
 
-def is_complete(json_file: Path, inputs: Sequence[ImageInput]) -> bool:
+def is_complete(json_file: Path, ids: Sequence[int], names: Sequence[str]) -> bool:
     """Whether a document of an earlier run holds all these images and nothing of it waits to be gone on with.
 
     Raises:
@@ -166,7 +167,7 @@ def is_complete(json_file: Path, inputs: Sequence[ImageInput]) -> bool:
         raise DetrkitError(
             f"cannot resume: {json_file} is not a document of detrkit detect; start anew without --resume"
         ) from error
-    return found >= set(zip(image_ids(inputs), file_names(inputs)))
+    return found >= set(zip(ids, names))
 
 
 def _journal_path(json_file: Path) -> Path:

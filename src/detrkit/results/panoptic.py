@@ -60,7 +60,7 @@ class PanopticSegmentation:
         """The ids as a COCO panoptic picture: red + 256 green + 65536 blue is the id of a pixel's segment."""
         from PIL import Image
 
-        from detrkit import id_to_rgb
+        from detrkit.processing.panoptic_png import id_to_rgb
 
         return Image.fromarray(id_to_rgb(self.ids))
 

@@ -18,7 +18,7 @@ from detrkit.common.files import check_writable
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.evaluation.categories import match_categories
-from detrkit.integration import FAMILIES, Family, family_of
+from detrkit.families import FAMILIES, Family, family_of
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.training.batch_norm import thaw_batch_norm
 from detrkit.training.recipe import TrainingRecipe
