@@ -14,7 +14,7 @@ import pytest
 from detrkit.errors import CheckpointError
 from detrkit.families import FAMILIES, family_of
 from tests.conftest import make_picture
-from tests.golden import GOLDEN, golden_batch, golden_case, golden_weights, needs_golden
+from tests.golden import HUB, GoldenCase
 from tests.hub.server import HubServer, folder_files
 
 REPOSITORY = "facebook/detr-resnet-101"
@@ -481,15 +481,16 @@ print(json.dumps(processor.size["longest_edge"]))
 
 
 @pytest.mark.slow
-@needs_golden
-@pytest.mark.parametrize("revision", ["no_timm", "main"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name) for case in HUB if case.name.startswith("detr-resnet-101@")]
+)
 def test_the_hubs_detr_resnet_101_loads_from_the_hub_and_gives_its_numbers(
-    tmp_path: Path, revision: str
+    tmp_path: Path, case: GoldenCase
 ) -> None:
     import numpy as np
     from safetensors.torch import save
 
-    case = golden_case(f"hub/detr-resnet-101@{revision}")
+    revision = case.name.partition("@")[2]
     old_processor = {
         "feature_extractor_type": "DetrFeatureExtractor",
         "format": "coco_detection",
@@ -501,11 +502,11 @@ def test_the_hubs_detr_resnet_101_loads_from_the_hub_and_gives_its_numbers(
         "image_std": [0.229, 0.224, 0.225],
     }
     files = {
-        "config.json": GOLDEN / f"hub/detr-resnet-101@{revision}/config.json",
+        "config.json": case.folder / "config.json",
         "preprocessor_config.json": json.dumps(old_processor).encode(),
-        "model.safetensors": save(golden_weights(case), metadata={"format": "pt"}),
+        "model.safetensors": save(case.weights(), metadata={"format": "pt"}),
     }
-    pixels, mask = golden_batch()
+    pixels, mask = case.batch()
     np.savez(tmp_path / "batch.npz", pixels=pixels.numpy(), mask=mask.numpy())
     code = FULL_SIZE.replace("no_timm", revision)
     with HubServer({REPOSITORY: {revision: files}}) as hub:
@@ -515,5 +516,5 @@ def test_the_hubs_detr_resnet_101_loads_from_the_hub_and_gives_its_numbers(
         assert hub.repositories_asked_for() == {REPOSITORY}
     outputs = np.load(tmp_path / "out.npz")
     assert longest == 1333
-    np.testing.assert_allclose(outputs["logits"], case["outputs"]["logits"], atol=1e-4)
-    np.testing.assert_allclose(outputs["pred_boxes"], case["outputs"]["pred_boxes"], atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], case.outputs["logits"], atol=1e-4)
+    np.testing.assert_allclose(outputs["pred_boxes"], case.outputs["pred_boxes"], atol=1e-5)

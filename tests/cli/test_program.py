@@ -16,7 +16,7 @@ import detrkit as package
 from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 from tests.cli.conftest import Run
 from tests.conftest import make_picture
-from tests.golden import golden_case, golden_weights, needs_golden
+from tests.golden import COMPACT
 
 
 def test_version_is_the_packages(detrkit: Run) -> None:
@@ -114,12 +114,11 @@ def test_converting_a_file_that_is_not_there_gives_one_line_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@needs_golden
 def test_a_converted_checkpoint_is_a_model_that_detect_runs(detrkit: Run, tmp_path: Path) -> None:
     import torch
 
-    case = golden_case("original/detr-resnet-50")
-    torch.save({"model": golden_weights(case)}, tmp_path / "original.pth")
+    (case,) = (case for case in COMPACT if case.name == "detr-resnet-50")
+    torch.save({"model": case.weights()}, tmp_path / "original.pth")
     make_picture(60, 40).save(tmp_path / "a.jpg")
     model = tmp_path / "converted"
     done = detrkit("convert", tmp_path / "original.pth", model, "--model", "detr-resnet-50")

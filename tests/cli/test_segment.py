@@ -15,7 +15,7 @@ from PIL import Image
 from detrkit import Detector, PanopticSegmentation, rgb_to_id
 from tests.cli.conftest import Run, heed_interrupts
 from tests.conftest import make_picture, read_json
-from tests.golden import DATA, GOLDEN, needs_data, needs_golden
+from tests.golden import PANOPTIC
 
 THRESHOLD = 0.5
 
@@ -216,18 +216,18 @@ class Recorded:
         return [{"id": i, "name": name, "isthing": self.things[i]} for i, name in self.names.items()]
 
 
-@needs_golden
-@needs_data
 def test_the_files_are_evaluated_to_the_recorded_numbers(
     detrkit_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DATA / "coco_panoptic"
-    truth = data / "annotations" / "panoptic_val2017.json"
-    recorded = GOLDEN / "processing" / "panoptic_predictions"
+    truth, recorded = PANOPTIC / "panoptic_val2017.json", PANOPTIC / "panoptic_predictions"
     predictions = read_json(recorded.with_suffix(".json"))
     detector = Recorded(recorded, predictions, read_json(truth)["categories"])
     monkeypatch.setattr("detrkit.cli.segment.load_detector", lambda *_, **__: detector)
-    images = [data / "val2017" / f"{entry['image_id']:012}.jpg" for entry in predictions["annotations"]]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in read_json(truth)["images"]}
+    images = []
+    for entry in predictions["annotations"]:
+        images.append(tmp_path / f"{entry['image_id']:012}.png")
+        Image.new("RGB", sizes[entry["image_id"]]).save(images[-1])
     done = detrkit_here("segment", *images, "--save-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     numbers = tmp_path / "numbers.json"
@@ -236,6 +236,6 @@ def test_the_files_are_evaluated_to_the_recorded_numbers(
         *("--predictions", tmp_path / "out" / "panoptic.json", "--json", numbers),
     )
     assert done.returncode == 0, done.stderr
-    wanted = read_json(GOLDEN / "processing" / "panoptic_quality.json")["All"]
+    wanted = read_json(PANOPTIC / "panoptic_quality.json")["All"]
     found = read_json(numbers)["panoptic"]["All"]
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, abs=1e-9)

@@ -10,7 +10,7 @@ from detrkit import Detector
 from detrkit.training import TrainingRecipe
 from detrkit.training.recipe import flag_of
 from tests.cli.conftest import Run
-from tests.golden import DATA, needs_data
+from tests.golden import IMAGES
 from tests.training.conftest import make_dataset
 
 
@@ -122,19 +122,21 @@ def test_strict_refuses_a_small_flaw(detrkit_here: Run, tiny_detr: Path, tmp_pat
     assert "not clean" in done.stderr
 
 
-@needs_data
 @pytest.mark.parametrize("family", ["detr", "conditional_detr", "deformable_detr"])
-def test_ten_real_images_and_three_classes(
+def test_real_images_and_their_classes(
     detrkit_here: Run, request: pytest.FixtureRequest, tmp_path: Path, family: str
 ) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
-    document = json.loads((DATA / "bccd/annotations/instances_val.json").read_text())
-    document["images"] = document["images"][:10]
-    kept = {image["id"] for image in document["images"]}
-    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
-    annotations = tmp_path / "ten.json"
+    document = json.loads(IMAGES[0].document.read_text())
+    used = {entry["category_id"] for entry in document["annotations"]}
+    document["categories"] = [entry for entry in document["categories"] if entry["id"] in used]
+    annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document))
-    (tmp_path / "images").symlink_to(DATA / "bccd/val")
+    (tmp_path / "images").mkdir()
+    for image in document["images"]:
+        (case,) = (case for case in IMAGES if case.image.name == image["file_name"])
+        (tmp_path / "images" / case.image.name).symlink_to(case.image)
     done = detrkit_here(*options(model, annotations, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
-    assert set(Detector.from_pretrained(tmp_path / "run").names.values()) == {"Platelets", "RBC", "WBC"}
+    names = {entry["name"] for entry in document["categories"]}
+    assert set(Detector.from_pretrained(tmp_path / "run").names.values()) == names

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from detrkit.conversion.labels import COCO_CLASSES, COCO_PANOPTIC_CLASSES, label_names
-from tests.golden import DATA, needs_data
+from tests.golden import IMAGES, PANOPTIC
 
 
 def test_detection_names_are_indexed_by_raw_category_id():
@@ -38,17 +38,15 @@ def test_panoptic_names_cover_things_and_stuff():
     assert len(set(COCO_PANOPTIC_CLASSES)) == 250
 
 
-@needs_data
 def test_detection_names_are_those_of_the_annotation_files():
-    document = json.loads((DATA / "coco_tiny" / "annotations" / "instances_val2017.json").read_text())
+    document = json.loads(IMAGES[0].document.read_text())
     names = {category["id"]: category["name"] for category in document["categories"]}
     assert {i: name for i, name in enumerate(COCO_CLASSES) if name != "N/A"} == names
 
 
-@needs_data
 def test_panoptic_names_are_those_of_the_annotation_files():
-    document = json.loads((DATA / "panopticapi_sample" / "panoptic_coco_categories.json").read_text())
-    names = {category["id"]: category["name"] for category in document}
+    document = json.loads((PANOPTIC / "panoptic_val2017.json").read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
     assert {i: name for i, name in enumerate(COCO_PANOPTIC_CLASSES) if name != f"LABEL_{i}"} == names
 
 

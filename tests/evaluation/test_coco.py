@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -20,9 +21,7 @@ from detrkit.evaluation.coco import (
     read_ground_truth,
     statistics_table,
 )
-from tests.golden import DATA, needs_data
-
-RESULTS = DATA / "cocoapi_results"
+from tests.golden import COCO_RESULTS
 
 
 def ground_truth() -> dict:
@@ -79,15 +78,14 @@ def detections(boxes: list[list[float]], labels: list[int], scores: list[float],
 # The numbers
 
 
-@needs_data
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_the_twelve_numbers_are_pycocotools(iou_type: str) -> None:
-    expected = json.loads((RESULTS / "expected_stats.json").read_text())
-    found = evaluate_results(
-        RESULTS / "instances_val2014_100.json",
-        RESULTS / f"instances_val2014_fake{iou_type}100_results.json",
-        iou_type,
-    )
+def test_the_twelve_numbers_are_pycocotools(iou_type: str, tmp_path: Path) -> None:
+    expected = json.loads((COCO_RESULTS / "expected_stats.json").read_text())
+    files = []
+    for name in ("instances_val2014_100.json", f"instances_val2014_fake{iou_type}100_results.json"):
+        files.append(tmp_path / name)
+        files[-1].write_bytes(gzip.decompress((COCO_RESULTS / f"{name}.gz").read_bytes()))
+    found = evaluate_results(*files, iou_type)
     assert tuple(expected["order"]) == STATISTICS == tuple(found.stats)
     np.testing.assert_allclose(list(found.stats.values()), expected[iou_type], rtol=0, atol=1e-14)
 

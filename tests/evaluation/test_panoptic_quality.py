@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrkit.errors import AnnotationError
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult, panoptic_quality_of_files
-from tests.golden import DATA, GOLDEN, needs_data, needs_golden
+from tests.golden import DATA, PANOPTIC, needs_data
 
 CATEGORIES = [
     {"id": 1, "name": "person", "isthing": 1},
@@ -208,31 +208,30 @@ def assert_as_panopticapi(result: PanopticResult, expected: dict) -> None:
             assert found["per_class"][category][name] == pytest.approx(value, abs=1e-9), (category, name)
 
 
-@needs_golden
-@needs_data
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_numbers_are_panopticapis(processes: int) -> None:
     result = panoptic_quality_of_files(
-        DATA / "coco_panoptic" / "annotations" / "panoptic_val2017.json",
-        GOLDEN / "processing" / "panoptic_predictions.json",
+        PANOPTIC / "panoptic_val2017.json",
+        PANOPTIC / "panoptic_predictions.json",
         processes=processes,
     )
     assert result.images == 20
-    assert_as_panopticapi(result, json.loads((GOLDEN / "processing" / "panoptic_quality.json").read_text()))
+    assert_as_panopticapi(result, json.loads((PANOPTIC / "panoptic_quality.json").read_text()))
 
 
-@needs_data
+SAMPLE = DATA / "panopticapi_sample"
+
+
 @pytest.mark.parametrize(
-    ("file", "folder", "categories"),
+    ("path", "folder", "categories"),
     [
-        ("coco_panoptic/annotations/panoptic_val2017.json", None, 86),
-        ("panopticapi_sample/panoptic_examples.json", "panopticapi_sample/panoptic_examples", 8),
+        (PANOPTIC / "panoptic_val2017.json", None, 86),
+        pytest.param(SAMPLE / "panoptic_examples.json", SAMPLE / "panoptic_examples", 8, marks=needs_data),
     ],
+    ids=["COCO", "panopticapi"],
 )
-def test_the_ground_truth_is_perfect(file: str, folder: str | None, categories: int) -> None:
-    path = DATA / file
-    pngs = None if folder is None else DATA / folder
-    result = panoptic_quality_of_files(path, path, pngs, pngs)
+def test_the_ground_truth_is_perfect(path: Path, folder: Path | None, categories: int) -> None:
+    result = panoptic_quality_of_files(path, path, folder, folder)
     for scores in (result.all, result.things, result.stuff):
         assert (scores.pq, scores.sq, scores.rq) == (1, 1, 1)
     assert result.all.n == categories

@@ -21,7 +21,7 @@ from detrkit.processing.annotations import (
     prepare_panoptic,
     resize_target,
 )
-from tests.golden import DATA, needs_data
+from tests.golden import DATA, IMAGES, needs_data
 
 
 def entry(bbox, category=1, **values):
@@ -246,11 +246,8 @@ def test_boxes_around_empty_masks_are_zero():
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
 
 
-@needs_data
 def test_run_lengths_of_real_crowds_fill_their_boxes():
-    with (DATA / "coco_tiny" / "annotations" / "instances_val2017.json").open() as file:
-        annotations = json.load(file)["annotations"]
-    crowds = [a for a in annotations if a["iscrowd"]]
+    crowds = [a for case in IMAGES for a in case.target()["annotations"] if a["iscrowd"]]
     assert crowds
     for crowd in crowds:
         segmentation = crowd["segmentation"]

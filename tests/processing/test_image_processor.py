@@ -13,7 +13,7 @@ from transformers.image_utils import AnnotationFormat
 from detrkit import DetrFeatureExtractor, DetrImageProcessor
 from detrkit.errors import AnnotationError, ImageError
 from detrkit.models.detr.image_processing_detr import DetrImageProcessorFast, DetrImageProcessorPil
-from tests.golden import DATA, GOLDEN, MEAN, STD, needs_data, needs_golden
+from tests.golden import DATA, IMAGES, MEAN, STD, needs_data
 
 RNG = np.random.default_rng(0)
 WIDE = RNG.integers(0, 256, (48, 60, 3), dtype=np.uint8)
@@ -398,27 +398,23 @@ def test_outputs_become_detections(processor):
 # The original's numbers on real images
 
 
-@needs_golden
-def test_real_images_and_targets_equal_the_originals():
-    golden = np.load(GOLDEN / "processing" / "pre_process.npz")
-    folder = DATA / "coco_tiny"
-    coco = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
-    ids = {image["file_name"]: image["id"] for image in coco["images"]}
-    processor = DetrImageProcessor()
-    for i, name in enumerate(golden["file_names"]):
-        annotations = [a for a in coco["annotations"] if a["image_id"] == ids[name]]
-        with PIL.Image.open(folder / "val2017" / str(name)) as image:
-            encoded = processor(
-                image, {"image_id": ids[name], "annotations": annotations}, return_tensors="pt"
-            )
-        pixels, target = encoded["pixel_values"][0], encoded["labels"][0]
-        assert pixels.shape == tuple(golden[f"{i}_shape"])
-        np.testing.assert_allclose(pixels[:, ::97, ::89], golden[f"{i}_grid"], atol=1e-6, rtol=0)
-        assert pixels.double().mean().item() == pytest.approx(float(golden[f"{i}_mean"]), abs=1e-6)
-        assert pixels.double().std().item() == pytest.approx(float(golden[f"{i}_std"]), abs=1e-6)
-        np.testing.assert_array_equal(target["class_labels"], golden[f"{i}_labels"])
-        for field in ("boxes", "area", "iscrowd", "orig_size", "size"):
-            np.testing.assert_allclose(target[field], golden[f"{i}_{field}"], atol=1e-4, rtol=1e-7)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.image.stem) for case in IMAGES])
+def test_real_images_and_targets_equal_the_originals(case):
+    golden = case.expected()
+    with PIL.Image.open(case.image) as image:
+        encoded = DetrImageProcessor()(
+            image, case.target(), return_segmentation_masks=True, return_tensors="pt"
+        )
+    pixels, target = encoded["pixel_values"][0], encoded["labels"][0]
+    assert pixels.shape == tuple(golden["shape"])
+    np.testing.assert_allclose(pixels[:, ::97, ::89], golden["grid"], atol=1e-6, rtol=0)
+    assert pixels.double().mean().item() == pytest.approx(float(golden["mean"]), abs=1e-6)
+    assert pixels.double().std().item() == pytest.approx(float(golden["std"]), abs=1e-6)
+    for field in ("class_labels", "iscrowd", "orig_size", "size"):
+        np.testing.assert_array_equal(target[field], golden[field.removeprefix("class_")])
+    for field in ("boxes", "area"):
+        np.testing.assert_allclose(target[field], golden[field], atol=1e-4, rtol=1e-7)
+    np.testing.assert_array_equal(target["masks"].sum((1, 2)), golden["mask_areas"])
 
 
 @needs_data

@@ -11,9 +11,8 @@ import torch
 from detrkit.common.limits import ImageLimits
 from detrkit.errors import ImageError
 from detrkit.processing.images import flatten_images, load_image, to_raster, to_rgb
-from tests.golden import DATA, needs_data
+from tests.golden import ODD_IMAGES
 
-ODD = DATA / "odd_images"
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
@@ -216,7 +215,6 @@ def test_images_come_in_lists_batches_and_nested_lists():
         flatten_images([])
 
 
-@needs_data
 @pytest.mark.parametrize(
     "name",
     [
@@ -236,31 +234,28 @@ def test_images_come_in_lists_batches_and_nested_lists():
     ],
 )
 def test_odd_files_read_as_in_the_original(name):
-    with PIL.Image.open(ODD / name) as image:
+    with PIL.Image.open(ODD_IMAGES / name) as image:
         expected = np.asarray(image.convert("RGB"))
-    equal(load_image(ODD / name), expected)
+    equal(load_image(ODD_IMAGES / name), expected)
 
 
-@needs_data
 @pytest.mark.filterwarnings("error")
 def test_transparent_palettes_are_read_without_a_warning():
-    assert load_image(ODD / "pil123p.png").size == (162, 150)
+    assert load_image(ODD_IMAGES / "pil123p.png").size == (162, 150)
 
 
-@needs_data
 def test_sixteen_bit_gray_keeps_its_shades():
-    with PIL.Image.open(ODD / "i_trns.png") as image:
+    with PIL.Image.open(ODD_IMAGES / "i_trns.png") as image:
         stored = np.asarray(image)
-    np.testing.assert_allclose(np.asarray(load_image(ODD / "i_trns.png"))[..., 0], stored / 257, atol=0.51)
+    shades = np.asarray(load_image(ODD_IMAGES / "i_trns.png"))[..., 0]
+    np.testing.assert_allclose(shades, stored / 257, atol=0.51)
 
 
-@needs_data
 def test_a_rectangle_is_turned_upright_on_request():
-    assert load_image(ODD / "orientation_rectangle.jpg").size == (2, 1)
-    assert load_image(ODD / "orientation_rectangle.jpg", exif_orientation=True).size == (1, 2)
+    assert load_image(ODD_IMAGES / "orientation_rectangle.jpg").size == (2, 1)
+    assert load_image(ODD_IMAGES / "orientation_rectangle.jpg", exif_orientation=True).size == (1, 2)
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -271,4 +266,4 @@ def test_a_rectangle_is_turned_upright_on_request():
 )
 def test_damaged_files_are_named(name, reason):
     with pytest.raises(ImageError, match=rf"{name}.*{reason}"):
-        load_image(ODD / name)
+        load_image(ODD_IMAGES / name)

@@ -13,7 +13,7 @@ from detrkit.processing.post_processing import (
     sigmoid_top_k_detections,
     softmax_detections,
 )
-from tests.golden import GOLDEN, needs_golden
+from tests.golden import OUTPUTS
 
 box_arrays = arrays(np.float64, (5, 4), elements=st.floats(0, 1))
 
@@ -80,13 +80,11 @@ def test_wrong_target_sizes_are_refused(sizes):
         select_detections(candidates_of_two_images(), 0.5, sizes)
 
 
-@needs_golden
-@pytest.mark.parametrize("case", ["a", "b", "empty", "tiny_segments"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in OUTPUTS])
 def test_detections_equal_the_originals(case):
-    data = np.load(GOLDEN / "processing" / "post_process.npz")
-    logits, boxes = (torch.from_numpy(data[f"{case}_{name}"])[None] for name in ("logits", "boxes"))
-    size = torch.from_numpy(data[f"{case}_orig_size"])[None]
-    ours = select_detections(softmax_detections(logits, boxes), None, size)[0]
-    np.testing.assert_array_equal(ours["labels"], data[f"{case}_det_labels"])
-    np.testing.assert_allclose(ours["scores"], data[f"{case}_det_scores"], atol=1e-6)
-    np.testing.assert_allclose(ours["boxes"], data[f"{case}_det_boxes"], atol=1e-3)
+    outputs, expected = case.outputs(), case.expected()
+    size = torch.from_numpy(expected["orig_size"])[None]
+    ours = select_detections(softmax_detections(outputs.logits, outputs.pred_boxes), None, size)[0]
+    np.testing.assert_array_equal(ours["labels"], expected["det_labels"])
+    np.testing.assert_allclose(ours["scores"], expected["det_scores"], atol=1e-6)
+    np.testing.assert_allclose(ours["boxes"], expected["det_boxes"], atol=1e-3)

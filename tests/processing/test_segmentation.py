@@ -1,5 +1,4 @@
 import io
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 
 from detrkit import ConditionalDetrImageProcessor, DetrFeatureExtractor, DetrImageProcessor, rgb_to_id
 from detrkit.processing import segmentation
-from tests.golden import GOLDEN, needs_golden
+from tests.golden import OUTPUTS
 
-CASES = ["a", "b", "empty", "tiny_segments"]
 CLASSES = 201  # labels 0 to 200, of which those above 90 are stuff
 PERSON, CAR, SKY, GRASS = 1, 3, 187, 193
 
@@ -83,20 +81,13 @@ def assert_same_panoptic(ids, segments, expected_ids, expected_segments):
     np.testing.assert_array_equal(ids, expected_ids + (1 if segments else 0))
 
 
-def golden_outputs(case):
-    data = np.load(GOLDEN / "processing" / "post_process.npz")
-    names = {"logits": "logits", "masks": "pred_masks", "boxes": "pred_boxes"}
-    outputs = {ours: torch.from_numpy(data[f"{case}_{name}"])[None] for name, ours in names.items()}
-    return SimpleNamespace(**outputs), {k.removeprefix(f"{case}_"): v for k, v in data.items()}
+GOLDEN_CASES = [pytest.param(case, id=case.name) for case in OUTPUTS]
 
 
-@needs_golden
 @pytest.mark.parametrize("target", ["size", "orig"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_panoptic_segmentations_equal_the_originals(case, target):
-    outputs, data = golden_outputs(case)
-    segments = json.loads((GOLDEN / "processing" / "post_process_segments.json").read_text())
-    expected = segments[f"{case}_panoptic_{target}"]
+    outputs, data, expected = case.outputs(), case.expected(), case.segments(target)
     processed = torch.from_numpy(data["size"])[None]
     targets = torch.from_numpy(data["size" if target == "size" else "orig_size"])[None]
     result = DetrImageProcessor().post_process_panoptic(outputs, processed, targets)[0]
@@ -114,10 +105,9 @@ def test_panoptic_segmentations_equal_the_originals(case, target):
     assert [s["area"] for s in new["segments_info"]] == [s["area"] for s in expected]
 
 
-@needs_golden
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_instance_masks_equal_the_originals(case):
-    outputs, data = golden_outputs(case)
+    outputs, data = case.outputs(), case.expected()
     processor = DetrImageProcessor()
     size, orig_size = (torch.from_numpy(data[name])[None] for name in ("size", "orig_size"))
     results = processor.post_process(outputs, orig_size)

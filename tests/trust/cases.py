@@ -24,10 +24,9 @@ from PIL import Image
 from detrkit.common.limits import ImageLimits
 from detrkit.errors import AnnotationError, DetrkitError, ImageError, SettingError
 from tests.conftest import make_picture
-from tests.golden import DATA
+from tests.golden import ODD_IMAGES
 from tests.trust.web import BadServer, png
 
-ODD = DATA / "odd_images"
 RGB = np.asarray(make_picture(60, 40))
 SIZE = (60, 40)
 
@@ -98,7 +97,7 @@ class Case:
 
 def odd(name: str) -> Callable[[Place], Path]:
     """A file of the collection of odd images."""
-    return lambda place: ODD / name
+    return lambda place: ODD_IMAGES / name
 
 
 def constant(value: Any) -> Callable[[Place], Any]:

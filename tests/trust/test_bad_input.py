@@ -23,7 +23,7 @@ from detrkit.data.image_sizes import read_image_sizes
 from detrkit.errors import ImageError, SettingError
 from detrkit.processing import fetching
 from detrkit.processing.images import load_image
-from tests.golden import needs_data
+from tests.golden import ODD_IMAGES
 from tests.trust.cases import ADDRESSES, COLLECTION, FILES, GROUPS, Case, Place
 from tests.trust.table import PAGE, page
 from tests.trust.web import BadServer, png
@@ -88,9 +88,7 @@ def circumstances(case: Case, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def rows(cases: list[Case]) -> list[Any]:
-    return [
-        pytest.param(case, id=case.what, marks=[needs_data] if case in COLLECTION else []) for case in cases
-    ]
+    return [pytest.param(case, id=case.what) for case in cases]
 
 
 @pytest.mark.parametrize("case", rows(ALL))
@@ -213,10 +211,9 @@ def test_the_page_holds_the_table_of_these_rows() -> None:
     assert len({case.what for case in COLLECTION + FILES}) == len(COLLECTION + FILES)
 
 
-@needs_data
 def test_every_file_of_the_collection_has_a_row(place: Place) -> None:
     files = {case.make(place) for case in COLLECTION}
-    assert files == set(next(iter(files)).parent.iterdir())
+    assert files == set(ODD_IMAGES.iterdir()) - {ODD_IMAGES / "README.md"}
 
 
 def test_a_redirect_into_a_private_network_is_never_asked_for(
