@@ -239,7 +239,7 @@ def test_broken_segmentations_matter_only_where_masks_are_wanted(tmp_path, segme
 def test_a_package_that_draws_polygons_is_missed_at_once(tmp_path, monkeypatch):
     for name in ("pycocotools", "faster_coco_eval", "faster_coco_eval.core"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[coco\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[coco\]'"):
         check_dataset(write_dataset(tmp_path, return_masks=True))
     assert check_dataset(write_dataset(tmp_path)).images == 3
 

@@ -155,7 +155,7 @@ def test_broken_voc_folders_give_one_clear_line(tmp_path, break_it, reason):
 @pytest.mark.parametrize("read", [lambda f: read_yolo(make_yolo(f)), lambda f: read_voc(*make_voc(f))])
 def test_folders_need_the_supervision_extra(tmp_path, monkeypatch, read):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[supervision\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[supervision\]'"):
         read(tmp_path)
 
 

@@ -205,7 +205,7 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):
             "find_spec",
             lambda name, missing=package: real(name) if name != missing else None,
         )
-        with pytest.raises(MissingExtraError, match=r"detrkit\[export\]"):
+        with pytest.raises(MissingExtraError, match=r"'\.\[export\]'"):
             export_model(None, tmp_path, "openvino" if package == "openvino" else "onnx")
 
 

@@ -97,6 +97,6 @@ def test_int8_is_refused_where_it_cannot_be(model, processor, tmp_path, monkeypa
     with pytest.raises(SettingError, match="needs images to calibrate with"):
         export_model(model, tmp_path / "out", "openvino", processor=processor, calibration=[])
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[export\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[export\]'"):
         check_format("openvino", int8=True)
     assert not list(tmp_path.iterdir())

@@ -227,5 +227,5 @@ def test_shares_that_no_machine_has_are_refused(asked: dict[str, Any]) -> None:
 
 def test_a_missing_package_names_its_extra(tiny_detr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[ray\]'"):
         RayDetector(tiny_detr)

@@ -515,7 +515,7 @@ def test_a_missing_supervision_package_says_what_to_install(monkeypatch: pytest.
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[supervision\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[supervision\]'"):
         some_detections().to_supervision()
 
 

@@ -190,7 +190,7 @@ def test_a_mask_of_another_size_is_refused():
 def test_polygons_need_the_coco_extra(monkeypatch):
     for name in ("pycocotools", "faster_coco_eval", "faster_coco_eval.core"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"detrkit\[coco\]"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[coco\]'"):
         decode_segmentations([[[0, 0, 2, 0, 2, 2]]], 3, 3, 9)
 
 
