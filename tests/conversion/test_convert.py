@@ -373,7 +373,7 @@ def test_a_checkpoint_of_another_family_or_task_is_refused_with_the_name_that_fi
 
 
 def test_a_misspelt_name_is_refused_before_the_file_is_read(tmp_path):
-    with pytest.raises(CheckpointError, match="did you mean detr-resnet-50"):
+    with pytest.raises(CheckpointError, match="did you mean 'detr-resnet-50"):
         convert_checkpoint(tmp_path / "gone.pth", tmp_path / "out", "detr-resnet50")
 
 

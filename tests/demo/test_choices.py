@@ -46,7 +46,7 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_name_is_told_before_anything_is_loaded() -> None:
-    with pytest.raises(CheckpointError, match="did you mean detr-resnet-50"):
+    with pytest.raises(CheckpointError, match="did you mean 'detr-resnet-50"):
         ModelChoices(["detr-resnet-5O"])
 
 

@@ -36,7 +36,7 @@ def test_a_missing_gradio_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_tells_mistakes_before_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--model", "detr-resnet-5O"]) == 2
     assert run(["demo", "--queue-size", "0"]) == 2
-    assert "did you mean detr-resnet-50" in capsys.readouterr().err
+    assert "did you mean 'detr-resnet-50" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

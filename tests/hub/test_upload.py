@@ -151,7 +151,7 @@ def test_an_upload_that_fails_half_way_is_told_and_commits_nothing(hub, here, fo
 
 @pytest.mark.parametrize("name", ["a/b/c", "-detr", "de tr"])
 def test_a_name_that_the_hub_does_not_take_is_told(hub, here, folder, name):
-    with pytest.raises(SettingError, match="is no name for a repository"):
+    with pytest.raises(SettingError, match="is not a valid repository name"):
         push_to_hub(folder, name)
 
 

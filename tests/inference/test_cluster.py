@@ -15,7 +15,7 @@ import pytest
 from detrkit import Detector
 from detrkit.cli.options import name_ray_address
 from detrkit.errors import ImageError, MissingExtraError, SettingError
-from detrkit.inference.cluster import RayDetector, _shares, is_address
+from detrkit.inference.cluster import RayDetector, _shares, is_ray_address
 from tests.cli.conftest import Run, detrkit, working_directory  # noqa: F401 - fixtures
 from tests.conftest import make_picture
 
@@ -184,7 +184,7 @@ def worker_process() -> int:
     ],
 )
 def test_addresses_are_told_from_images(text: str, is_one: bool) -> None:
-    assert is_address(text) == is_one
+    assert is_ray_address(text) == is_one
     named = name_ray_address(["detect", "--ray", text, "-t", "0"])
     assert named == (["detect", "--ray", *([] if is_one else ["auto"]), text, "-t", "0"])
 

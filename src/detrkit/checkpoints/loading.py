@@ -10,6 +10,7 @@ from typing import Any
 
 from detrkit.common.errors import CheckpointError, MissingExtraError
 from detrkit.common.screening import check_config, check_folder
+from detrkit.common.text import first_line
 from detrkit.families import Family, family_of
 
 
@@ -159,7 +160,6 @@ def _remedy(name: str) -> str:
 
 def unreadable(name: str, revision: str | None, part: str, error: Exception) -> CheckpointError:
     """One line that names the model and the part; the libraries' own messages run over many."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return CheckpointError(
-        f"cannot read the {part} of {_where(name, revision)}: {said.rstrip('.')}; {_remedy(name)}"
+        f"cannot read the {part} of {_where(name, revision)}: {first_line(error)}; {_remedy(name)}"
     )

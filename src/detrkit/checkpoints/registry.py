@@ -6,7 +6,6 @@ come with this package, which need no download. This module does not import torc
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.text import did_you_mean
 
 Family = Literal["detr", "conditional_detr", "deformable_detr"]
 Task = Literal["detection", "panoptic"]
@@ -290,7 +290,7 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
     """
     entry = REGISTRY.get(name) or _BY_HUB_ID.get(name)
     if entry is None:
-        raise CheckpointError(f"no released checkpoint is called {name!r}{_did_you_mean(name, REGISTRY)}")
+        raise CheckpointError(f"no released checkpoint is called {name!r}{_suggestion(name, REGISTRY)}")
     return entry
 
 
@@ -327,7 +327,7 @@ def resolve_model(model: str) -> str:
         raise CheckpointError(f"there is no model folder {model!r}")
     raise CheckpointError(
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
-        f"nor a model's short name{_did_you_mean(model, (*BUNDLED, *REGISTRY))}"
+        f"nor a model's short name{_suggestion(model, (*BUNDLED, *REGISTRY))}"
     )
 
 
@@ -340,13 +340,9 @@ def _hub_id(entry: ReleasedCheckpoint) -> str:
     return entry.hub_id
 
 
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Names and Hub ids that come close, or where all of them stand."""
-    known = {key.lower(): key for key in (*names, *_BY_HUB_ID)}
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
-    if not close:
-        return "; see: detrkit models"
-    return f"; did you mean {' or '.join(known[key] for key in close)}?"
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    """Names and Hub ids that come close, or the command that lists all of them."""
+    return did_you_mean(name, (*names, *_BY_HUB_ID), most=3) or "; see: detrkit models"
 
 
 def _holds(test: Callable[[], bool]) -> bool:

@@ -80,12 +80,12 @@ def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_ad
 
 def name_ray_address(arguments: list[str]) -> list[str]:
     """Puts the address behind a ``--ray`` that has none, so that what follows it can be an image."""
-    from detrkit.inference.cluster import AUTO, is_address
+    from detrkit.inference.cluster import AUTO, is_ray_address
 
     named = []
     for i, argument in enumerate(arguments):
         named.append(argument)
-        if argument == "--ray" and not is_address(arguments[i + 1] if i + 1 < len(arguments) else ""):
+        if argument == "--ray" and not is_ray_address(arguments[i + 1] if i + 1 < len(arguments) else ""):
             named.append(AUTO)
     return named
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file, check_writable
-from detrkit.inference.inputs import ImageInput, is_address
+from detrkit.common.text import is_url
+from detrkit.inference.inputs import ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ def check_save_dir(save_dir: Path | None, inputs: Sequence[ImageInput]) -> None:
     if save_dir.exists() and not save_dir.is_dir():
         raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
     check_writable(save_dir)
-    originals = {Path(item.source).resolve() for item in inputs if not is_address(item.source)}
+    originals = {Path(item.source).resolve() for item in inputs if not is_url(item.source)}
     for name in picture_names(inputs):
         if (save_dir / name).resolve() in originals:
             raise DetrkitError(
@@ -61,7 +62,7 @@ def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
         path = Path(item.base_name)
         suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".png"
         # An address may hold characters that a file name may not.
-        stem = re.sub(r"[^\w.-]", "_", path.stem) if is_address(item.source) else path.stem
+        stem = re.sub(r"[^\w.-]", "_", path.stem) if is_url(item.source) else path.stem
         name, number = f"{stem}{suffix}", 2
         while name.lower() in taken:
             name, number = f"{stem}-{number}{suffix}", number + 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.common.errors import DetrkitError
+from detrkit.common.text import first_line
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -136,6 +137,28 @@ def write_text(parts: Iterable[str], path: Path) -> None:
     else:
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.writelines(parts)
+
+
+def read_json(
+    path: str | os.PathLike[str], error_type: type[DetrkitError] = DetrkitError, remedy: str = ""
+) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: The file.
+        error_type: The kind of error to raise.
+        remedy: What the error suggests for an invalid file.
+
+    Raises:
+        DetrkitError: The file cannot be read or is not JSON.
+    """
+    hint = f"; {remedy}" if remedy else ""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise error_type(f"cannot read {path}: {error.strerror or error}{hint}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deeply
+        raise error_type(f"{path} is not a JSON file: {first_line(error)}{hint}") from error
 
 
 def _umask() -> int:

@@ -6,7 +6,6 @@ checks read headers and lists only.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.files import read_json
 
 MAX_WEIGHTS_BYTES = 32 * 2**30
 """Most bytes of a checkpoint, wherever there is memory for more: a detector has less than one gibibyte."""
@@ -82,7 +82,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     for name in _CONFIGS:
         if _exists(folder / name):
-            check_config(read_json(folder / name), str(folder / name))
+            check_config(read_model_json(folder / name), str(folder / name))
     weights = {folder / name for name in _WEIGHTS}
     for name in _WEIGHTS:
         if _exists(index := folder / f"{name}.index.json"):
@@ -143,7 +143,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _shards(index: Path) -> set[Path]:
     """The files that an index names, which must lie beside it."""
-    content = read_json(index)
+    content = read_model_json(index)
     names = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"cannot read {index}: it has no weight_map from tensors to files")
@@ -175,24 +175,20 @@ def _check_archive(path: Path, size: int) -> None:
         raise CheckpointError(f"refused to read {path}: its entries claim more bytes than the file has")
 
 
-def read_json(path: Path, remedy: str = "save or fetch the model again") -> Any:
-    """What a JSON file holds, if it is a regular file of no more than ``MAX_JSON_BYTES``.
+def read_model_json(path: Path, remedy: str = "save or fetch the model again") -> Any:
+    """The content of a JSON file of a model; it must be a regular file of at most ``MAX_JSON_BYTES``.
 
     Args:
         path: The file.
-        remedy: What an error tells the user to do about a damaged one.
+        remedy: What an error suggests for an invalid file.
 
     Raises:
-        CheckpointError: It is not, or is damaged.
+        CheckpointError: The file is not a regular file, is too large or is not JSON.
     """
     size = _regular_size(path)
     if size > MAX_JSON_BYTES:
         raise CheckpointError(f"refused to read {path}: {size} bytes, more than {MAX_JSON_BYTES}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read {path}: {said}; {remedy}") from error
+    return read_json(path, CheckpointError, remedy)
 
 
 def _regular_size(path: Path) -> int:

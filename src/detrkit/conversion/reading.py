@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.screening import check_weights_file, is_archive, weights_limit
+from detrkit.common.text import first_line
 
 # What DistributedDataParallel and DataParallel put before every name.
 _PARALLEL_PREFIX = "module."
@@ -59,7 +60,7 @@ def _load_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _load_pickled_weights(path: Path) -> Any:
@@ -100,7 +101,3 @@ def _check_values(name: str, tensor: Tensor, path: Path) -> None:
         raise CheckpointError(f"{path}: tensor {name} does not hold plain values")
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise CheckpointError(f"{path}: tensor {name} has infinite or undefined (NaN) values")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,6 @@ Every transform draws from torch's global generator only, so that :func:`random_
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from detrkit.common.errors import SettingError
+from detrkit.common.text import did_you_mean
 from detrkit.data.coco import PER_OBJECT
 from detrkit.processing.annotations import Target, resize_target
 from detrkit.processing.pixels import IMAGENET_MEAN
@@ -57,8 +57,7 @@ def augmentation(preset: str, size: Mapping[str, int]) -> Transform:
         SettingError: There is no such preset.
     """
     if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(preset, PRESETS)
         raise SettingError(f"unknown augmentation {preset!r}; use one of: {', '.join(PRESETS)}{hint}")
     # Flipping a box rounds, and may leave it a hair outside.
     return v2.Compose([PRESETS[preset](dict(size)), v2.ClampBoundingBoxes()])

@@ -9,7 +9,6 @@ with its 91 outputs, keeps its own: :meth:`DetectionDataset.with_labels` takes t
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from typing import Any
 import PIL.Image
 
 from detrkit.common.errors import AnnotationError
-from detrkit.data.documents import read_json
+from detrkit.common.files import read_json
+from detrkit.common.text import did_you_mean, folded
 from detrkit.processing.annotations import Target, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
@@ -194,11 +194,10 @@ class DetectionDataset:
                 found[category] = int(label)
         if missing:
             known = [key for key in self.labels if isinstance(key, str)]
-            near = difflib.get_close_matches(missing[0], known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise AnnotationError(
                 f"{self.source}: {_listed(missing)} among its {len(self.category_names)} categories are not "
-                f"classes of the model ({_listed(known)}){hint} Rename them, or train new classes"
+                f"classes of the model ({_listed(known)}); rename them, or train new classes"
+                f"{did_you_mean(missing[0], known)}"
             )
         return found
 
@@ -241,11 +240,11 @@ class DetectionDataset:
         """
         ids: dict[str, int] = {}
         for label, name in id2label.items():
-            ids.setdefault(_folded(name), int(label))
+            ids.setdefault(folded(name), int(label))
         names = self.category_names.values()
-        if any(_folded(name) not in ids for name in names):
+        if any(folded(name) not in ids for name in names):
             return None
-        return {name: ids[_folded(name)] for name in names}
+        return {name: ids[folded(name)] for name in names}
 
     def with_labels(self, labels: Mapping[Any, int] | None) -> DetectionDataset:
         """The same data set with other class ids.
@@ -278,7 +277,7 @@ def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, lis
         AnnotationError: The file is missing, is not JSON, or has not the lists of a COCO file.
     """
     path = Path(annotation_file)
-    document = read_json(path)
+    document = read_json(path, AnnotationError)
     if not isinstance(document, dict):
         raise AnnotationError(
             f"{path}: not a COCO file: it holds {type(document).__name__}, not a dictionary with "
@@ -307,10 +306,6 @@ def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
     if not path.is_dir():
         raise AnnotationError(f"{path}: no such folder of {what}; check the path")
     return path
-
-
-def _folded(name: str) -> str:
-    return name.strip().casefold()
 
 
 def _listed(names: Sequence[Any], most: int = 5) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from detrkit.common.errors import AnnotationError
+from detrkit.common.files import read_json
 
 # Products of two such numbers are still finite.
 _LARGEST = 1e30
@@ -27,7 +26,7 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
     Raises:
         AnnotationError: The file cannot be read, is no JSON object, or lacks one of the lists.
     """
-    document = source if isinstance(source, Mapping) else read_json(source)
+    document = source if isinstance(source, Mapping) else read_json(source, AnnotationError)
     name = name_of(source)
     if not isinstance(document, Mapping):
         raise AnnotationError(f"{name} is not a COCO document: it holds a {type(document).__name__}")
@@ -40,18 +39,9 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
     return dict(document)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        AnnotationError: The file cannot be found or read, or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # not JSON, or not text
-        raise AnnotationError(f"{path} is not a JSON file: {error}") from error
+def category_name(category: Mapping[str, Any]) -> str:
+    """The name of a category of a COCO document; its id if it has no name."""
+    return str(category.get("name", category["id"]))
 
 
 def name_of(source: Any) -> str:

@@ -14,8 +14,8 @@ import PIL.Image
 
 from detrkit.common.errors import ImageError
 from detrkit.common.progress import with_progress
+from detrkit.processing.images import stored_orientation
 
-_EXIF_ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = range(5, 9)
 
 
@@ -46,7 +46,7 @@ def _read_size(path: Path, *, exif_orientation: bool, decode: bool) -> tuple[int
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for whoever writes to it
             return ImageError(f"{path}: is no regular file")
         with PIL.Image.open(path) as image:
-            turned = exif_orientation and image.getexif().get(_EXIF_ORIENTATION_TAG) in _QUARTER_TURNS
+            turned = exif_orientation and stored_orientation(image) in _QUARTER_TURNS
             if decode:
                 image.load()
             return (image.width, image.height) if turned else (image.height, image.width)

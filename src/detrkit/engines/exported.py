@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from detrkit.common.errors import CheckpointError
-from detrkit.common.screening import is_plain_name, read_json
+from detrkit.common.screening import is_plain_name, read_model_json
+from detrkit.common.text import first_line
 from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
 from detrkit.models.segmentation import gather_rows
@@ -57,7 +58,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        content = read_json(path, "export the model again")
+        content = read_model_json(path, "export the model again")
         manifest = Manifest(**{name: content[name] for name in ("engine", "file", "outputs", "precision")})
         if manifest.engine not in EXPORTED_ENGINES:
             raise ValueError(f"there is no engine {manifest.engine!r}")
@@ -175,7 +176,6 @@ def open_exported(folder: str | os.PathLike[str], engine: str, config: Pretraine
     try:
         run = runtime(engine).load(path)
     except (RuntimeError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"cannot read {path}: {said}; export the model again") from error
+        raise CheckpointError(f"cannot read {path}: {first_line(error)}; export the model again") from error
     model_class = ExportedSegmenter if "pred_masks" in manifest.outputs else ExportedModel
     return model_class(run, manifest.outputs, config)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detrkit.common.errors import AnnotationError
+from detrkit.common.text import folded
+from detrkit.data.documents import category_name
 
 _NAMED_IN_ERRORS = 5
 
@@ -31,7 +33,7 @@ def match_categories(
         AnnotationError: Neither names nor ids match.
     """
     categories = list(categories)
-    name_of = {category["id"]: _name(category) for category in categories}
+    name_of = {category["id"]: category_name(category) for category in categories}
     used = sorted(set(used))
     by_name = classes_by_name(names, categories)
     unnamed = [category for category in used if category not in by_name.values()]
@@ -56,17 +58,9 @@ def match_categories(
 
 def classes_by_name(names: Mapping[int, str], categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     """Class id -> category id for the classes whose name a category has, whatever the case."""
-    category_of_name = {_folded(_name(category)): category["id"] for category in categories}
+    category_of_name = {folded(category_name(category)): category["id"] for category in categories}
     return {
-        label: category_of_name[_folded(name)]
+        label: category_of_name[folded(name)]
         for label, name in names.items()
-        if _folded(name) in category_of_name
+        if folded(name) in category_of_name
     }
-
-
-def _name(category: Mapping[str, Any]) -> str:
-    return str(category.get("name", category["id"]))
-
-
-def _folded(name: str) -> str:
-    return name.strip().casefold()

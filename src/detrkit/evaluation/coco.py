@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
+from detrkit.common.files import read_json
 from detrkit.data.documents import (
     DocumentSource,
     box_of,
+    category_name,
     field,
     name_of,
     number,
     read_document,
-    read_json,
     shortened,
     whole_number,
 )
@@ -280,7 +281,7 @@ def evaluate_results(
     categories = tuple(
         CategoryScores(
             id=category,
-            name=_name(truth.cats[category]),
+            name=category_name(truth.cats[category]),
             objects=int(numbers[i]),
             stats=_statistics(precision[:, :, [i]], recall[:, [i]]),
         )
@@ -350,7 +351,7 @@ def read_results(
     Raises:
         AnnotationError: It cannot be read, or is neither.
     """
-    entries = read_json(source) if isinstance(source, (str, os.PathLike)) else source
+    entries = read_json(source, AnnotationError) if isinstance(source, (str, os.PathLike)) else source
     if isinstance(entries, Mapping):
         entries = entries.get("annotations")
     if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -426,7 +427,7 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
             [bool(crowd) for crowd in crowds],
             _CONFUSION_IOU,
         )
-    names = tuple(_name(truth.cats[category]) for category in row)
+    names = tuple(category_name(truth.cats[category]) for category in row)
     return ConfusionMatrix(counts, (*names, BACKGROUND), _CONFUSION_SCORE, _CONFUSION_IOU)
 
 
@@ -467,7 +468,3 @@ def _check_segmentations(document: Mapping[str, Any]) -> None:
                 f"annotation {annotation.get('id', '?')} of the ground truth has no segmentation, so masks "
                 "cannot be evaluated"
             )
-
-
-def _name(category: Mapping[str, Any]) -> str:
-    return str(category.get("name", category["id"]))

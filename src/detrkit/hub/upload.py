@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
+from detrkit.common.text import first_line
 
 CHECKPOINTS = "checkpoints"
 """Sub-folder of a training run whose files stay at home."""
@@ -137,7 +138,7 @@ def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise SettingError(f"{repo_id!r} is no name for a repository on the Hub: {_first(error)}") from error
+        raise SettingError(f"{repo_id!r} is not a valid repository name: {first_line(error)}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, HTTPError):
@@ -146,10 +147,10 @@ def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
             raise DetrkitError(_refusal(repo_id, cause)) from error
         if isinstance(cause, HTTPError) or isinstance(error, ConnectionError):
             raise DetrkitError(
-                f"cannot reach the Hub at {endpoint} ({_first(error)}); check your network, and that "
+                f"cannot reach the Hub at {endpoint} ({first_line(error)}); check your network, and that "
                 "HF_HUB_OFFLINE is not set"
             ) from error
-        raise DetrkitError(f"could not upload to {repo_id}: {_first(error)}") from error
+        raise DetrkitError(f"could not upload to {repo_id}: {first_line(error)}") from error
 
 
 def _refusal(repo_id: str, error: Any) -> str:
@@ -161,10 +162,5 @@ def _refusal(repo_id: str, error: Any) -> str:
             f"your token may not write to {repo_id} (403): use a token with write access, and a name under "
             "your account or an organisation that you belong to"
         )
-    said = getattr(error, "server_message", None) or _first(error)
+    said = getattr(error, "server_message", None) or first_line(error)
     return f"the Hub did not take {repo_id} ({status}): {said}"
-
-
-def _first(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line.rstrip(".") for line in lines if line), type(error).__name__)

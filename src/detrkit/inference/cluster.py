@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.text import first_line
 
 if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
@@ -328,7 +329,7 @@ class _Worker:
         return [results[place] for place in range(len(sources))]
 
 
-def is_address(text: str) -> bool:
+def is_ray_address(text: str) -> bool:
     """Whether a text is what ``RayDetector`` takes for an address, and not the name of a file."""
     host, _, port = text.removeprefix("ray://").rpartition(":")
     return text in (AUTO, LOCAL) or (bool(host) and "/" not in host and port.isdecimal())
@@ -348,7 +349,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
-    if not is_address(address):
+    if not is_ray_address(address):
         raise SettingError(
             f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
         )
@@ -360,9 +361,9 @@ def _connect(ray: Any, address: str) -> None:
         with _nothing_on_stderr():
             ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingError(
-            f"cannot reach the Ray cluster at {address} ({said}); start one with: ray start --head"
+            f"cannot reach the Ray cluster at {address} ({first_line(error)}); start one with: "
+            "ray start --head"
         ) from error
 
 

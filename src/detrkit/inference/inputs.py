@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from detrkit.common.text import is_url
+
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -26,14 +28,9 @@ class ImageInput:
     @property
     def base_name(self) -> str:
         """The last part of the path or address, never empty."""
-        if is_address(self.source):
+        if is_url(self.source):
             return PurePosixPath(urlsplit(self.source).path).name or "image"
         return Path(self.source).name
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is an http(s) address."""
-    return text.lower().startswith(("http://", "https://"))
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
@@ -54,13 +51,13 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
             mistakes.append(mistake)
     unique: dict[str, str] = {}
     for source in sources:
-        same_file = source if is_address(source) else os.path.abspath(source)  # noqa: PTH100 - links stay apart
+        same_file = source if is_url(source) else os.path.abspath(source)  # noqa: PTH100 - links stay apart
         unique.setdefault(same_file, source)
     return [ImageInput(source) for source in unique.values()], mistakes
 
 
 def _expand(argument: str) -> tuple[list[str], str | None]:
-    if is_address(argument) or "://" in argument:  # file: is read, others are refused by their name
+    if is_url(argument) or "://" in argument:  # file: is read, others are refused by their name
         return [argument], None
     path = Path(argument)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from detrkit.common.errors import AnnotationError, ImageError
 from detrkit.common.files import atomic_file
+from detrkit.common.text import did_you_mean
 from detrkit.processing.annotations import (
     COCO_DETECTION,
     COCO_PANOPTIC,
@@ -645,7 +645,7 @@ def _refuse_misspelt(options: Mapping[str, Any]) -> None:
     """Raises for an unknown option that is nearly a known one; others are let pass, as by Transformers."""
     known = {*_OPTIONS, *_OTHER_OPTIONS}
     for name in options.keys() - known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if near:
-            raise TypeError(f"unknown option {name!r}; did you mean {near[0]!r}?")
+        suggestion = did_you_mean(name, known, cutoff=0.8)
+        if suggestion:
+            raise TypeError(f"unknown option {name!r}{suggestion}")
         logger.debug("option %r is not known to this image processor and is ignored", name)

@@ -140,7 +140,7 @@ def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = No
         exif_orientation: Whether to turn the image upright.
         name: What a warning calls the image.
     """
-    orientation = _stored_orientation(image)
+    orientation = stored_orientation(image)
     if orientation == 1:
         return image
     if exif_orientation:
@@ -343,8 +343,8 @@ def _decode_pixels(stream: Any, name: str, exif_orientation: bool, max_pixels: i
     return image
 
 
-def _stored_orientation(image: PIL.Image.Image) -> int:
-    """EXIF orientation, 1 where there is none or it cannot be read."""
+def stored_orientation(image: PIL.Image.Image) -> int:
+    """EXIF orientation not applied yet, from 1 to 8; 1 (upright) if it is missing or unreadable."""
     # Building the Exif object costs more than this look, and most images carry no such block. (A TIFF's
     # orientation is not here: Pillow itself applies it while loading.)
     if "exif" not in image.info:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.common.files import check_writable
+from detrkit.common.text import did_you_mean, first_line
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.evaluation.categories import match_categories
@@ -135,16 +135,14 @@ def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
 def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any]:
     family_name = recipe.model.replace("-", "_").lower()
     if family_name not in FAMILIES:
-        near = difflib.get_close_matches(family_name, FAMILIES, n=1)
-        hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+        hint = did_you_mean(recipe.model, [name.replace("_", "-") for name in FAMILIES])
         raise SettingError(
             f"--from-scratch needs a family as --model, one of {', '.join(FAMILIES).replace('_', '-')}, not "
             f"{recipe.model!r}{hint}"
         )
     family = FAMILIES[family_name]
     if recipe.backbone not in timm.list_models():
-        near = difflib.get_close_matches(recipe.backbone, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(recipe.backbone, timm.list_models())
         raise SettingError(f"timm has no backbone {recipe.backbone!r}{hint}")
     ffn = recipe.d_model * _FFN_FACTORS.get(family_name, 8)
     options = {
@@ -161,7 +159,7 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
     try:
         model = _model_class(family, recipe)(family.load(family.config)(**options))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise SettingError(f"cannot make this {recipe.model} model: {_first_line(error)}") from error
+        raise SettingError(f"cannot make this {recipe.model} model: {first_line(error)}") from error
     return model, family.load(family.processor)()
 
 
@@ -212,8 +210,7 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
     for text in recipe.model_option:
         name, _, value = text.partition("=")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise SettingError(f"--model-option {text}: the configuration has no entry {name!r}{hint}")
         try:
             options[name] = json.loads(value)
@@ -273,7 +270,3 @@ def check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise SettingError(f"--output needs a folder, but {output} is a file")
     check_writable(output)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,7 +6,6 @@ them, with their defaults, limits and help. This module does not import torch.
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 from dataclasses import Field, dataclass, field, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from detrkit.common.errors import SettingError
+from detrkit.common.text import did_you_mean
 
 DATA, MODEL, OPTIMISATION, RUN = "Data", "Model", "Optimisation", "Run"
 
@@ -297,10 +297,9 @@ class TrainingRecipe:
             setattr(self, option.name, value)
         for kind in kinds:
             if get_origin(kind) is Literal and value not in get_args(kind):
-                near = difflib.get_close_matches(str(value), get_args(kind), n=1)
-                hint_text = f"; did you mean {near[0]!r}?" if near else ""
+                suggestion = did_you_mean(str(value), get_args(kind))
                 raise SettingError(
-                    f"{flag} must be one of {', '.join(get_args(kind))}, not {value!r}{hint_text}"
+                    f"{flag} must be one of {', '.join(get_args(kind))}, not {value!r}{suggestion}"
                 )
         least, most = option.metadata["least"], option.metadata["most"]
         if least is not None and not value >= least:  # NaN is refused too

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from detrkit.common.text import did_you_mean, first_line, folded, is_url
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [("one.\ntwo.", "one"), ("\n  first \nsecond", "first"), ("", "ValueError"), (" \n.\n", "ValueError")],
+)
+def test_the_first_line_of_an_error_has_words(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line
+
+
+def test_close_names_are_suggested_whatever_the_case() -> None:
+    assert did_you_mean("COSIN", ["cosine", "step"]) == "; did you mean 'cosine'?"
+    assert did_you_mean("cosin", ["Cosine", "cosines"], most=2) == "; did you mean 'Cosine' or 'cosines'?"
+    assert did_you_mean("xyz", ["cosine", "step"]) == ""
+    assert did_you_mean("cosin", ["cosine"], cutoff=0.95) == ""
+
+
+def test_names_are_compared_without_case_and_surrounding_spaces() -> None:
+    assert folded(" Straße\n") == folded("STRASSE") != folded("Strasse 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("https://a.b/c", True), ("HTTP://a", True), ("file:///a", False), ("http", False)]
+)
+def test_urls_begin_with_http_or_https(text: str, wanted: bool) -> None:
+    assert is_url(text) == wanted
