@@ -22,6 +22,7 @@ def test_the_size_is_that_of_the_loaded_image(tmp_path, suffix, exif_orientation
     assert read_image_sizes([path], exif_orientation=exif_orientation) == [(loaded.height, loaded.width)]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow warns of it
 def test_an_unreadable_exif_block_does_not_lose_the_image(tmp_path):
     path = tmp_path / "broken.jpg"
     Image.new("RGB", (30, 20)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
