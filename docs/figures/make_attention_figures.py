@@ -28,7 +28,7 @@ from detrkit.attention.maps import (
     query_statistics,
 )
 from detrkit.common.files import atomic_file
-from detrkit.inference.detector import read_image
+from detrkit.inference.prepared import read_image
 from detrkit.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 from detrkit.results.detections import Detections
 

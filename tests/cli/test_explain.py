@@ -11,7 +11,7 @@ from PIL import Image
 from detrkit import Detector
 from detrkit.attention.drawing import draw_attention, draw_panels
 from detrkit.attention.maps import decoder_attention, encoder_attention
-from detrkit.inference.detector import read_image
+from detrkit.inference.prepared import read_image
 from tests.cli.conftest import Run
 
 

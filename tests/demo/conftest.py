@@ -25,19 +25,19 @@ class NumberReader:
     entered: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
 
-    def predict(self, image: Image.Image, lowest: float) -> NumberPrediction:
+    def predict(self, image: Image.Image, min_threshold: float) -> NumberPrediction:
         self.entered.set()
         self.gate.wait(30)
         number = image.getpixel((5, 5))[0] // 2
         self.seen.append(number)
-        return NumberPrediction(number, image.size, lowest)
+        return NumberPrediction(number, image.size, min_threshold)
 
 
 @dataclass
 class NumberPrediction:
     number: int
     size: tuple[int, int]
-    lowest: float
+    min_threshold: float
 
     def detections(self, threshold: float) -> Detections:
         found = Detections(

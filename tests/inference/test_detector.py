@@ -653,26 +653,26 @@ def test_a_prediction_gives_at_any_threshold_what_a_call_gives_without_running_t
     detector: Detector, segmenter: Detector, spy: SpyModel
 ) -> None:
     picture = make_picture(120, 80)
-    prediction = detector.predict(picture, lowest=0.1)
+    prediction = detector.predict(picture, min_threshold=0.1)
     for threshold in (0.1, 0.3, 0.7, 1):
         assert_same(prediction.detections(threshold), detector(picture, threshold), 0)
     assert len(spy.calls) == 1 + 4  # the prediction, and the calls it is compared with
 
-    prediction = segmenter.predict(picture, lowest=0.1)
+    prediction = segmenter.predict(picture, min_threshold=0.1)
     for threshold in (0.1, 0.5, 0.85):
-        found, wanted = prediction.segmentation(threshold), segmenter.segment(picture, threshold)
+        found, wanted = prediction.segments(threshold), segmenter.segment(picture, threshold)
         assert found.names == wanted.names
         assert (found.ids != wanted.ids).mean() < 0.01  # another number of masks is computed at once
         assert_same(prediction.detections(threshold), segmenter(picture, threshold, masks=False))
 
 
 def test_a_prediction_refuses_thresholds_that_the_model_was_not_run_for(detector: Detector) -> None:
-    prediction = detector.predict(make_picture(120, 80), lowest=0.3)
+    prediction = detector.predict(make_picture(120, 80), min_threshold=0.3)
     for threshold in (0.2, 1.1, float("nan")):
         with pytest.raises(SettingError, match=r"between 0\.3, which the model was run for, and 1"):
             prediction.detections(threshold)
     with pytest.raises(SettingError, match="finds boxes only"):
-        prediction.segmentation(0.5)
+        prediction.segments(0.5)
 
 
 def test_categories_say_what_is_a_thing(segmenter: Detector) -> None:
@@ -689,3 +689,31 @@ def test_a_config_without_architectures_is_told_by_the_weights(tiny_panoptic: Pa
     config["architectures"] = None
     (folder / "config.json").write_text(json.dumps(config))
     assert Detector.from_pretrained(folder, device="cpu").has_masks
+
+
+def test_candidates_are_the_detections_at_every_threshold_with_their_queries(
+    detector: Detector, tiny_detr: Path
+) -> None:
+    picture = make_picture(120, 80)
+    prediction = detector.predict(picture, min_threshold=0)
+    candidates = prediction.candidates()
+    everything = prediction.detections(0)
+    np.testing.assert_array_equal(candidates.detections.boxes, everything.boxes)
+    best = detector.processor.query_probabilities(prediction.outputs["logits"])[0][0].amax(-1).numpy()
+    np.testing.assert_array_equal(best[candidates.queries], everything.scores)
+    middle = float(everything.scores[QUERIES // 2])
+    kept = candidates.above(middle)
+    np.testing.assert_array_equal(kept.detections.scores, prediction.detections(middle).scores)
+    np.testing.assert_array_equal(kept.queries, candidates.queries[: len(kept.queries)])
+
+
+def test_a_stream_of_predictions_gives_the_calls_detections_in_order(
+    detector: Detector, segmenter: Detector, pictures: list[Path]
+) -> None:
+    for one in (detector, segmenter):
+        predictions = list(one.stream_predictions(pictures, batch_size=2))
+        for prediction, wanted in zip(predictions, one(pictures, 0.3, masks=False), strict=True):
+            assert_same(prediction.detections(0.3), wanted)
+            assert prediction.frame.source == wanted.source
+    with pytest.raises(SettingError, match="without masks"):
+        predictions[0].segments(0.5)

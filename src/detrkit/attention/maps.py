@@ -13,21 +13,25 @@ than it covers: the receptive field of the backbone's last stage is hundreds of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
+from detrkit.inference.detector import check_numbers
 from detrkit.results.detections import Detections
 
 if TYPE_CHECKING:
     import torch
 
     from detrkit.inference.detector import Detector
+    from detrkit.inference.predictions import Prediction
+    from detrkit.inference.prepared import ImageSource
+    from detrkit.models.detection import ObjectDetectionModel
+    from detrkit.processing.image_processor import DetrImageProcessorBase
 
 _Self = TypeVar("_Self", bound="Attention")
 
@@ -134,7 +138,7 @@ class AttentionSamples(Attention):
 
 def encoder_attention(
     detector: Detector,
-    image: Any,
+    image: ImageSource,
     points: Iterable[Sequence[float]],
     *,
     layer: int = -1,
@@ -177,7 +181,7 @@ def encoder_attention(
     )
     return look.attention(
         "encoder",
-        look.outputs.encoder_attentions,
+        look.outputs["encoder_attentions"],
         look.outputs.get("encoder_sampling_locations"),
         layer,
         cells,
@@ -217,7 +221,7 @@ class NothingDetectedError(SettingError):
 
 def decoder_attention(
     detector: Detector,
-    image: Any,
+    image: ImageSource,
     threshold: float = 0.5,
     *,
     layer: int = -1,
@@ -242,31 +246,25 @@ def decoder_attention(
             PyTorch's eager mode.
         ImageError: The image cannot be found or read.
     """
-    if not 0 <= threshold <= 1:
-        raise SettingError(f"threshold must lie between 0 and 1, not {threshold}")
+    check_numbers(threshold, 1)
     look = _look(detector, image, exif_orientation)
-    candidates, numbers = detector.processor._candidate_queries(look.outputs.logits)
-    found = detector.processor.post_process_object_detection(
-        look.outputs, threshold=threshold, target_sizes=[look.image_size]
-    )[0]
-    detections = detector._detections(found, look.item)
-    if len(detections) == 0:
+    candidates = look.prediction.candidates()
+    found = candidates.above(threshold)
+    if len(found.queries) == 0:
         raise NothingDetectedError(
-            f"no object scores above {threshold}: the best score is {float(candidates.max()):.3f}; "
+            f"no object scores above {threshold}: the best score is {candidates.detections.scores[0]:.3f}; "
             "lower the threshold"
         )
-    queries = numbers[0][candidates[0] > threshold].cpu().numpy()
-    # In the order of the detections.
-    queries = queries[np.argsort(-found["scores"].cpu().numpy(), kind="stable")]
+    boxes = found.detections.boxes.astype(np.float64)
     return look.attention(
         "decoder",
-        look.outputs.cross_attentions,
+        look.outputs["cross_attentions"],
         look.outputs.get("cross_sampling_locations"),
         layer,
-        queries,
-        points=(detections.boxes[:, :2] + detections.boxes[:, 2:]).astype(np.float64) / 2,
-        detections=detections,
-        queries=queries,
+        found.queries,
+        points=(boxes[:, :2] + boxes[:, 2:]) / 2,
+        detections=found.detections,
+        queries=found.queries,
     )
 
 
@@ -303,7 +301,7 @@ class QueryStatistics:
 
 def query_statistics(
     detector: Detector,
-    images: Iterable[Any],
+    images: Iterable[ImageSource],
     threshold: float = 0.5,
     batch_size: int = 1,
     *,
@@ -328,12 +326,8 @@ def query_statistics(
     """
     if threshold > 1:
         raise SettingError(f"threshold must not be above 1, not {threshold}")
-    if batch_size < 1:
-        raise SettingError(f"batch_size must be at least 1, not {batch_size}")
-    model = detector.model.detector if detector.has_masks else detector.model
-    stream = detector._stream(
-        images, partial(_fired, detector, model, threshold), batch_size, exif_orientation
-    )
+    predictions = detector.stream_predictions(images, batch_size, exif_orientation=exif_orientation)
+    stream = (_fired(detector.processor, prediction.outputs, threshold) for prediction in predictions)
     if total is None and isinstance(images, Sized):
         total = len(images)
     found = list(with_progress(stream, total, "Asking the queries"))
@@ -348,7 +342,7 @@ def query_statistics(
         images=np.repeat(np.arange(len(found)), counts),
         image_count=len(found),
         query_count=max(fired.asked for fired in found),
-        ranked=bool(getattr(detector.model.config, "two_stage", False)),
+        ranked=bool(getattr(detector.config, "two_stage", False)),
     )
 
 
@@ -362,20 +356,19 @@ class _Fired(NamedTuple):
     asked: int
 
 
-def _fired(detector: Detector, model: Any, threshold: float, batch: Sequence[Any]) -> Iterator[_Fired]:
-    """What the queries give in each of a batch of prepared images."""
-    outputs = detector._run(batch, model)
-    probabilities, _ = detector.processor._query_probabilities(outputs["logits"])
-    best = probabilities.max(-1)
-    for scores, labels, boxes in zip(best.values, best.indices, outputs["pred_boxes"]):
-        keep = scores > threshold
-        yield _Fired(
-            queries=keep.nonzero()[:, 0].cpu().numpy(),
-            boxes=boxes[keep].cpu().numpy(),
-            scores=scores[keep].cpu().numpy(),
-            labels=labels[keep].cpu().numpy(),
-            asked=len(scores),
-        )
+def _fired(
+    processor: DetrImageProcessorBase, outputs: Mapping[str, torch.Tensor], threshold: float
+) -> _Fired:
+    """The boxes that the queries give in one image."""
+    best = processor.query_probabilities(outputs["logits"])[0][0].max(-1)
+    keep = best.values > threshold
+    return _Fired(
+        queries=keep.nonzero()[:, 0].cpu().numpy(),
+        boxes=outputs["pred_boxes"][0][keep].cpu().numpy(),
+        scores=best.values[keep].cpu().numpy(),
+        labels=best.indices[keep].cpu().numpy(),
+        asked=len(keep),
+    )
 
 
 class _Grid(NamedTuple):
@@ -389,15 +382,18 @@ class _Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class _Look:
-    """One image's way through a model that tells its attentions."""
+    """A model's outputs for one image, attentions included, and the shapes of its feature maps."""
 
-    outputs: Any
-    item: Any
+    prediction: Prediction
     grids: list[_Grid]
 
     @property
+    def outputs(self) -> Mapping[str, Any]:
+        return self.prediction.outputs
+
+    @property
     def image_size(self) -> tuple[int, int]:
-        return self.item.image_size
+        return self.prediction.frame.image_size
 
     def attention(
         self,
@@ -427,46 +423,41 @@ class _Look:
         )
 
 
-def _look(detector: Detector, image: Any, exif_orientation: bool) -> _Look:
+def _look(detector: Detector, image: ImageSource, exif_orientation: bool) -> _Look:
     """Runs a detector on one image and keeps its attentions and the shapes of its feature maps."""
+    grids: list[_Grid] = []
+
+    def note(_: Any, inputs: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        """Every family encodes the positions of each map that it attends to, and knows what is padding."""
+        feature_map, mask = inputs
+        height, width = feature_map.shape[-2:]
+        real = (height, width) if mask is None else (int(mask[0, :, 0].sum()), int(mask[0, 0].sum()))
+        grids.append(_Grid(height, width, *real))
+
     model = _eager_model(detector)
-
-    def run(batch: Sequence[Any]) -> Iterator[_Look]:
-        grids: list[_Grid] = []
-
-        def note(_: Any, inputs: tuple[Any, ...]) -> None:
-            """Every family encodes the positions of each map that it attends to, told what is padding."""
-            height, width = inputs[0].shape[-2:]
-            mask = inputs[1]
-            real = (height, width) if mask is None else (int(mask[0, :, 0].sum()), int(mask[0, 0].sum()))
-            grids.append(_Grid(height, width, *real))
-
-        handle = model.model.backbone.position_embedding.register_forward_pre_hook(note)
-        try:
-            outputs = detector._run(batch, partial(model, output_attentions=True, return_dict=True))
-        finally:
-            handle.remove()
-        yield _Look(outputs, batch[0], grids)
-
-    return next(detector._stream([image], run, 1, exif_orientation))
+    handle = model.model.backbone.position_embedding.register_forward_pre_hook(note)
+    try:
+        return _Look(detector.predict(image, attentions=True, exif_orientation=exif_orientation), grids)
+    finally:
+        handle.remove()
 
 
-def _eager_model(detector: Detector) -> Any:
+def _eager_model(detector: Detector) -> ObjectDetectionModel:
     """The detection model of a detector, if its attentions can be read.
 
     Raises:
-        SettingError: Another engine than ``torch`` runs it.
+        SettingError: The detector runs on another engine than ``torch``.
     """
     from torch import nn
 
     model = detector.model
     if not isinstance(model, nn.Module):
         raise SettingError(
-            "an exported model does not tell its attention; load the model that it was exported from, with "
+            "an exported model does not give its attention; load the model that it was exported from, with "
             "engine='torch'"
         )
     if any(module._compiled_call_impl is not None for module in model.modules()):
-        raise SettingError("a compiled model does not tell its attention; load it with engine='torch'")
+        raise SettingError("a compiled model does not give its attention; load it with engine='torch'")
     return model.detector if detector.has_masks else model
 
 

@@ -94,6 +94,6 @@ def threshold_of(model: str, settings: Mapping[str, Any]) -> float:
     inputs = processor(images=one.pictures, size=one.size, return_tensors="pt")
     with torch.inference_mode():
         logits = network.eval().detector(**inputs)["logits"]
-    scores = processor._query_probabilities(logits)[0].amax(-1)[0].sort(descending=True).values
+    scores = processor.query_probabilities(logits)[0].amax(-1)[0].sort(descending=True).values
     # Both sides find the same queries: the threshold lies between the scores of two of them.
     return float(scores[SURVIVORS - 1 : SURVIVORS + 1].mean())

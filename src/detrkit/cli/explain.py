@@ -86,7 +86,7 @@ def explain(
         encoder_attention,
     )
     from detrkit.checkpoints.registry import resolve_model
-    from detrkit.inference.detector import read_image
+    from detrkit.inference.prepared import read_image
 
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     check_save_dir(save_dir, [])

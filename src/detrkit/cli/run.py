@@ -47,7 +47,7 @@ class ImageRun:
 
     def read(self) -> Iterator[tuple[int, Image]]:
         """Position and picture of every image that can be read; the others are reported on stderr."""
-        from detrkit.inference.detector import read_image
+        from detrkit.inference.prepared import read_image
 
         for position, item in enumerate(self.inputs):
             try:

@@ -14,7 +14,7 @@ from gradio.data_classes import ImageData
 
 from detrkit.common.errors import DetrkitError
 from detrkit.demo.choices import ModelChoices
-from detrkit.demo.results import LOWEST_THRESHOLD, Result, ResultStore, View, message
+from detrkit.demo.results import MIN_THRESHOLD, Result, ResultStore, View, message
 
 logger = logging.getLogger("detrkit")
 
@@ -100,7 +100,7 @@ class _Tab:
 
 def _threshold(noun: str, value: float) -> gr.Slider:
     return gr.Slider(
-        LOWEST_THRESHOLD,
+        MIN_THRESHOLD,
         0.99,
         value,
         step=0.01,

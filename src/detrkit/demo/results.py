@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detrkit.attention.maps import Attention
-    from detrkit.inference.detector import Detector, Prediction
+    from detrkit.inference.detector import Detector
+    from detrkit.inference.predictions import Prediction
 
-LOWEST_THRESHOLD = 0.1
+MIN_THRESHOLD = 0.1
 """What the sliders begin with; a model is run for all thresholds from here on."""
 
 MAX_PIXELS = 25_000_000
@@ -100,7 +101,7 @@ class Result:
         Raises:
             ImageError: The image cannot be read or is too large.
         """
-        prediction = detector.predict(read_upload(path, name), LOWEST_THRESHOLD)
+        prediction = detector.predict(read_upload(path, name), MIN_THRESHOLD)
         return cls(path, name, detector, prediction, model)
 
     def boxes(self, threshold: float) -> View:
@@ -138,7 +139,7 @@ class Result:
         """
         from detrkit.inference.inputs import ImageInput, image_ids
 
-        found = self.prediction.segmentation(threshold)
+        found = self.prediction.segments(threshold)
         image_id = image_ids([ImageInput(self.name)])[0]
         height, width = found.image_size
         labels = [int(segment["category_id"]) for segment in found.segments]
@@ -177,7 +178,7 @@ class Result:
 
         if self.attention is None:
             picture = read_upload(self.path, self.name)
-            self.attention = decoder_attention(self.detector, picture, LOWEST_THRESHOLD)
+            self.attention = decoder_attention(self.detector, picture, MIN_THRESHOLD)
 
     def attending(self, threshold: float) -> list[str]:
         """What can be chosen in ``attention_of``: the objects that score higher than a threshold."""

@@ -306,7 +306,7 @@ class _Worker:
         return {"position": positions, "result": [pickle.dumps(result) for result in results]}
 
     def _results(self, sources: list[str]) -> list[Any]:
-        from detrkit.inference.detector import read_image
+        from detrkit.inference.prepared import read_image
 
         results: dict[int, Any] = {}
         readable: list[int] = []

@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
@@ -30,14 +27,23 @@ from detrkit.common.progress import with_progress
 from detrkit.engines import check_engine, start
 from detrkit.engines.placement import place
 from detrkit.inference.batching import read_ahead, run_in_groups
+from detrkit.inference.predictions import OutputReader, Prediction, no_masks
+from detrkit.inference.prepared import ImageSource, PreparedImage, is_one_image, prepare_image
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from PIL.Image import Image
 
 _Result = TypeVar("_Result")
+
+# Images of one processed size.
+_Batch = Sequence[PreparedImage]
+
+# What a prediction keeps of the outputs.
+_RESULT_FIELDS = ("logits", "pred_boxes", "pred_masks")
 
 
 class Detector:
@@ -46,7 +52,7 @@ class Detector:
     Attributes:
         model: The model as it is run, ready for inference.
         processor: The image processor that belongs to it.
-        names: Class id -> class name.
+        names: Label -> class name.
         has_masks: Whether the model gives masks, so that it can segment.
         limits: How large image files may be and which addresses are asked; can be set.
     """
@@ -72,9 +78,9 @@ class Detector:
             engine: What runs the model: "torch", "compile", "onnx" or "openvino" (see
                 :mod:`detrkit.engines`). The last two export the model first, which takes a while; load a
                 folder that ``detrkit export`` wrote to save that.
-            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
+            device: Such as "cpu" or "cuda:1"; by default a GPU if there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
-            limits: How large image files may be and which addresses are asked, where not as usual.
+            limits: How large image files may be and which addresses are asked; None for the defaults.
 
         Raises:
             SettingError: Engine, device or dtype do not exist or are not available here.
@@ -110,10 +116,10 @@ class Detector:
             model: A Hub id ("facebook/detr-resnet-50"), a folder, or a short name ("detr-resnet-50").
             engine: What runs the model: "torch", "compile", "onnx" or "openvino"; by default the one that a
                 folder's model was exported for, otherwise "torch".
-            device: Such as "cpu" or "cuda:1"; by default a GPU where there is one and the engine runs there.
+            device: Such as "cpu" or "cuda:1"; by default a GPU if there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
             revision: Branch, tag or commit on the Hub.
-            limits: How large image files may be and which addresses are asked, where not as usual.
+            limits: How large image files may be and which addresses are asked; None for the defaults.
 
         Raises:
             CheckpointError: The model cannot be found, read or used.
@@ -141,15 +147,48 @@ class Detector:
             f"Detector({type(self.model).__name__}, {len(self.names)} classes, {self._device}, {self._dtype})"
         )
 
-    def __call__(
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is iterable too
         self,
-        images: Any,
+        images: str | os.PathLike[str] | Image,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
         masks: bool | None = None,
         exif_orientation: bool = False,
-    ) -> Any:
+    ) -> Detections: ...
+
+    @overload  # an array holds one image or many
+    def __call__(
+        self,
+        images: np.ndarray | torch.Tensor,
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
+    ) -> Any: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Iterable[ImageSource],
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
+    ) -> Detections | list[Detections]:
         """Finds the objects in one image or in many.
 
         Images are only batched with others of the same processed size, so that a result does not depend on
@@ -159,8 +198,8 @@ class Detector:
             images: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor, or many in
                 a list, a generator or a 4-dimensional array.
             threshold: Only objects with a higher score are given.
-            batch_size: The most images that go through the model at once.
-            masks: Whether to give a mask for each object; by default where the model gives masks.
+            batch_size: Maximum number of images that go through the model at once.
+            masks: Whether to give a mask for each object; by default if the model has masks.
             exif_orientation: Turn each image as its EXIF entry says; boxes then refer to the turned image. By
                 default boxes refer to the pixels as they are stored, which is what annotation files do.
 
@@ -177,24 +216,18 @@ class Detector:
 
     def stream(
         self,
-        images: Iterable[Any],
+        images: Iterable[ImageSource],
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
         masks: bool | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
-        """Like calling the detector with many images, but gives each result as soon as it is there.
+        """Like calling the detector with many images, but gives each result when it is ready.
 
         The next images are read and resized in a background thread, which also iterates over ``images``,
-        while the model runs. Only a few batches of images are held in memory, however many there are.
-
-        Args:
-            images: Images of any kind that a call takes.
-            threshold: As for a call, like the others.
-            batch_size: The most images that go through the model at once.
-            masks: Whether to give a mask for each object.
-            exif_orientation: Turn each image as its EXIF entry says.
+        while the model runs. Only a few batches of images are held in memory, however many there are. All
+        arguments are those of a call.
 
         Returns:
             An iterator of the ``Detections``, in the order of the images.
@@ -203,24 +236,53 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        return self._stream(
-            images, self._detecting(threshold, batch_size, masks), batch_size, exif_orientation
-        )
+        run = self._detecting(threshold, batch_size, masks)
+        return self._stream(images, run, batch_size, exif_orientation)
 
-    def segment(
+    @overload
+    def segment(  # type: ignore[overload-overlap]  # a str is iterable too
         self,
-        images: Any,
+        images: str | os.PathLike[str] | Image,
         threshold: float = 0.85,
         batch_size: int = 1,
         *,
         exif_orientation: bool = False,
-    ) -> Any:
-        """Gives every pixel of one image, or of many, to an object or a kind of background.
+    ) -> PanopticSegmentation: ...
+
+    @overload
+    def segment(
+        self,
+        images: np.ndarray | torch.Tensor,
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Any: ...
+
+    @overload
+    def segment(
+        self,
+        images: Iterable[ImageSource],
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> list[PanopticSegmentation]: ...
+
+    def segment(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> PanopticSegmentation | list[PanopticSegmentation]:
+        """Assigns every pixel of one image, or of many, to an object or background class.
 
         Args:
             images: As for a call.
             threshold: Only segments with a higher score are given.
-            batch_size: The most images that go through the model at once.
+            batch_size: Maximum number of images that go through the model at once.
             exif_orientation: As for a call.
 
         Returns:
@@ -236,19 +298,13 @@ class Detector:
 
     def stream_segments(
         self,
-        images: Iterable[Any],
+        images: Iterable[ImageSource],
         threshold: float = 0.85,
         batch_size: int = 1,
         *,
         exif_orientation: bool = False,
     ) -> Iterator[PanopticSegmentation]:
-        """Like ``segment`` with many images, but gives each result as soon as it is there.
-
-        Args:
-            images: Images of any kind that a call takes, read ahead as by ``stream``.
-            threshold: As for ``segment``, like the others.
-            batch_size: The most images that go through the model at once.
-            exif_orientation: Turn each image as its EXIF entry says.
+        """Like ``segment`` with many images, read ahead as by ``stream``; gives each result when it is ready.
 
         Returns:
             An iterator of the segmentations, in the order of the images.
@@ -259,15 +315,60 @@ class Detector:
         """
         return self._stream(images, self._segmenting(threshold, batch_size), batch_size, exif_orientation)
 
+    def predict(
+        self,
+        image: ImageSource,
+        min_threshold: float = 0.1,
+        *,
+        attentions: bool = False,
+        exif_orientation: bool = False,
+    ) -> Prediction:
+        """Runs the model on one image, for results at many thresholds without running it again.
+
+        Args:
+            image: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor.
+            min_threshold: The lowest threshold that will be asked for; with a model that gives masks, a
+                higher one saves time and memory.
+            attentions: Keep all of the model's outputs, its attention weights included, but compute no masks;
+                requires the engine "torch".
+            exif_orientation: As for a call.
+
+        Raises:
+            ImageError: The image cannot be found or read.
+            SettingError: ``min_threshold`` is out of range.
+        """
+        check_numbers(min_threshold, 1)
+        run = partial(self._predict, min_threshold=min_threshold, masks=self.has_masks, attentions=attentions)
+        return next(run([self._prepare(image, exif_orientation)]))
+
+    def stream_predictions(
+        self,
+        images: Iterable[ImageSource],
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Iterator[Prediction]:
+        """Like ``predict`` with many images, read ahead as by ``stream``; any threshold, but no masks.
+
+        Returns:
+            An iterator of the predictions, in the order of the images.
+
+        Raises:
+            ImageError: An image cannot be found or read.
+            SettingError: ``batch_size`` is out of range.
+        """
+        check_numbers(0, batch_size)
+        run = partial(self._predict, min_threshold=0.0, masks=False)
+        return self._stream(images, run, batch_size, exif_orientation)
+
     def _detecting(
         self, threshold: float, batch_size: int, masks: bool | None
     ) -> Callable[[_Batch], Iterator[Detections]]:
         """What finds the objects of a batch, its settings checked."""
         check_numbers(threshold, batch_size)
         if masks and not self.has_masks:
-            raise self._no_masks()
-        with_masks = self.has_masks if masks is None else masks
-        return partial(self._detect, threshold=threshold, with_masks=with_masks)
+            raise no_masks()
+        return partial(self._detect, threshold=threshold, masks=self.has_masks if masks is None else masks)
 
     def _segmenting(
         self, threshold: float, batch_size: int
@@ -275,41 +376,12 @@ class Detector:
         """What segments a batch, its settings checked."""
         check_numbers(threshold, batch_size)
         if not self.has_masks:
-            raise self._no_masks()
+            raise no_masks()
         return partial(self._segment, threshold=threshold)
-
-    def predict(self, image: Any, lowest: float = 0.1, *, exif_orientation: bool = False) -> Prediction:
-        """Runs the model on one image, for results at many thresholds without running it again.
-
-        Args:
-            image: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor.
-            lowest: Least threshold that will be asked for; with a model that gives masks, a higher one saves
-                time and memory.
-            exif_orientation: As for a call.
-
-        Raises:
-            ImageError: The image cannot be found or read.
-            SettingError: ``lowest`` is out of range.
-        """
-        check_numbers(lowest, 1)
-        item = self._prepare(image, exif_orientation)
-        model = partial(self.model.segment, threshold=lowest) if self.has_masks else self.model
-        outputs = self._run([item], model)
-        # Predictions may be kept in numbers: without the model's features, and of the pixels only the shape.
-        read = ("logits", "pred_boxes", "pred_masks")
-        outputs = {name: outputs[name] for name in read if outputs.get(name) is not None}
-        pixels = item.pixel_values.new_empty(()).expand(item.pixel_values.shape)
-        return Prediction(self, replace(item, pixel_values=pixels), outputs, lowest)
-
-    def _no_masks(self) -> SettingError:
-        return SettingError(
-            f"{type(self.model).__name__} finds boxes only; masks need a panoptic model such as "
-            "detr-resnet-50-panoptic"
-        )
 
     def _stream(
         self,
-        images: Iterable[Any],
+        images: Iterable[ImageSource],
         run: Callable[[_Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,
@@ -317,84 +389,58 @@ class Detector:
         """The result of each image, in order."""
         prepared = (self._prepare(source, exif_orientation) for source in images)
         ready = read_ahead(prepared, depth=batch_size + 1)
-        return run_in_groups(ready, run, kind=lambda item: item.shape, size=batch_size)
+        return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
 
     def _one_or_many(
         self,
         images: Any,
-        run: Callable[[_Batch], Iterable[Any]],
+        run: Callable[[_Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,
         description: str,
-    ) -> Any:
+    ) -> _Result | list[_Result]:
         """The result for one image, or the list of those for many, with a progress bar."""
-        if _is_one_image(images):
+        if is_one_image(images):
             return next(iter(run([self._prepare(images, exif_orientation)])))
         total = len(images) if hasattr(images, "__len__") else None
         results = self._stream(images, run, batch_size, exif_orientation)
         return list(with_progress(results, total, description))
 
-    def _prepare(self, source: Any, exif_orientation: bool) -> _Prepared:
-        image = read_image(source, exif_orientation=exif_orientation, limits=self.limits)
-        inputs = self.processor(images=[image], return_tensors="pt")
-        mask = inputs.get("pixel_mask")
-        return _Prepared(
-            pixel_values=inputs["pixel_values"],
-            pixel_mask=None if mask is None or bool(mask.all()) else mask,
-            image_size=(image.height, image.width),
-            source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
-            exif_orientation=exif_orientation,
-        )
+    def _prepare(self, source: ImageSource, exif_orientation: bool) -> PreparedImage:
+        return prepare_image(source, self.processor, exif_orientation=exif_orientation, limits=self.limits)
 
-    def _detect(self, batch: _Batch, threshold: float, with_masks: bool) -> Iterator[Detections]:
+    def _detect(self, batch: _Batch, threshold: float, masks: bool) -> Iterator[Detections]:
         """The detections of images of one processed size."""
-        if not with_masks:
-            outputs = self._run(batch, self.model.detector if self.has_masks else self.model)
-        else:
-            outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
-        return self._read_detections(outputs, batch, threshold, with_masks)
-
-    def _read_detections(
-        self, outputs: Any, batch: _Batch, threshold: float, with_masks: bool
-    ) -> Iterator[Detections]:
-        """The detections that are in the model's outputs."""
-        sizes = [item.image_size for item in batch]
-        results = self.processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=sizes
-        )
-        if with_masks:
-            processed = [item.processed_size for item in batch]
-            masks = self.processor.detection_masks(
-                outputs, threshold, processed, sizes, padded_size=batch[0].shape
-            )
-            results = [{**result, "masks": found} for result, found in zip(results, masks)]
-        for result, item in zip(results, batch):
-            yield self._detections(result, item)
+        outputs = self._run(batch, self._masks_above(threshold) if masks else self._without_masks)
+        return self._reader.detections(outputs, [item.frame for item in batch], threshold, masks)
 
     def _segment(self, batch: _Batch, threshold: float) -> Iterator[PanopticSegmentation]:
         """The segmentations of images of one processed size."""
-        outputs = self._run(batch, partial(self.model.segment, threshold=threshold))
-        return self._read_segments(outputs, batch, threshold)
+        outputs = self._run(batch, self._masks_above(threshold))
+        return self._reader.segments(outputs, [item.frame for item in batch], threshold)
 
-    def _read_segments(self, outputs: Any, batch: _Batch, threshold: float) -> Iterator[PanopticSegmentation]:
-        """The segmentations that are in the model's outputs."""
-        maps = self.processor.panoptic_maps(
-            outputs,
-            processed_sizes=[item.processed_size for item in batch],
-            target_sizes=[item.image_size for item in batch],
-            threshold=threshold,
-            is_thing_map=self._is_thing_map,
-            padded_size=batch[0].shape,
-        )
-        for (ids, segments), item in zip(maps, batch):
-            yield PanopticSegmentation(
-                ids=ids.cpu().numpy().astype(np.int32, copy=False),
-                segments=segments,
-                names=[self._name(segment["category_id"]) for segment in segments],
-                image_size=item.image_size,
-                source=item.source,
-                exif_orientation=item.exif_orientation,
-            )
+    def _predict(
+        self, batch: _Batch, min_threshold: float, masks: bool, attentions: bool = False
+    ) -> Iterator[Prediction]:
+        """The predictions of images of one processed size."""
+        if attentions:
+            outputs = self._run(batch, partial(self._without_masks, output_attentions=True, return_dict=True))
+        else:
+            outputs = self._run(batch, self._masks_above(min_threshold) if masks else self._without_masks)
+            # Predictions may be kept in numbers: without the model's features.
+            outputs = {name: outputs[name] for name in _RESULT_FIELDS if outputs.get(name) is not None}
+        for row, item in enumerate(batch):
+            own = outputs if len(batch) == 1 else {name: v[row : row + 1] for name, v in outputs.items()}
+            yield Prediction(own, item.frame, min_threshold, self._reader)
+
+    @property
+    def _without_masks(self) -> Callable[..., Any]:
+        """The model, without the mask head that it may have."""
+        return self.model.detector if self.has_masks else self.model
+
+    def _masks_above(self, threshold: float) -> Callable[..., Any]:
+        """The model, with masks of the queries above a threshold."""
+        return partial(self.model.segment, threshold=threshold)
 
     def _run(self, batch: _Batch, model: Callable[..., Any]) -> Any:
         """A model's outputs for images of one processed size."""
@@ -404,7 +450,7 @@ class Detector:
             "pixel_values": torch.cat([item.pixel_values for item in batch]).to(self._device, self._dtype)
         }
         if any(item.pixel_mask is not None for item in batch):
-            whole = torch.ones(1, *batch[0].shape, dtype=torch.long)
+            whole = torch.ones(1, *batch[0].frame.padded_size, dtype=torch.long)
             masks = [whole if item.pixel_mask is None else item.pixel_mask for item in batch]
             inputs["pixel_mask"] = torch.cat(masks).to(self._device)
         with torch.inference_mode():
@@ -415,147 +461,34 @@ class Detector:
         outputs["logits"], outputs["pred_boxes"] = outputs["logits"].float(), outputs["pred_boxes"].float()
         return outputs
 
-    def _detections(self, result: dict[str, torch.Tensor], item: _Prepared) -> Detections:
-        scores = result["scores"].cpu().numpy().astype(np.float32)
-        order = np.argsort(-scores, kind="stable")
-        labels = result["labels"].cpu().numpy().astype(np.int64)[order]
-        masks = result.get("masks")
-        return Detections(
-            boxes=result["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4)[order],
-            scores=scores[order],
-            labels=labels,
-            names=[self._name(label) for label in labels.tolist()],
-            image_size=item.image_size,
-            masks=None if masks is None else masks.cpu().numpy()[order],
-            source=item.source,
-            exif_orientation=item.exif_orientation,
+    @property
+    def _reader(self) -> OutputReader:
+        return OutputReader(
+            processor=self.processor,
+            names=self.names,
+            has_masks=self.has_masks,
+            is_thing_map=self._is_thing_map,
         )
 
     def categories(self, found: Collection[int] = ()) -> list[dict[str, Any]]:
         """The model's classes as the ``categories`` of a COCO document.
 
         Args:
-            found: Class ids of results, which are listed even where COCO left them unused ("N/A").
+            found: Labels of results, which are listed even where COCO left them unused ("N/A").
 
         Returns:
-            For each class ``id`` and ``name``, and ``isthing`` where the model gives masks.
+            For each class ``id`` and ``name``, and ``isthing`` if the model gives masks.
         """
         used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
         listed: list[dict[str, Any]] = [{"id": label, "name": name} for label, name in used.items()]
         if self.has_masks:
-            from detrkit.processing.segmentation import resolve_is_thing_map
-
-            is_thing = resolve_is_thing_map(self._is_thing_map, self.processor.is_thing_map)
+            is_thing = self._reader.is_thing
             listed = [{**entry, "isthing": int(is_thing(entry["id"]))} for entry in listed]
         return listed
 
-    def _name(self, label: int) -> str:
-        return self.names.get(label, str(label))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Prepared:
-    """One image ready for the model.
-
-    Attributes:
-        pixel_values: (1, 3, height, width).
-        pixel_mask: (1, height, width), nonzero where pixels are real; None where all are.
-    """
-
-    pixel_values: torch.Tensor
-    pixel_mask: torch.Tensor | None
-    image_size: tuple[int, int]
-    source: str | None
-    exif_orientation: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixel_values.shape[-2:])
-
-    @property
-    def processed_size(self) -> tuple[int, int]:
-        """Height and width without padding, which lies below and to the right."""
-        if self.pixel_mask is None:
-            return self.shape[0], self.shape[1]
-        return int(self.pixel_mask[0, :, 0].sum()), int(self.pixel_mask[0, 0].sum())
-
-
-# Images of one processed size.
-_Batch = Sequence[_Prepared]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
-    """What a model said of one image, from :meth:`Detector.predict`; thresholds are applied to it later."""
-
-    _detector: Detector
-    _item: _Prepared
-    _outputs: Any
-    _lowest: float
-
-    def detections(self, threshold: float = 0.5) -> Detections:
-        """What calling the detector with this threshold gives, without masks.
-
-        Raises:
-            SettingError: ``threshold`` is lower than what the model was run for.
-        """
-        self._check(threshold)
-        return next(self._detector._read_detections(self._outputs, [self._item], threshold, False))
-
-    def segmentation(self, threshold: float = 0.85) -> PanopticSegmentation:
-        """What ``Detector.segment`` gives with this threshold.
-
-        Raises:
-            SettingError: ``threshold`` is lower than what the model was run for, or the model gives no masks.
-        """
-        if not self._detector.has_masks:
-            raise self._detector._no_masks()
-        self._check(threshold)
-        return next(self._detector._read_segments(self._outputs, [self._item], threshold))
-
-    def _check(self, threshold: float) -> None:
-        if not self._lowest <= threshold <= 1:
-            raise SettingError(
-                f"threshold must lie between {self._lowest}, which the model was run for, and 1, "
-                f"not {threshold}"
-            )
-
-
-def read_image(source: Any, *, exif_orientation: bool = False, limits: ImageLimits | None = None) -> Image:
-    """Reads one image and leaves its EXIF block behind: whether to turn the image is settled here, once.
-
-    Args:
-        source: Path, address, PIL image, array or tensor.
-        exif_orientation: Turn the image as its EXIF entry says.
-        limits: See :func:`detrkit.processing.images.load_image`.
-
-    Returns:
-        The RGB image.
-
-    Raises:
-        ImageError: The image cannot be found, read or used.
-    """
-    from detrkit.processing.images import load_image
-
-    image = load_image(source, exif_orientation=exif_orientation, limits=limits)
-    if image.info or image.format is not None:
-        image = image.copy()
-        image.info = {}
-    return image
-
-
-def _is_one_image(images: Any) -> bool:
-    """Whether the argument of a call is one image rather than many."""
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)):
-        return True
-    dimensions = getattr(images, "ndim", None)  # arrays and tensors
-    if dimensions is not None:
-        return dimensions <= 3
-    return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image says what else is wrong
-
 
 def check_numbers(threshold: float, batch_size: int) -> None:
-    """Raises SettingError for numbers that no detector takes."""
+    """Raises a SettingError for numbers that no detector takes."""
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
     if not isinstance(batch_size, Integral):

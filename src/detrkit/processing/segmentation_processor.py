@@ -276,7 +276,7 @@ class SegmentationPostProcessing:
             ValueError: There are no masks, or sizes do not fit the batch.
         """
         logits, masks = _logits_and_masks(outputs)
-        probabilities, _ = self._query_probabilities(logits)
+        probabilities, _ = self.query_probabilities(logits)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size)
         return [semantic_map(*image) for image in zip(probabilities, masks, grids)]
 
@@ -333,7 +333,7 @@ class SegmentationPostProcessing:
         """
         logits, masks = _logits_and_masks(outputs)
         _check_thresholds(threshold=threshold)
-        _, queries = self._candidate_queries(logits)
+        _, queries = self.candidate_queries(logits)
         if len(results) != len(masks):
             raise ValueError(f"there are {len(results)} results for {len(masks)} images")
         grids = _grids(masks, max_target_sizes, orig_target_sizes, nearest=pixel_corners)
@@ -380,15 +380,15 @@ class SegmentationPostProcessing:
         grids = _grids(masks, processed_sizes, target_sizes, padded_size, nearest=pixel_corners)
         return [
             instance_masks(image_masks[queries[scores > threshold]], grid, mask_threshold)
-            for scores, queries, image_masks, grid in zip(*self._candidate_queries(logits), masks, grids)
+            for scores, queries, image_masks, grid in zip(*self.candidate_queries(logits), masks, grids)
         ]
 
-    def _candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score and query of each candidate of object detection, in their order: (batch, candidates)."""
-        scores = self._query_probabilities(logits)[0].amax(-1)
+        scores = self.query_probabilities(logits)[0].amax(-1)
         return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
 
-    def _query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """How a family reads its logits; DETR's softmax unless it says otherwise.
 
         Returns:
@@ -415,7 +415,7 @@ class SegmentationPostProcessing:
         """The images of a batch with their queries above a threshold."""
         _check_thresholds(threshold=threshold)
         logits, masks = _logits_and_masks(outputs)
-        probabilities, is_object = self._query_probabilities(logits)
+        probabilities, is_object = self.query_probabilities(logits)
         scores, labels = probabilities.max(-1)
         keep = is_object & (scores > threshold)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size, crop=crop)

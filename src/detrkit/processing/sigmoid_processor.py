@@ -50,11 +50,13 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
     def _candidates(self, outputs: Any, top_k: int = TOP_K) -> Candidates:
         return sigmoid_top_k_detections(_output(outputs, "logits"), _output(outputs, "pred_boxes"), top_k)
 
-    def _candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`DetrImageProcessorBase.candidate_queries`; the best TOP_K pairs."""
         scores, queries, _ = best_pairs(logits, TOP_K)
         return scores, queries
 
-    def _query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`DetrImageProcessorBase.query_probabilities`; every query is likelier an object."""
         check_classes(logits, least=1)
         probabilities = logits.float().sigmoid()
         return probabilities, probabilities.new_ones(probabilities.shape[:-1], dtype=torch.bool)

@@ -1,0 +1,194 @@
+"""From a model's outputs to detections and segments in pixels of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from detrkit.common.errors import SettingError
+from detrkit.inference.prepared import ImageFrame
+from detrkit.results.detections import Detections
+from detrkit.results.panoptic import PanopticSegmentation
+
+if TYPE_CHECKING:
+    import torch
+
+    from detrkit.processing.image_processor import DetrImageProcessorBase
+    from detrkit.processing.segmentation import IsThingMap
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputReader:
+    """Turns a model's outputs into results.
+
+    Attributes:
+        processor: The model's image processor.
+        names: Label -> class name.
+        has_masks: Whether the model gives masks.
+        is_thing_map: Whether a class is a thing, by label; None leaves it to the processor.
+    """
+
+    processor: DetrImageProcessorBase
+    names: Mapping[int, str]
+    has_masks: bool
+    is_thing_map: IsThingMap | None = None
+
+    def detections(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        frames: Sequence[ImageFrame],
+        threshold: float,
+        with_masks: bool,
+    ) -> Iterator[Detections]:
+        """The objects above a threshold in each image of a batch."""
+        sizes = [frame.image_size for frame in frames]
+        results = self.processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=sizes
+        )
+        if with_masks:
+            masks = self.processor.detection_masks(
+                outputs,
+                threshold,
+                [frame.processed_size for frame in frames],
+                sizes,
+                padded_size=frames[0].padded_size,
+            )
+            results = [{**result, "masks": found} for result, found in zip(results, masks)]
+        for result, frame in zip(results, frames):
+            yield self._detections(result, frame)
+
+    def candidates(self, outputs: Mapping[str, torch.Tensor], frame: ImageFrame) -> Candidates:
+        """All scored boxes of a batch of one image."""
+        detections = self._detections(self.processor.post_process(outputs, [frame.image_size])[0], frame)
+        scores, queries = self.processor.candidate_queries(outputs["logits"])
+        order = np.argsort(-scores[0].cpu().numpy(), kind="stable")
+        return Candidates(detections, queries[0].cpu().numpy()[order])
+
+    def segments(
+        self, outputs: Mapping[str, torch.Tensor], frames: Sequence[ImageFrame], threshold: float
+    ) -> Iterator[PanopticSegmentation]:
+        """The panoptic segmentation of each image of a batch."""
+        maps = self.processor.panoptic_maps(
+            outputs,
+            processed_sizes=[frame.processed_size for frame in frames],
+            target_sizes=[frame.image_size for frame in frames],
+            threshold=threshold,
+            is_thing_map=self.is_thing_map,
+            padded_size=frames[0].padded_size,
+        )
+        for (ids, segments), frame in zip(maps, frames):
+            yield PanopticSegmentation(
+                ids=ids.cpu().numpy().astype(np.int32, copy=False),
+                segments=segments,
+                names=[self.name(segment["category_id"]) for segment in segments],
+                image_size=frame.image_size,
+                source=frame.source,
+                exif_orientation=frame.exif_orientation,
+            )
+
+    def name(self, label: int) -> str:
+        """The class name of a label, or its number if the model does not name it."""
+        return self.names.get(label, str(label))
+
+    def is_thing(self, label: int) -> bool:
+        """Whether a class is a thing rather than stuff."""
+        from detrkit.processing.segmentation import resolve_is_thing_map
+
+        return resolve_is_thing_map(self.is_thing_map, self.processor.is_thing_map)(label)
+
+    def _detections(self, result: Mapping[str, torch.Tensor], frame: ImageFrame) -> Detections:
+        scores = result["scores"].cpu().numpy().astype(np.float32)
+        order = np.argsort(-scores, kind="stable")
+        labels = result["labels"].cpu().numpy().astype(np.int64)[order]
+        masks = result.get("masks")
+        return Detections(
+            boxes=result["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4)[order],
+            scores=scores[order],
+            labels=labels,
+            names=[self.name(label) for label in labels.tolist()],
+            image_size=frame.image_size,
+            masks=None if masks is None else masks.cpu().numpy()[order],
+            source=frame.source,
+            exif_orientation=frame.exif_orientation,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All scored boxes of one image, before any threshold.
+
+    Attributes:
+        detections: N candidates, the most confident first.
+        queries: (N,) int64, the number of the object query behind each.
+    """
+
+    detections: Detections
+    queries: np.ndarray
+
+    def above(self, threshold: float) -> Candidates:
+        """Those with a higher score."""
+        kept = self.detections.scores > threshold
+        return Candidates(self.detections[kept], self.queries[kept])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """A model's output for one image, from :meth:`Detector.predict`; thresholds are applied to it later.
+
+    Attributes:
+        outputs: The model's outputs by name, for a batch of this image: ``logits``, ``pred_boxes`` and, of a
+            model that was run for masks, ``pred_masks``; on request all the others.
+        frame: Sizes and source of the image.
+        min_threshold: The lowest threshold that the model was run for.
+    """
+
+    outputs: Mapping[str, torch.Tensor]
+    frame: ImageFrame
+    min_threshold: float
+    _reader: OutputReader
+
+    def detections(self, threshold: float = 0.5) -> Detections:
+        """What calling the detector with this threshold gives, without masks.
+
+        Raises:
+            SettingError: ``threshold`` is lower than what the model was run for.
+        """
+        self._check(threshold)
+        return next(self._reader.detections(self.outputs, [self.frame], threshold, False))
+
+    def segments(self, threshold: float = 0.85) -> PanopticSegmentation:
+        """What ``Detector.segment`` gives with this threshold.
+
+        Raises:
+            SettingError: ``threshold`` is lower than what the model was run for, or there are no masks.
+        """
+        if not self._reader.has_masks:
+            raise no_masks()
+        if "pred_masks" not in self.outputs:
+            raise SettingError("the model was run without masks; run it with predict()")
+        self._check(threshold)
+        return next(self._reader.segments(self.outputs, [self.frame], threshold))
+
+    def candidates(self) -> Candidates:
+        """All scored boxes with the object query behind each.
+
+        DETR gives one for each query, the other families the 100 best pairs of query and class.
+        """
+        return self._reader.candidates(self.outputs, self.frame)
+
+    def _check(self, threshold: float) -> None:
+        if not self.min_threshold <= threshold <= 1:
+            raise SettingError(
+                f"threshold must be between {self.min_threshold}, which the model was run for, and 1, "
+                f"not {threshold}"
+            )
+
+
+def no_masks() -> SettingError:
+    """The error for masks that are asked of a model without them."""
+    return SettingError(
+        "this model finds boxes only; masks need a panoptic model such as detr-resnet-50-panoptic"
+    )
