@@ -165,18 +165,11 @@ def api_pages() -> dict[str, str]:
     pages = {}
     for page, family in FAMILIES.items():
         own = [name for name in names if name.startswith(family.class_prefix)]
-        title = detrkit_title(page)
+        title = family.title
         pages[page] = _api_page(title, f"The classes of {title}. Import them from `detrkit`.", own)
         names = [name for name in names if name not in own]
     pages["detector"] = _api_page("Detector", "The names to begin with. Import them from `detrkit`.", names)
     return pages
-
-
-def detrkit_title(family: str) -> str:
-    """How a family is written in a sentence."""
-    from detrkit.checkpoints.registry import FAMILY_TITLES
-
-    return FAMILY_TITLES[family]  # type: ignore[index]
 
 
 def _api_page(title: str, introduction: str, names: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from detrkit.errors import CheckpointError
-from detrkit.families import FAMILIES, family_of
 from tests.conftest import make_picture
 from tests.golden import HUB, GoldenCase
 from tests.hub.server import HubServer, folder_files
@@ -449,20 +448,6 @@ def test_a_pipeline_of_a_misspelt_name_is_refused_with_a_suggestion() -> None:
 
     with pytest.raises(CheckpointError, match="detr-resnet-101"):
         pipeline("object-detection", model="detr-resnet-1O1")
-
-
-@pytest.mark.parametrize("model_type", [None, "", "bert"])
-def test_a_model_type_of_no_family_is_refused(model_type: str | None) -> None:
-    with pytest.raises(CheckpointError, match="some/model"):
-        family_of(model_type, "some/model")
-
-
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_name_in_the_table_of_families_is_a_class(model_type: str) -> None:
-    family = FAMILIES[model_type]
-    assert family.load(family.config).model_type == model_type
-    for name in (family.processor, *family.processor_aliases, *family.models.values(), family.detector):
-        assert family.load(name).__name__ == name
 
 
 FULL_SIZE = """

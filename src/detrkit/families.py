@@ -1,115 +1,260 @@
-"""The one table of model families: which classes serve a ``model_type``. A new family adds an entry."""
+"""The families of detectors. Everything that depends on a family asks its entry in ``FAMILIES``.
+
+A family is a folder under ``models/`` and an entry here. The entry holds text only, so importing this module
+imports neither torch nor Transformers; classes are imported by :meth:`Family.load` when they are needed.
+"""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from detrkit.common.errors import CheckpointError
+from detrkit.common.errors import CheckpointError, SettingError
+from detrkit.common.text import did_you_mean
+
+if TYPE_CHECKING:
+    from detrkit.models.original import OriginalLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """The paper that introduced a family.
+
+    Attributes:
+        key: BibTeX key.
+        title: Title.
+        authors: As BibTeX writes them.
+        venue: Conference.
+        year: Year of the conference.
+        url: Address of the paper.
+    """
+
+    key: str
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The classes of one model family, by name so that the table can be read without importing torch.
+    """What one family has of its own, apart from its network.
+
+    The modules of the family's package are named after the package: ``configuration_<name>``,
+    ``modeling_<name>``, ``image_processing_<name>`` and ``original_<name>``.
 
     Attributes:
-        package: Package with the modules ``configuration_*``, ``modeling_*`` and ``image_processing_*``.
-        config: Name of the configuration class.
-        models: Name of a Transformers auto class -> name of the model class that it gives.
-        detector: Name of the model class that finds boxes.
-        processor: Name of the image processor class.
-        segmenter: Name of the model class that finds boxes and masks, where the family has one.
-        processor_aliases: Other class names that ``preprocessor_config.json`` files on the Hub carry.
+        model_type: As ``config.json`` has it.
+        title: Name in a sentence.
+        package: Package of the family.
+        class_prefix: What the names of the family's classes begin with, such as "Detr".
+        class_scores: "softmax" over the classes and no-object, or a "sigmoid" for each class.
+        has_masks: Whether there is a ``...ForSegmentation`` model.
+        multi_scale: Whether the encoder can attend to several feature maps.
+        processor_of: ``model_type`` of the family whose image processor this one uses; by default its own.
+        learning_rate: The original's, for everything but the backbone, which has a tenth of it.
+        paper: Where the family was published.
+        repository: Address of the original implementation.
+        description: How the model works, for model cards.
+        published_training: How the released checkpoints were trained, for model cards.
     """
 
+    model_type: str
+    title: str
     package: str
-    config: str
-    models: dict[str, str]
-    detector: str
-    processor: str
-    segmenter: str | None = None
-    processor_aliases: tuple[str, ...] = ()
+    class_prefix: str
+    class_scores: Literal["softmax", "sigmoid"]
+    has_masks: bool = False
+    multi_scale: bool = False
+    processor_of: str | None = None
+    learning_rate: float = 1e-4
+    paper: Paper
+    repository: str
+    description: str
+    published_training: str
 
     @property
-    def class_prefix(self) -> str:
-        """What the names of the family's classes begin with, such as "Detr"."""
-        return self.config.removesuffix("Config")
+    def option_name(self) -> str:
+        """Name on the command line and in the tags of the Hub, such as "conditional-detr"."""
+        return self.model_type.replace("_", "-")
+
+    @property
+    def config(self) -> str:
+        """Name of the configuration class."""
+        return f"{self.class_prefix}Config"
+
+    @property
+    def detector(self) -> str:
+        """Name of the model class that finds boxes."""
+        return f"{self.class_prefix}ForObjectDetection"
+
+    @property
+    def segmenter(self) -> str | None:
+        """Name of the model class that finds boxes and masks, if the family has one."""
+        return f"{self.class_prefix}ForSegmentation" if self.has_masks else None
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name of a Transformers auto class -> name of the model class that it gives."""
+        classes = {"AutoModel": f"{self.class_prefix}Model", "AutoModelForObjectDetection": self.detector}
+        return classes | ({"AutoModelForImageSegmentation": self.segmenter} if self.segmenter else {})
+
+    @property
+    def processor(self) -> str:
+        """Name of the image processor class."""
+        return f"{self._processor_family.class_prefix}ImageProcessor"
+
+    @property
+    def processor_aliases(self) -> tuple[str, ...]:
+        """Other names of the image processor that ``preprocessor_config.json`` files on the Hub carry."""
+        prefix = self._processor_family.class_prefix
+        return f"{prefix}ImageProcessorFast", f"{prefix}ImageProcessorPil", f"{prefix}FeatureExtractor"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes."""
+        return (self.config, *self.models.values(), self.processor, *self.processor_aliases)
+
+    @property
+    def original(self) -> OriginalLayout:
+        """What the tensors of the original implementation's checkpoints are called."""
+        layout: OriginalLayout = self._module("original").ORIGINAL
+        return layout
 
     def load(self, name: str) -> Any:
-        """The class called ``name``, from whichever module of the family defines it."""
-        suffix = self.package.rpartition(".")[2]
-        if name == self.config:
-            module = f"configuration_{suffix}"
-        elif name == self.processor or name in self.processor_aliases:
-            module = f"image_processing_{suffix}"
-        else:
-            module = f"modeling_{suffix}"
-        return getattr(importlib.import_module(f"{self.package}.{module}"), name)
+        """The class called ``name``, from the module of the family that defines it."""
+        if name in (self.processor, *self.processor_aliases):
+            return getattr(self._processor_family._module("image_processing"), name)
+        return getattr(self._module("configuration" if name == self.config else "modeling"), name)
+
+    def load_model_class(self, masks: bool) -> Any:
+        """The class of the model that finds boxes, or boxes and masks.
+
+        Raises:
+            SettingError: The family has no model with masks.
+        """
+        if not masks:
+            return self.load(self.detector)
+        if self.segmenter is None:
+            able = " or ".join(family.title for family in FAMILIES.values() if family.has_masks)
+            raise SettingError(f"{self.title} has no models with masks; use {able}")
+        return self.load(self.segmenter)
+
+    @property
+    def _processor_family(self) -> Family:
+        return FAMILIES[self.processor_of] if self.processor_of else self
+
+    def _module(self, kind: str) -> Any:
+        return importlib.import_module(f"{self.package}.{kind}_{self.package.rpartition('.')[2]}")
 
 
-#: ``model_type`` of a config.json -> the classes that serve it.
-FAMILIES: dict[str, Family] = {
-    "detr": Family(
+_FAMILIES = (
+    Family(
+        model_type="detr",
+        title="DETR",
         package="detrkit.models.detr",
-        config="DetrConfig",
-        models={
-            "AutoModel": "DetrModel",
-            "AutoModelForObjectDetection": "DetrForObjectDetection",
-            "AutoModelForImageSegmentation": "DetrForSegmentation",
-        },
-        detector="DetrForObjectDetection",
-        segmenter="DetrForSegmentation",
-        processor="DetrImageProcessor",
-        processor_aliases=("DetrImageProcessorFast", "DetrImageProcessorPil", "DetrFeatureExtractor"),
+        class_prefix="Detr",
+        class_scores="softmax",
+        has_masks=True,
+        paper=Paper(
+            key="carion2020detr",
+            title="End-to-End Object Detection with Transformers",
+            authors="Carion, Nicolas and Massa, Francisco and Synnaeve, Gabriel and Usunier, Nicolas and "
+            "Kirillov, Alexander and Zagoruyko, Sergey",
+            venue="European Conference on Computer Vision",
+            year=2020,
+            url="https://arxiv.org/abs/2005.12872",
+        ),
+        repository="https://github.com/facebookresearch/detr",
+        description="""\
+DETR predicts all objects of an image at once, as a set. A convolutional backbone computes a feature map, a
+Transformer encoder relates every position of the map to every other, and a decoder turns a fixed number of
+learned *object queries* into as many predictions: each is a box with a class, or *no object*. During training
+a bipartite matching assigns every annotated object to one query, so the model learns to report each object
+once. It needs neither anchors nor non-maximum suppression.""",
+        published_training="""\
+AdamW with a learning rate of 1e-4 (backbone 1e-5) and weight decay 1e-4, gradients clipped to a norm of 0.1,
+dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 distance and 2 times the
+generalised IoU of the boxes, after every decoder layer; *no object* counts a tenth of a class. The published
+numbers are those of 500 epochs. For a shorter schedule of 300 epochs the authors state 16 V100 GPUs, three
+days and 64 images a batch; hardware and time of the 500 are not known.""",
     ),
-    "conditional_detr": Family(
+    Family(
+        model_type="conditional_detr",
+        title="Conditional DETR",
         package="detrkit.models.conditional_detr",
-        config="ConditionalDetrConfig",
-        models={
-            "AutoModel": "ConditionalDetrModel",
-            "AutoModelForObjectDetection": "ConditionalDetrForObjectDetection",
-            "AutoModelForImageSegmentation": "ConditionalDetrForSegmentation",
-        },
-        detector="ConditionalDetrForObjectDetection",
-        segmenter="ConditionalDetrForSegmentation",
-        processor="ConditionalDetrImageProcessor",
-        processor_aliases=(
-            "ConditionalDetrImageProcessorFast",
-            "ConditionalDetrImageProcessorPil",
-            "ConditionalDetrFeatureExtractor",
+        class_prefix="ConditionalDetr",
+        class_scores="sigmoid",
+        has_masks=True,
+        paper=Paper(
+            key="meng2021conditional",
+            title="Conditional DETR for Fast Training Convergence",
+            authors="Meng, Depu and Chen, Xiaokang and Fan, Zejia and Zeng, Gang and Li, Houqiang and "
+            "Yuan, Yuhui and Sun, Lei and Wang, Jingdong",
+            venue="IEEE/CVF International Conference on Computer Vision",
+            year=2021,
+            url="https://arxiv.org/abs/2108.06152",
         ),
+        repository="https://github.com/Atten4Vis/ConditionalDETR",
+        description="""\
+Conditional DETR is DETR with another cross-attention in the decoder. A query attends to content and to
+position separately, and the position is computed from the decoder's own state and a reference point of the
+query; each head then looks at a narrow part of an object, such as one edge of its box. With less to search,
+training needs a tenth of DETR's epochs. Each class has a sigmoid of its own and is trained with the focal
+loss.""",
+        published_training="""\
+50 epochs, the learning rate falling to a tenth after 40. AdamW with 1e-4 (backbone 1e-5). The loss adds
+2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised
+IoU of the boxes, after every decoder layer. Hardware and time of the training are not known.""",
     ),
-    "deformable_detr": Family(
+    Family(
+        model_type="deformable_detr",
+        title="Deformable DETR",
         package="detrkit.models.deformable_detr",
-        config="DeformableDetrConfig",
-        models={
-            "AutoModel": "DeformableDetrModel",
-            "AutoModelForObjectDetection": "DeformableDetrForObjectDetection",
-        },
-        detector="DeformableDetrForObjectDetection",
-        processor="DeformableDetrImageProcessor",
-        processor_aliases=(
-            "DeformableDetrImageProcessorFast",
-            "DeformableDetrImageProcessorPil",
-            "DeformableDetrFeatureExtractor",
+        class_prefix="DeformableDetr",
+        class_scores="sigmoid",
+        multi_scale=True,
+        learning_rate=2e-4,
+        paper=Paper(
+            key="zhu2021deformable",
+            title="Deformable DETR: Deformable Transformers for End-to-End Object Detection",
+            authors="Zhu, Xizhou and Su, Weijie and Lu, Lewei and Li, Bin and Wang, Xiaogang and Dai, Jifeng",
+            venue="International Conference on Learning Representations",
+            year=2021,
+            url="https://arxiv.org/abs/2010.04159",
         ),
+        repository="https://github.com/fundamentalvision/Deformable-DETR",
+        description="""\
+Deformable DETR replaces attention over all pixels by *deformable attention*: a query samples a few points
+around a reference point, and learns their offsets and weights. The cost grows with the number of pixels
+rather than with its square, and training needs a tenth of DETR's epochs. Each class has a sigmoid of its own
+and is trained with the focal loss.""",
+        published_training="""\
+50 epochs of batches of 32 images, the learning rate falling to a tenth after 40. AdamW with 2e-4 (backbone,
+sampling offsets and reference points 2e-5), gradients clipped to a norm of 0.1. The loss adds 2 times the
+focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised IoU of the boxes,
+after every decoder layer. Hardware and time of the training are not known.""",
     ),
-}
+)
+
+#: Every family by its ``model_type``.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 
 
 def family_of(model_type: str | None, where: str) -> Family:
-    """The family that serves a ``model_type``.
+    """The family of a ``model_type``.
 
     Args:
-        model_type: What a config.json says.
-        where: The model's name, for the message.
+        model_type: As a config.json has it.
+        where: Name of the model, for the message.
 
     Raises:
-        CheckpointError: No family of detrkit does.
+        CheckpointError: No family of detrkit has this ``model_type``.
     """
-    family = FAMILIES.get(model_type or "")
-    if family is None:
-        said = f"is a {model_type!r} model" if model_type else "has no model_type in its config.json"
-        raise CheckpointError(f"{where} {said}; this version of detrkit loads: {', '.join(FAMILIES)}")
-    return family
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    found = f"is a {model_type!r} model" if model_type else "has no model_type in its config.json"
+    hint = did_you_mean(model_type or "", FAMILIES)
+    raise CheckpointError(f"{where} {found}; this version of detrkit has {', '.join(FAMILIES)}{hint}")

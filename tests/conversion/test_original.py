@@ -83,7 +83,9 @@ def conditional():
 def deformable(**changes):
     """Enough of a Deformable DETR to read its architecture."""
     tensors = {
-        name: tensor for name, tensor in META.items() if not name.startswith(("class_embed", "bbox_embed"))
+        name: tensor
+        for name, tensor in META.items()
+        if not name.startswith(("class_embed", "bbox_embed")) and "multihead_attn" not in name
     }
     return tensors | {
         "transformer.level_embed": meta((4, 32)),

@@ -15,21 +15,9 @@ from typing import Literal
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.text import did_you_mean
+from detrkit.families import FAMILIES
 
-Family = Literal["detr", "conditional_detr", "deformable_detr"]
 Task = Literal["detection", "panoptic"]
-
-FAMILY_TITLES: dict[Family, str] = {
-    "detr": "DETR",
-    "conditional_detr": "Conditional DETR",
-    "deformable_detr": "Deformable DETR",
-}
-
-_REPOSITORIES: dict[Family, str] = {
-    "detr": "https://github.com/facebookresearch/detr",
-    "conditional_detr": "https://github.com/Atten4Vis/ConditionalDETR",
-    "deformable_detr": "https://github.com/fundamentalvision/Deformable-DETR",
-}
 
 # One component of "org/name" as the Hub spells it.
 _HUB_NAME = r"[A-Za-z0-9][\w.\-]*"
@@ -42,7 +30,7 @@ class ReleasedCheckpoint:
     Attributes:
         name: Short name, which the command line and the converter take.
         hub_id: Repository on the Hugging Face Hub; None where the checkpoint was never uploaded.
-        family: "detr", "conditional_detr" or "deformable_detr".
+        family: ``model_type`` of its family.
         task: "detection" or "panoptic".
         backbone: "resnet50" or "resnet101".
         dilation: Whether the backbone's last stage trades its stride for a dilation (DC5).
@@ -64,7 +52,7 @@ class ReleasedCheckpoint:
 
     name: str
     hub_id: str | None
-    family: Family
+    family: str
     task: Task
     backbone: str
     dilation: bool = False
@@ -86,7 +74,7 @@ class ReleasedCheckpoint:
     @property
     def repository(self) -> str:
         """Address of the original implementation."""
-        return _REPOSITORIES[self.family]
+        return FAMILIES[self.family].repository
 
 
 def _detr(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,16 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from detrkit.checkpoints.cost import CARD_SIZE, Cost, count_cost
-from detrkit.checkpoints.registry import (
-    FAMILY_TITLES,
-    REGISTRY,
-    Family,
-    ReleasedCheckpoint,
-    Task,
-    find_checkpoint,
-)
+from detrkit.checkpoints.registry import REGISTRY, ReleasedCheckpoint, find_checkpoint
 from detrkit.common.errors import CheckpointError, DetrkitError
 from detrkit.common.files import atomic_folder
 from detrkit.conversion.labels import label_names
 from detrkit.conversion.original import Architecture, check_fits, hub_state_dict, read_architecture
 from detrkit.conversion.reading import read_checkpoint
+from detrkit.families import FAMILIES
 from detrkit.hub.cards import Facts, backbone_title, looks_released, read_facts, released_card
 from detrkit.models.base import DetrFamilyPreTrainedModel
-from detrkit.models.conditional_detr.configuration_conditional_detr import ConditionalDetrConfig
-from detrkit.models.conditional_detr.image_processing_conditional_detr import ConditionalDetrImageProcessor
-from detrkit.models.conditional_detr.modeling_conditional_detr import ConditionalDetrForObjectDetection
 from detrkit.models.configuration import DetrFamilyConfig
-from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
-from detrkit.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
-from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDetrForObjectDetection
-from detrkit.models.detr.configuration_detr import DetrConfig
-from detrkit.models.detr.image_processing_detr import DetrImageProcessor
-from detrkit.models.detr.modeling_detr import DetrForObjectDetection, DetrForSegmentation
 from detrkit.processing.annotations import COCO_PANOPTIC
 
 # What both the tensors and the registry know; here they have to agree.
@@ -79,11 +64,7 @@ def convert_checkpoint(
     tensors = read_checkpoint(checkpoint)
     architecture = read_architecture(tensors)
     _check_agreement(architecture, entry)
-    build = _BUILDERS.get((architecture.family, architecture.task))
-    if build is None:
-        raise CheckpointError(f"this version does not convert {_describe(architecture)} yet")
-
-    model, processor = build(architecture, entry)
+    model, processor = _build(architecture, entry)
     weights = {key: value.float() for key, value in hub_state_dict(tensors, architecture).items()}
     weights = _without_copies(weights, model)
     check_fits(weights, model.state_dict(), architecture)
@@ -112,35 +93,21 @@ def _count_cost(model: DetrFamilyPreTrainedModel) -> Cost:
     return count_cost(type(model), model.config, (600, 800) if learned else CARD_SIZE)
 
 
-def _build_detr(
+def _build(
     architecture: Architecture, entry: ReleasedCheckpoint
 ) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
-    config = DetrConfig(**_shared_options(architecture, entry))
-    if architecture.task == "panoptic":
-        return DetrForSegmentation(config), DetrImageProcessor(format=COCO_PANOPTIC)
-    return DetrForObjectDetection(config), DetrImageProcessor()
+    family = FAMILIES[architecture.family]
+    panoptic = architecture.task == "panoptic"
+    config_class = family.load(family.config)
+    config = config_class(**_options(architecture, entry, config_class))
+    model = family.load_model_class(masks=panoptic)(config)
+    return model, family.load(family.processor)(**({"format": COCO_PANOPTIC} if panoptic else {}))
 
 
-def _build_conditional_detr(
-    architecture: Architecture, entry: ReleasedCheckpoint
-) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
-    config = ConditionalDetrConfig(**_shared_options(architecture, entry))
-    return ConditionalDetrForObjectDetection(config), ConditionalDetrImageProcessor()
-
-
-def _build_deformable_detr(
-    architecture: Architecture, entry: ReleasedCheckpoint
-) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
-    config = DeformableDetrConfig(
-        **_shared_options(architecture, entry),
-        num_feature_levels=architecture.num_feature_levels,
-        with_box_refine=architecture.with_box_refine,
-        two_stage=architecture.two_stage,
-    )
-    return DeformableDetrForObjectDetection(config), DeformableDetrImageProcessor()
-
-
-def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> dict[str, Any]:
+def _options(
+    architecture: Architecture, entry: ReleasedCheckpoint, config_class: type[DetrFamilyConfig]
+) -> dict[str, Any]:
+    own = ("num_feature_levels", "with_box_refine", "two_stage")  # of some families
     names = label_names(architecture.num_labels, architecture.task)
     return {
         "backbone": architecture.backbone,
@@ -158,6 +125,7 @@ def _shared_options(architecture: Architecture, entry: ReleasedCheckpoint) -> di
         "decoder_attention_heads": architecture.attention_heads,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
+        **{name: getattr(architecture, name) for name in own if hasattr(config_class, name)},
     }
 
 
@@ -172,31 +140,21 @@ def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[
     return {**found, **{name: tensor for name, tensor in weights.items() if name not in copies}}
 
 
-_Builder = Callable[[Architecture, ReleasedCheckpoint], tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]]
-
-# What this version converts.
-_BUILDERS: dict[tuple[Family, Task], _Builder] = {
-    ("detr", "detection"): _build_detr,
-    ("detr", "panoptic"): _build_detr,
-    ("conditional_detr", "detection"): _build_conditional_detr,
-    ("deformable_detr", "detection"): _build_deformable_detr,
-}
-
-
 def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
-    """What the tensors of a released checkpoint say, without its file."""
-    feed_forward = 1024 if entry.family == "deformable_detr" else 2048
+    """What the tensors of a released checkpoint say, without its file: the sizes are a family's defaults."""
+    family = FAMILIES[entry.family]
+    config = family.load(family.config)()
     return Architecture(
         family=entry.family,
         task=entry.task,
         backbone=entry.backbone,
         num_labels=entry.num_labels,
         num_queries=None if entry.two_stage else entry.num_queries,
-        d_model=256,
-        encoder_layers=6,
-        decoder_layers=6,
-        encoder_ffn_dim=feed_forward,
-        decoder_ffn_dim=feed_forward,
+        d_model=config.d_model,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        encoder_ffn_dim=config.encoder_ffn_dim,
+        decoder_ffn_dim=config.decoder_ffn_dim,
         num_feature_levels=entry.num_feature_levels,
         with_box_refine=entry.with_box_refine,
         two_stage=entry.two_stage,
@@ -206,7 +164,7 @@ def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
 def released_model(entry: ReleasedCheckpoint) -> tuple[type[DetrFamilyPreTrainedModel], DetrFamilyConfig]:
     """Class and configuration of a released checkpoint, without its file."""
     with torch.device("meta"):  # without numbers
-        model, _ = _BUILDERS[entry.family, entry.task](released_architecture(entry), entry)
+        model, _ = _build(released_architecture(entry), entry)
     return type(model), model.config
 
 
@@ -229,14 +187,14 @@ def _facts(source: Architecture | ReleasedCheckpoint) -> tuple[Any, ...]:
 def _describe(architecture: Architecture) -> str:
     """For example "Deformable DETR with a ResNet-50 backbone, 4 feature levels and box refinement"."""
     parts = [f"a {backbone_title(architecture.backbone)} backbone"]
-    if architecture.family == "deformable_detr":
+    if FAMILIES[architecture.family].multi_scale:
         levels = architecture.num_feature_levels
         parts.append("a single feature level" if levels == 1 else f"{levels} feature levels")
     parts += ["box refinement"] if architecture.with_box_refine else []
     parts += ["two stages"] if architecture.two_stage else []
     parts += ["a mask head (panoptic)"] if architecture.task == "panoptic" else []
     *first, last = parts
-    return f"{FAMILY_TITLES[architecture.family]} with {', '.join(first) + ' and ' if first else ''}{last}"
+    return f"{FAMILIES[architecture.family].title} with {', '.join(first) + ' and ' if first else ''}{last}"
 
 
 def _write(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, card: str) -> None:

@@ -1,7 +1,6 @@
-"""The layout of the original repositories' checkpoints: what their tensors are called, and what they tell.
+"""Reads the checkpoints of the original repositories: architecture, and tensors under their Hub names.
 
-One table per family pairs every module of the original implementation with its name on the Hub. It is read
-in both directions: forwards to convert, backwards to name a missing tensor the way the checkpoint would.
+The tables of names belong to the families: see :mod:`detrkit.models.original`.
 """
 
 from __future__ import annotations
@@ -14,126 +13,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from detrkit.checkpoints.registry import FAMILY_TITLES, Family, Task
+from detrkit.checkpoints.registry import Task
 from detrkit.common.errors import CheckpointError
-
-# In the tables: N stands for a number, * for the rest of a module's name, {q,k,v} for the three parts, in
-# this order, of a packed projection.
-_BACKBONE = {
-    "backbone.0.body.*": "model.backbone.conv_encoder.model.*",
-    "backbone.1.row_embed": "model.backbone.position_embedding.row_embeddings",
-    "backbone.1.col_embed": "model.backbone.position_embedding.column_embeddings",
-    "query_embed": "model.query_position_embeddings",
-}
-
-_DETR_NECK_AND_HEADS = {
-    "input_proj": "model.input_projection",
-    "class_embed": "class_labels_classifier",
-    "bbox_embed.layers.N": "bbox_predictor.layers.N",
-    "transformer.decoder.norm": "model.decoder.layernorm",
-}
-
-
-def _under(original: str, hub: str, table: dict[str, str]) -> dict[str, str]:
-    return {original + key: hub + value for key, value in table.items()}
-
-
-def _encoder_layer(attention: dict[str, str]) -> dict[str, str]:
-    layer = {
-        **attention,
-        "linear1": "fc1",
-        "linear2": "fc2",
-        "norm1": "self_attn_layer_norm",
-        "norm2": "final_layer_norm",
-    }
-    return _under("transformer.encoder.layers.N.", "model.encoder.layers.N.", layer)
-
-
-def _decoder_layer(attention: dict[str, str], first_norm: str, second_norm: str) -> dict[str, str]:
-    layer = {
-        **attention,
-        "linear1": "fc1",
-        "linear2": "fc2",
-        "norm1": first_norm,
-        "norm2": second_norm,
-        "norm3": "final_layer_norm",
-    }
-    return _under("transformer.decoder.layers.N.", "model.decoder.layers.N.", layer)
-
-
-def _packed_attention(original: str, hub: str) -> dict[str, str]:
-    return {f"{original}.in_proj": f"{hub}.{{q,k,v}}_proj", f"{original}.out_proj": f"{hub}.out_proj"}
-
-
-def _deformable_attention(original: str, hub: str) -> dict[str, str]:
-    parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-    return {f"{original}.{part}": f"{hub}.{part}" for part in parts}
-
-
-_DETR = {
-    **_BACKBONE,
-    **_DETR_NECK_AND_HEADS,
-    **_encoder_layer(_packed_attention("self_attn", "self_attn")),
-    **_decoder_layer(
-        _packed_attention("self_attn", "self_attn") | _packed_attention("multihead_attn", "encoder_attn"),
-        "self_attn_layer_norm",
-        "encoder_attn_layer_norm",
-    ),
-}
-
-_DETR_PANOPTIC = {
-    **_under("detr.", "detr.", _DETR),
-    "bbox_attention.*": "bbox_attention.*",
-    "mask_head.*": "mask_head.*",
-}
-
-_CONDITIONAL_PROJECTIONS = (
-    *(f"sa_{part}_proj" for part in ("qcontent", "qpos", "kcontent", "kpos", "v")),
-    *(f"ca_{part}_proj" for part in ("qcontent", "qpos", "kcontent", "kpos", "v", "qpos_sine")),
-)
-
-_CONDITIONAL_DETR = {
-    **_BACKBONE,
-    **_DETR_NECK_AND_HEADS,
-    **_encoder_layer(_packed_attention("self_attn", "self_attn")),
-    **_decoder_layer(
-        {name: name for name in _CONDITIONAL_PROJECTIONS}
-        | {"self_attn.out_proj": "self_attn.out_proj", "cross_attn.out_proj": "encoder_attn.out_proj"},
-        "self_attn_layer_norm",
-        "encoder_attn_layer_norm",
-    ),
-    "transformer.decoder.query_scale.layers.N": "model.decoder.query_scale.layers.N",
-    "transformer.decoder.ref_point_head.layers.N": "model.decoder.ref_point_head.layers.N",
-}
-
-_DEFORMABLE_DETR = {
-    **_BACKBONE,
-    "input_proj.N.N": "model.input_proj.N.N",
-    "class_embed.N": "class_embed.N",
-    "bbox_embed.N.layers.N": "bbox_embed.N.layers.N",
-    **_encoder_layer(_deformable_attention("self_attn", "self_attn")),
-    # Cross-attention comes first in the numbering of the norms, although it is applied second.
-    **_decoder_layer(
-        _packed_attention("self_attn", "self_attn") | _deformable_attention("cross_attn", "encoder_attn"),
-        "encoder_attn_layer_norm",
-        "self_attn_layer_norm",
-    ),
-    "transformer.decoder.class_embed.N": "model.decoder.class_embed.N",
-    "transformer.decoder.bbox_embed.N.layers.N": "model.decoder.bbox_embed.N.layers.N",
-    "transformer.level_embed": "model.level_embed",
-    **{
-        f"transformer.{name}": f"model.{name}"
-        for name in ("reference_points", "enc_output", "enc_output_norm", "pos_trans", "pos_trans_norm")
-    },
-}
-
-
-_TABLES: dict[tuple[Family, Task], dict[str, str]] = {
-    ("detr", "detection"): _DETR,
-    ("detr", "panoptic"): _DETR_PANOPTIC,
-    ("conditional_detr", "detection"): _CONDITIONAL_DETR,
-    ("deformable_detr", "detection"): _DEFORMABLE_DETR,
-}
+from detrkit.families import FAMILIES, Family
+from detrkit.models.original import MASKS, under
 
 # The number of attention heads leaves no trace in the tensors; every released checkpoint has eight.
 _ATTENTION_HEADS = 8
@@ -158,7 +41,7 @@ class Architecture:
     Dilation (DC5), dropout and auxiliary losses leave no trace in the tensors and are not here.
 
     Attributes:
-        family: "detr", "conditional_detr" or "deformable_detr".
+        family: ``model_type`` of the family.
         task: "detection" or "panoptic".
         backbone: "resnet18" to "resnet152".
         num_labels: Categories, DETR's no-object output not counted.
@@ -175,7 +58,7 @@ class Architecture:
         two_stage: Whether the queries come from the encoder's proposals.
     """
 
-    family: Family
+    family: str
     task: Task
     backbone: str
     num_labels: int
@@ -203,22 +86,24 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
     if panoptic:
         tensors = {name.removeprefix("detr."): tensor for name, tensor in tensors.items()}
     family = _read_family(tensors)
-    if "transformer.encoder.norm.weight" in tensors:
+    layout = family.original
+    if "transformer.encoder.norm.weight" in tensors and "transformer.encoder.norm" not in layout.names:
         raise CheckpointError(
             "checkpoints that normalise before attention (trained with --pre_norm) are not supported"
         )
-    classes = "class_embed.0.weight" if family == "deformable_detr" else "class_embed.weight"
+    classes = layout.class_head
     d_model = _size(tensors, classes, dim=1)
     if d_model == 0 or d_model % _ATTENTION_HEADS:
         raise CheckpointError(
             f"{classes} has {d_model} channels, which {_ATTENTION_HEADS} heads cannot share"
         )
-    num_labels = _size(tensors, classes, dim=0) - (family == "detr")  # softmax needs an output for no object
+    # A softmax needs an output for no object.
+    num_labels = _size(tensors, classes, dim=0) - (family.class_scores == "softmax")
     if num_labels < 1:
         raise CheckpointError(f"{classes} leaves no category to detect")
     two_stage = "transformer.enc_output.weight" in tensors
     return Architecture(
-        family=family,
+        family=family.model_type,
         task="panoptic" if panoptic else "detection",
         backbone=_read_backbone(tensors),
         num_labels=num_labels,
@@ -229,9 +114,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
         encoder_ffn_dim=_size(tensors, "transformer.encoder.layers.0.linear1.weight", dim=0),
         decoder_ffn_dim=_size(tensors, "transformer.decoder.layers.0.linear1.weight", dim=0),
         position_embedding_type="learned" if "backbone.1.row_embed.weight" in tensors else "sine",
-        num_feature_levels=_size(tensors, "transformer.level_embed", dim=0)
-        if family == "deformable_detr"
-        else 1,
+        num_feature_levels=_size(tensors, "transformer.level_embed", dim=0) if family.multi_scale else 1,
         with_box_refine="transformer.decoder.bbox_embed.0.layers.0.weight" in tensors,
         two_stage=two_stage,
     )
@@ -308,8 +191,12 @@ class _Rule:
 
 
 def _rules(architecture: Architecture) -> list[_Rule]:
+    family = FAMILIES[architecture.family]
+    names = family.original.names
+    if architecture.task == "panoptic":
+        names = under("detr.", family.load_model_class(masks=True).detector_prefix, names) | MASKS
     rules = []
-    for original, hub in _TABLES[architecture.family, architecture.task].items():
+    for original, hub in names.items():
         if "{q,k,v}" in hub:
             rules += [
                 _Rule(original, hub.replace("{q,k,v}", letter), part) for part, letter in enumerate("qkv")
@@ -358,17 +245,16 @@ def _third(name: str, tensor: Tensor, part: int) -> Tensor:
 
 
 def _read_family(tensors: Mapping[str, Tensor]) -> Family:
-    if "transformer.level_embed" in tensors:
-        return "deformable_detr"
-    if "transformer.decoder.layers.0.sa_qcontent_proj.weight" in tensors:
-        return "conditional_detr"
-    if "transformer.decoder.layers.0.multihead_attn.in_proj_weight" in tensors:
-        return "detr"
+    fitting = [
+        family for family in FAMILIES.values() if all(name in tensors for name in family.original.markers)
+    ]
+    if fitting:
+        return max(fitting, key=lambda family: len(family.original.markers))
     if any("backbone.conv_encoder." in name for name in tensors):
         raise CheckpointError(
             "the checkpoint has the Hub's tensor names already; from_pretrained loads it as it is"
         )
-    titles = ", ".join(FAMILY_TITLES.values())
+    titles = ", ".join(family.title for family in FAMILIES.values())
     raise CheckpointError(
         f"not an original checkpoint of {titles}: it has {_listing('tensor', list(tensors))}"
     )

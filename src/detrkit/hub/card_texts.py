@@ -2,82 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from detrkit.checkpoints.registry import Family
-
-
-@dataclass(frozen=True)
-class Paper:
-    """Where a family comes from.
-
-    Attributes:
-        title: Title of the paper.
-        authors: As BibTeX writes them.
-        venue: Conference.
-        year: Its year.
-        url: Address of the paper.
-        key: BibTeX key.
-    """
-
-    title: str
-    authors: str
-    venue: str
-    year: int
-    url: str
-    key: str
-
-
-PAPERS: dict[Family, Paper] = {
-    "detr": Paper(
-        "End-to-End Object Detection with Transformers",
-        "Carion, Nicolas and Massa, Francisco and Synnaeve, Gabriel and Usunier, Nicolas and "
-        "Kirillov, Alexander and Zagoruyko, Sergey",
-        "European Conference on Computer Vision",
-        2020,
-        "https://arxiv.org/abs/2005.12872",
-        "carion2020detr",
-    ),
-    "conditional_detr": Paper(
-        "Conditional DETR for Fast Training Convergence",
-        "Meng, Depu and Chen, Xiaokang and Fan, Zejia and Zeng, Gang and Li, Houqiang and Yuan, Yuhui and "
-        "Sun, Lei and Wang, Jingdong",
-        "IEEE/CVF International Conference on Computer Vision",
-        2021,
-        "https://arxiv.org/abs/2108.06152",
-        "meng2021conditional",
-    ),
-    "deformable_detr": Paper(
-        "Deformable DETR: Deformable Transformers for End-to-End Object Detection",
-        "Zhu, Xizhou and Su, Weijie and Lu, Lewei and Li, Bin and Wang, Xiaogang and Dai, Jifeng",
-        "International Conference on Learning Representations",
-        2021,
-        "https://arxiv.org/abs/2010.04159",
-        "zhu2021deformable",
-    ),
-}
-
-DESCRIPTIONS: dict[Family, str] = {
-    "detr": """\
-DETR predicts all objects of an image at once, as a set. A convolutional backbone makes one map of
-features, a Transformer encoder relates every place of the map to every other, and a decoder turns a
-fixed number of learned *object queries* into as many predictions: each is a box with a class, or *no
-object*. During training a bipartite matching gives every annotated object to one query, so the model
-learns to report each object once. There are no anchors, and nothing like non-maximum suppression
-follows.""",
-    "conditional_detr": """\
-Conditional DETR is DETR with another cross-attention in the decoder. A query asks for content and for a
-place separately, and the place is computed from the decoder's own state and a reference point of the
-query; a head then looks at a narrow part of an object, such as one edge of its box. With less to
-search, training needs a tenth of DETR's epochs. Classes are predicted with a sigmoid each and trained
-with the focal loss.""",
-    "deformable_detr": """\
-Deformable DETR replaces attention over all pixels by *deformable attention*: a query looks at a few
-points around a reference point, and learns where they lie and how much each counts. The cost grows with
-the number of pixels rather than with its square, and training needs a tenth of DETR's epochs. Classes
-are predicted with a sigmoid each and trained with the focal loss.""",
-}
-
 DC5 = """\
 *DC5* means that the backbone's last stage keeps the resolution of the one before, by dilated instead of
 strided convolutions: its map has four times as many places. That finds more small objects and costs
@@ -113,35 +37,12 @@ annotations are CC BY 4.0; each photograph has a licence of its own. COCO's cate
 the model predicts the ids as they are: of its 250 outputs 133 are used. The backbone started from
 weights trained on ImageNet."""
 
-_DETR_OPTIMISATION = """\
-AdamW with a learning rate of 1e-4 (backbone 1e-5) and weight decay 1e-4, gradients clipped to a norm of
-0.1, dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 distance and 2 times
-the generalised IoU of the boxes, after every decoder layer; *no object* counts a tenth of a class."""
-
-TRAINING: dict[Family, str] = {
-    "detr": _DETR_OPTIMISATION
-    + """ The published
-numbers are those of 500 epochs. For a shorter schedule of 300 epochs the authors state 16 V100 GPUs, three
-days and 64 images a batch; hardware and time of the 500 are not known.""",
-    "conditional_detr": """\
-50 epochs, the learning rate falling to a tenth after 40. AdamW with 1e-4 (backbone 1e-5). The loss adds
-2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised
-IoU of the boxes, after every decoder layer. Hardware and time of the training are not known.""",
-    "deformable_detr": """\
-50 epochs of batches of 32 images, the learning rate falling to a tenth after 40. AdamW with 2e-4
-(backbone, sampling offsets and reference points 2e-5), gradients clipped to a norm of 0.1. The loss
-adds 2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the
-generalised IoU of the boxes, after every decoder layer. Hardware and time of the training are not
-known.""",
-}
-
-PANOPTIC_TRAINING = (
-    "First the detector, on the boxes of things and stuff: "
-    + _DETR_OPTIMISATION
-    + """ Then the mask
-head on the frozen detector, with a focal and a Dice loss of the masks. Epochs, hardware and time of this
-checkpoint's training are not known."""
-)
+PANOPTIC_TRAINING = """\
+First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5)
+and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of
+the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder
+layer; *no object* counts a tenth of a class. Then the mask head on the frozen detector, with a focal and a
+Dice loss of the masks. Epochs, hardware and time of this checkpoint's training are not known."""
 
 AUGMENTATION = """\
 In training, images were flipped at random and, with equal chance, either resized to a shorter side of

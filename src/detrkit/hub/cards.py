@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from detrkit.checkpoints.registry import FAMILY_TITLES, Family, ReleasedCheckpoint, Task
+from detrkit.checkpoints.registry import ReleasedCheckpoint, Task
 from detrkit.families import FAMILIES
 from detrkit.hub import card_texts as texts
 
@@ -180,7 +180,7 @@ def plain_card(config: Mapping[str, Any], title: str) -> str:
         config: What ``config.json`` holds.
         title: Name of the model.
     """
-    family: Family = config["model_type"]
+    family: str = config["model_type"]
     task: Task = "panoptic" if "Segmentation" in (config.get("architectures") or [""])[0] else "detection"
     names = list((config.get("id2label") or {}).values())
     classes = f"{len(names)} classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
@@ -188,9 +188,9 @@ def plain_card(config: Mapping[str, Any], title: str) -> str:
         [
             front_matter(title, PIPELINE_TAGS[task], family),
             f"# {title}",
-            f"{FAMILY_TITLES[family]} for {classes}. Its data, training and accuracy are not known here.",
+            f"{FAMILIES[family].title} for {classes}. Its data, training and accuracy are not known here.",
             "## Model description",
-            texts.DESCRIPTIONS[family],
+            FAMILIES[family].description,
             "## Intended uses and limits",
             texts.OTHER_USES,
             texts.OTHER_LIMITS,
@@ -250,7 +250,7 @@ def _summary(entry: ReleasedCheckpoint, architecture: Architecture | None, sourc
     queries = _queries(entry, architecture)
     of_file = f"`{source}`" if source else f"[this file]({entry.url})"
     return (
-        f"{FAMILY_TITLES[entry.family]} with a {backbone}{' (DC5)' if entry.dilation else ''} "
+        f"{FAMILIES[entry.family].title} with a {backbone}{' (DC5)' if entry.dilation else ''} "
         f"backbone, {labels} "
         f"categories and {queries} object queries. The weights are those of {of_file}, a checkpoint of the "
         f"[original implementation]({entry.repository}); detrkit changed their names and their file "
@@ -260,10 +260,10 @@ def _summary(entry: ReleasedCheckpoint, architecture: Architecture | None, sourc
 
 
 def _description(entry: ReleasedCheckpoint, released: bool) -> str:
-    paper = texts.PAPERS[entry.family]
+    paper = FAMILIES[entry.family].paper
     licence = " Licence: Apache 2.0." if released else ""
-    parts = [texts.DESCRIPTIONS[entry.family]]
-    if entry.family == "deformable_detr":
+    parts = [FAMILIES[entry.family].description]
+    if FAMILIES[entry.family].multi_scale:
         parts.append(texts.SINGLE_SCALE if entry.num_feature_levels == 1 else texts.MULTI_SCALE)
     parts += [texts.BOX_REFINE] if entry.with_box_refine else []
     parts += [texts.TWO_STAGE] if entry.two_stage else []
@@ -363,7 +363,7 @@ _SNIPPETS: dict[Task, tuple[str, str]] = {
 }
 
 
-def how_to_use(family: Family, task: Task, model: str, *, as_transformers: bool = True) -> str:
+def how_to_use(family: str, task: Task, model: str, *, as_transformers: bool = True) -> str:
     """The snippets of a card.
 
     Args:
@@ -373,7 +373,8 @@ def how_to_use(family: Family, task: Task, model: str, *, as_transformers: bool 
         as_transformers: Whether to show the calls of Transformers too, which take no short names.
     """
     snippets = _SNIPPETS[task] if as_transformers else _SNIPPETS[task][:1]
-    threshold = 0.7 if family == "detr" else 0.5  # a sigmoid gives lower scores than a softmax
+    # A sigmoid gives lower scores than a softmax.
+    threshold = 0.7 if FAMILIES[family].class_scores == "softmax" else 0.5
     prefix = FAMILIES[family].class_prefix
     return "\n\n".join(snippets).format(model=model, prefix=prefix, threshold=threshold)
 
@@ -385,7 +386,7 @@ def _training(entry: ReleasedCheckpoint) -> list[str]:
     panoptic = entry.task == "panoptic"
     return [
         texts.COCO_PANOPTIC if panoptic else texts.COCO_DETECTION,
-        texts.PANOPTIC_TRAINING if panoptic else texts.TRAINING[entry.family],
+        texts.PANOPTIC_TRAINING if panoptic else FAMILIES[entry.family].published_training,
         texts.AUGMENTATION,
     ]
 
@@ -555,7 +556,7 @@ def failures_of_family(family: str) -> list[str]:
     """What users of a family should know of its scores and boxes."""
     scores = (
         "**Scores**: a softmax over the classes; wrong detections can be confident."
-        if family == "detr"
+        if FAMILIES[family].class_scores == "softmax"
         else "**Scores**: a sigmoid for each class, trained with the focal loss. They are lower "
         "than DETR's for equally "
         "good detections, so thresholds do not carry over; one query can give two classes for one box."
@@ -570,9 +571,9 @@ def _queries(entry: ReleasedCheckpoint, architecture: Architecture | None) -> in
     return (architecture.num_queries if architecture else None) or entry.num_queries
 
 
-def citation(family: Family) -> str:
+def citation(family: str) -> str:
     """The paper in BibTeX."""
-    paper = texts.PAPERS[family]
+    paper = FAMILIES[family].paper
     return textwrap.dedent(
         f"""\
         ```bibtex

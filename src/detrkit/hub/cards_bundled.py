@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult
 
 from detrkit.common.errors import CheckpointError
 from detrkit.evaluation.coco import STATISTICS
+from detrkit.families import FAMILIES
 from detrkit.hub import card_texts as texts
 from detrkit.hub.cards import (
     PIPELINE_TAGS,
@@ -115,11 +116,11 @@ def _card(
         f"{config['encoder_layers']} encoder and {config['decoder_layers']} decoder layers follows, with "
         f"{queries} object queries and {len(config['id2label'])} classes: "
         f"{', '.join(config['id2label'].values())}.",
-        texts.DESCRIPTIONS["deformable_detr"],
+        FAMILIES["deformable_detr"].description,
         *([texts.MULTI_SCALE] if config["num_feature_levels"] > 1 else []),
         *([texts.BOX_REFINE] if config["with_box_refine"] else []),
         *([texts.TWO_STAGE] if config["two_stage"] else []),
-        f"Paper: [{texts.PAPERS['deformable_detr'].title}]({texts.PAPERS['deformable_detr'].url}). "
+        f"Paper: [{FAMILIES['deformable_detr'].paper.title}]({FAMILIES['deformable_detr'].paper.url}). "
         "Licence of the "
         "weights: Apache 2.0, as detrkit's.",
         "## Intended uses and limits",

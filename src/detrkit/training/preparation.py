@@ -26,8 +26,6 @@ from detrkit.training.recipe import TrainingRecipe
 logger = logging.getLogger("detrkit")
 
 _LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
-_FFN_FACTORS = {"deformable_detr": 4}  # width of the feed-forward layers; 8 in the other families
-_DEFAULT_RATES = {"deformable_detr": 2e-4}  # 1e-4 in the other families
 
 
 def read_datasets(
@@ -107,7 +105,7 @@ def learning_rates(recipe: TrainingRecipe, model: Any) -> tuple[float, float]:
     """Learning rate and that of the backbone."""
     rate = recipe.learning_rate
     if rate is None:
-        rate = _DEFAULT_RATES.get(model.config.model_type, 1e-4)
+        rate = FAMILIES[model.config.model_type].learning_rate
     backbone_rate = recipe.backbone_learning_rate
     if backbone_rate is None:
         backbone_rate = rate if starts_from_nothing(recipe) else rate / 10
@@ -133,18 +131,20 @@ def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
 
 
 def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any]:
-    family_name = recipe.model.replace("-", "_").lower()
-    if family_name not in FAMILIES:
-        hint = did_you_mean(recipe.model, [name.replace("_", "-") for name in FAMILIES])
+    families = {family.option_name: family for family in FAMILIES.values()}
+    family = families.get(recipe.model.replace("_", "-").lower())
+    if family is None:
+        hint = did_you_mean(recipe.model, families)
         raise SettingError(
-            f"--from-scratch needs a family as --model, one of {', '.join(FAMILIES).replace('_', '-')}, not "
+            f"--from-scratch needs a family as --model, one of {', '.join(families)}, not "
             f"{recipe.model!r}{hint}"
         )
-    family = FAMILIES[family_name]
     if recipe.backbone not in timm.list_models():
         hint = did_you_mean(recipe.backbone, timm.list_models())
         raise SettingError(f"timm has no backbone {recipe.backbone!r}{hint}")
-    ffn = recipe.d_model * _FFN_FACTORS.get(family_name, 8)
+    config_class = family.load(family.config)
+    usual = config_class()
+    ffn = recipe.d_model * usual.encoder_ffn_dim // usual.d_model
     options = {
         "backbone": recipe.backbone,
         "use_pretrained_backbone": recipe.pretrained_backbone,
@@ -157,7 +157,7 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
         **_options(recipe, family),
     }
     try:
-        model = _model_class(family, recipe)(family.load(family.config)(**options))
+        model = family.load_model_class(recipe.masks)(config_class(**options))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise SettingError(f"cannot make this {recipe.model} model: {first_line(error)}") from error
     return model, family.load(family.processor)()
@@ -175,7 +175,7 @@ def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[
         labels = train.labels_in(config.id2label)
     new_classes = {} if labels else _class_names(train)
     try:
-        model = _model_class(family, recipe).from_pretrained(
+        model = family.load_model_class(recipe.masks).from_pretrained(
             name, ignore_mismatched_sizes=True, **new_classes, **_options(recipe, family)
         )
     except CheckpointError:
@@ -193,14 +193,6 @@ def _same_classes(id2label: Mapping[int, str], train: DetectionDataset) -> bool:
 
 def _class_names(train: DetectionDataset) -> dict[str, Any]:
     return {"id2label": train.id2label, "label2id": {name: i for i, name in train.id2label.items()}}
-
-
-def _model_class(family: Family, recipe: TrainingRecipe) -> Any:
-    if not recipe.masks:
-        return family.load(family.detector)
-    if family.segmenter is None:
-        raise SettingError("this family has no models with masks; leave out --masks, or use DETR")
-    return family.load(family.segmenter)
 
 
 def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from detrkit.common.errors import SettingError
 from detrkit.common.text import did_you_mean
+from detrkit.families import FAMILIES
 
 DATA, MODEL, OPTIMISATION, RUN = "Data", "Model", "Optimisation", "Run"
 
@@ -55,7 +56,7 @@ class TrainingRecipe:
     model: str = field(
         metadata=_option(
             "Checkpoint to fine-tune: Hub id, folder, or a name from: detrkit models. With --from-scratch a "
-            "family: detr, conditional-detr or deformable-detr.",
+            f"family: {' or '.join(family.option_name for family in FAMILIES.values())}.",
             MODEL,
         )
     )

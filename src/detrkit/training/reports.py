@@ -10,10 +10,10 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
-from detrkit.checkpoints.registry import FAMILY_TITLES
 from detrkit.common.files import atomic_file
 from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.charts import write_csv
+from detrkit.families import FAMILIES
 from detrkit.processing.images import load_image
 from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
@@ -182,7 +182,7 @@ def model_card(
     return _CARD.format(
         front_matter=front_matter.to_yaml(),
         title=title,
-        family=FAMILY_TITLES[config.model_type],
+        family=FAMILIES[config.model_type].title,
         backbone=config.backbone or config.backbone_config.model_type,
         num_labels=len(names),
         names=", ".join(names[:20]) + (", ..." if len(names) > 20 else ""),
