@@ -315,6 +315,11 @@ def test_results_that_cannot_be_used(results, message: str) -> None:
         evaluate_results(ground_truth(), results)
 
 
+def test_images_to_compare_must_be_in_the_ground_truth() -> None:
+    with pytest.raises(AnnotationError, match="no image 7"):
+        evaluate_results(ground_truth(), perfect_results(), image_ids=[1, 9, 7])
+
+
 def test_masks_need_segmentations() -> None:
     truth = ground_truth()
     del truth["annotations"][1]["segmentation"]

@@ -124,6 +124,14 @@ def test_groups_are_filled_where_the_company_is_near() -> None:
     assert [len(group) for group in run.groups] == [4, 4, 4, 4]
 
 
+def test_the_group_of_the_first_item_in_line_runs_when_too_many_wait() -> None:
+    run = Group()
+    kinds = "zyzabcdefghij"  # 12 of them, four groups' worth, wait before "j" comes
+    items = [(kind, number) for number, kind in enumerate(kinds)]
+    assert list(run_in_groups(items, run, lambda item: item[0], 3)) == list(range(13))
+    assert [[number for _, number in group] for group in run.groups][:3] == [[0, 2], [1], [3]]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's process files")
 def test_memory_does_not_grow_with_the_number_of_images(tiny_detr: Path) -> None:

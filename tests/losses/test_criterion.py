@@ -245,6 +245,28 @@ def test_layers_and_images_together_lose_what_they_lose_alone(config, counts):
     torch.testing.assert_close(terms["loss_bbox"], distance / max(1, sum(counts)))
 
 
+@pytest.mark.parametrize("counts", [(3, 2), (9, 7)], ids=["fewer targets than queries", "more"])
+def test_mask_losses_are_of_the_last_layers_matches(counts):
+    logits, boxes = layered_predictions(2)
+    generator = torch.Generator().manual_seed(2)
+    masks = torch.randn(2, 5, 4, 6, generator=generator)  # of the last layer's queries
+    targets = targets_of(*counts)
+    for target in targets:
+        target["masks"] = torch.rand(len(target["boxes"]), 4, 6, generator=generator) > 0.5
+    asked = []
+
+    def predict_masks(image, query):
+        asked.append(query)
+        return masks[image, query]
+
+    _, terms = detection_loss(logits, boxes, targets, CONFIG, predict_masks)
+    _, alone = detection_loss(logits[1:], boxes[1:], targets, CONFIG, predict_masks)
+    first = match(logits, boxes, PackedTargets(targets, logits.device), 1, 5, 2, focal=False).query[0]
+    assert asked[0].tolist() == asked[1].tolist() != first.tolist()
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(terms[name], alone[name])
+
+
 def test_class_error_is_the_share_of_wrong_classes_among_matched_queries_of_the_last_layer():
     targets = targets_of(2, 2)
     boxes = torch.stack([t["boxes"] for t in targets])[None].repeat(2, 1, 1, 1)

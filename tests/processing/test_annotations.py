@@ -246,6 +246,11 @@ def test_boxes_around_empty_masks_are_zero():
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
 
 
+@pytest.mark.parametrize("size", [(0, 6), (5, 0), (0, 0)])
+def test_boxes_around_masks_without_area_are_zero(size):
+    assert boxes_of_masks(torch.zeros(2, *size, dtype=torch.bool)).tolist() == [[0, 0, 0, 0]] * 2
+
+
 def test_run_lengths_of_real_crowds_fill_their_boxes():
     crowds = [a for case in IMAGES for a in case.target()["annotations"] if a["iscrowd"]]
     assert crowds

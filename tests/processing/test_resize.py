@@ -100,6 +100,19 @@ def test_sizes_for_an_image_of_200_by_100(size, expected):
     assert size_for(200, 100, size) == expected
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"longest_edge": 10},
+        {"shortest_edge": 1, "longest_edge": 10},
+        {"max_height": 10, "max_width": 10},
+    ],
+)
+def test_every_form_of_the_size_leaves_a_thin_image_one_pixel(size):
+    assert size_for(1, 1000, size) == (1, 10)
+    assert size_for(1000, 1, size) == (10, 1)
+
+
 def test_filters_by_number_and_by_torchvisions_name():
     assert pillow_filter(3) is PIL.Image.Resampling.BICUBIC
     assert pillow_filter("bilinear") is PIL.Image.Resampling.BILINEAR

@@ -248,6 +248,12 @@ def test_a_map_of_things_takes_the_place_of_cocos(tmp_path):
         DetrImageProcessor(is_thing_map=[1, 2])
 
 
+def test_a_label_that_a_map_of_things_leaves_out_is_a_thing():
+    outputs = outputs_of([120, 120, 7, 7], quarters())
+    segments = DetrImageProcessor().panoptic_maps(outputs, [(8, 8)], is_thing_map={120: False})[0][1]
+    assert [(s["category_id"], s["isthing"]) for s in segments] == [(120, False), (7, True), (7, True)]
+
+
 def test_the_mask_threshold_is_one_of_probability_alone():
     masks = quarters()
     masks[masks > 0] = float(torch.logit(torch.tensor(0.55)))
@@ -265,6 +271,7 @@ def test_instances_leave_the_background_and_the_weaker_of_two_out():
     outputs = outputs_of([1, 2, 3], masks, [0.7, 0.9, 0.9])
     result = DetrImageProcessor().post_process_instance_segmentation(outputs, target_sizes=[(8, 8)])[0]
     assert [(s["id"], s["label_id"], s["area"]) for s in result["segments_info"]] == [(1, 2, 16), (2, 3, 16)]
+    assert [s["was_fused"] for s in result["segments_info"]] == [False, False]
     assert result["segmentation"].dtype == torch.int32
     assert result["segmentation"][0, 7] == 0
     runs = DetrImageProcessor().post_process_instance_segmentation(outputs, return_coco_annotation=True)[0]

@@ -271,7 +271,6 @@ def evaluate_results(
     detections = truth.loadRes(found)
     evaluator = evaluator_class(truth, detections, iou_type)
     evaluator.evaluate()
-    evaluator.accumulate()
 
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     numbers = np.zeros(len(evaluator.params.catIds), dtype=int)

@@ -92,7 +92,8 @@ def match(
     class_cost: float,
     bbox_cost: float,
     giou_cost: float,
-    focal: bool = False,
+    *,
+    focal: bool,
 ) -> Matches:
     """Assigns each target one query at the least total cost, for each layer and image on its own.
 

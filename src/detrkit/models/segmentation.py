@@ -94,7 +94,7 @@ class SegmentationModel(ModelWithHeads):
         """
         features, masks_of = self.features(pixel_values, pixel_mask)
         found = self.detector.read(features)
-        rows = best_queries(self.object_scores(found["logits"].float()), threshold)
+        rows = best_queries(self.object_scores(found["logits"].float()), threshold, at_least=0)
         return SegmentationOutput(
             logits=gather_rows(found["logits"], rows),
             pred_boxes=gather_rows(found["pred_boxes"], rows),
@@ -127,7 +127,7 @@ class SegmentationModel(ModelWithHeads):
         return features, masks_of
 
 
-def best_queries(scores: Tensor, threshold: float | Tensor, at_least: int = 0) -> Tensor:
+def best_queries(scores: Tensor, threshold: float | Tensor, at_least: int) -> Tensor:
     """The queries that score above a threshold, and as many for each image.
 
     Args:
