@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
 from detrkit.checkpoints.cost import Cost, count_cost
 from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 from detrkit.common.files import atomic_file
-from detrkit.hub.cards import FACTS_FILE, Speed, read_facts, released_card
-from detrkit.hub.cards_bundled import IMAGE_SIZE, bundled_card
+from detrkit.hub.card_facts import FACTS_FILE, Speed, read_facts
+from detrkit.hub.card_released import released_card
+from detrkit.hub.card_trained import IMAGE_SIZE, bundled_card
 from detrkit.processing.resize import size_for
 
 CARDS = Path(__file__).parent
@@ -38,13 +38,13 @@ def all_cards() -> dict[str, str]:
 
 def count(name: str) -> Cost:
     """Counts what a released checkpoint or a bundled model costs."""
+    from detrkit.checkpoints.loading import load_pretrained
     from detrkit.conversion.convert import released_model
 
     if name in REGISTRY:
         return count_cost(*released_model(REGISTRY[name]))
-    config = DeformableDetrConfig.from_pretrained(BUNDLED[name])
-    processor = DeformableDetrImageProcessor.from_pretrained(BUNDLED[name])
-    return count_cost(DeformableDetrForObjectDetection, config, size_for(*IMAGE_SIZE, processor.size))
+    model, processor = load_pretrained(str(BUNDLED[name]), None)
+    return count_cost(type(model), model.config, size_for(*IMAGE_SIZE, processor.size))
 
 
 def read_speeds(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:

@@ -59,6 +59,7 @@ class Family:
         repository: Address of the original implementation.
         description: How the model works, for model cards.
         published_training: How the released checkpoints were trained, for model cards.
+        published_mask_training: How those with masks were trained.
     """
 
     model_type: str
@@ -74,6 +75,7 @@ class Family:
     repository: str
     description: str
     published_training: str
+    published_mask_training: str = ""
 
     @property
     def option_name(self) -> str:
@@ -180,6 +182,12 @@ dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 dist
 generalised IoU of the boxes, after every decoder layer; *no object* counts a tenth of a class. The published
 numbers are those of 500 epochs. For a shorter schedule of 300 epochs the authors state 16 V100 GPUs, three
 days and 64 images a batch; hardware and time of the 500 are not known.""",
+        published_mask_training="""\
+First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5) and
+weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of the
+classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder layer;
+*no object* counts a tenth of a class. Then the mask head on the frozen detector, with a focal and a Dice loss
+of the masks. Epochs, hardware and time of this checkpoint's training are not known.""",
     ),
     Family(
         model_type="conditional_detr",

@@ -17,10 +17,14 @@ from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 from detrkit.conversion.convert import released_architecture
 from detrkit.errors import CheckpointError
 from detrkit.evaluation.coco import STATISTICS
-from detrkit.hub.cards import Facts, Speed, read_facts, released_card
-from detrkit.hub.cards_bundled import bundled_card
+from detrkit.hub.card_facts import Facts, Speed, read_facts
+from detrkit.hub.card_released import converted_card, released_card
+from detrkit.hub.card_trained import bundled_card, trained_card
+from detrkit.hub.cards import plain_card
+from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.training.recipe import TrainingRecipe
 from tests.conftest import make_tiny_detr
+from tests.models.tiny import tiny_config
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 SECTIONS = (
@@ -52,8 +56,8 @@ def load_generator():
 generate = load_generator()
 
 
-def card_of(name, **options):
-    return released_card(REGISTRY[name], read_facts(name), **options)
+def card_of(name):
+    return released_card(REGISTRY[name], read_facts(name))
 
 
 def blocks(text, language):
@@ -193,7 +197,8 @@ def test_measured_speeds_have_rows_and_those_that_are_not_have_none(tmp_path):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_converted_release_gets_the_same_card_under_its_own_name(name):
     entry = REGISTRY[name]
-    text = card_of(name, title="mine", source="file.pth", architecture=released_architecture(entry))
+    architecture = released_architecture(entry)
+    text = converted_card(entry, read_facts(name), "mine", "file.pth", architecture, released=True)
     assert "# mine\n" in text
     assert "weights are those of `file.pth`" in text.replace("\n", " ")
     assert "hold here only if `file.pth` is that file" in text.replace("\n", " ")
@@ -205,21 +210,11 @@ def test_a_converted_release_gets_the_same_card_under_its_own_name(name):
     assert f"| {read_facts(name).cost.macs / 1e9:.1f} G |" in text
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_labels": 4},
-        {"num_queries": 50},
-        {"position_embedding_type": "learned"},
-        {"d_model": 128},
-        {"decoder_layers": 3},
-    ],
-)
-def test_nothing_is_claimed_for_tensors_that_cannot_be_the_released_ones(change):
+def test_nothing_is_claimed_for_tensors_that_cannot_be_the_released_ones():
     entry = REGISTRY["detr-resnet-50"]
-    architecture = replace(released_architecture(entry), **change)
+    architecture = replace(released_architecture(entry), num_labels=4)
     cost = Cost(parameters=7_000_000, macs=0, sampling_macs=0, bytes=0, height=800, width=1066)
-    text = released_card(entry, Facts(cost=cost), title="mine", source="file.pth", architecture=architecture)
+    text = converted_card(entry, Facts(cost=cost), "mine", "file.pth", architecture, released=False)
     assert "AP" not in text
     assert not any(word in text for word in ("42.0", "41 M", "COCO", "Flickr", "V100"))
     assert "| parameters | 7.0 M |\n" in text
@@ -270,6 +265,54 @@ def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
     assert "12 object queries and 4 classes" in text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results}["AP"] == 0.4567
     assert "None" not in text
+
+
+def trained(**recipe):
+    """The card of a model that ``detrkit train`` just made."""
+    options = {"epochs": 12, "output": "somewhere/mine", "model": "facebook/detr-resnet-50", **recipe}
+    data = ("train_images", "train_annotations", "val_images", "val_annotations")
+    config = tiny_config(DetrConfig, num_labels=2, id2label={0: "disc", 1: "square"}).to_dict()
+    row = {"epoch": 7.0, "AP": 0.4567, "AP50": 0.5, "APsmall": -1, "loss": 3.0}
+    fields = TrainingRecipe(**options, **dict.fromkeys(data, "x")).to_dict()
+    return ModelCard(trained_card("mine", config, fields, row, dataset="val.json", images=20))
+
+
+def test_the_card_of_a_fine_tuned_model_says_what_was_measured_and_how_it_was_trained():
+    card = trained()
+    text = card.text.replace("\n", " ")
+    assert "DETR for 2 classes, trained with `detrkit train`." in text
+    assert "2 classes: disc, square." in text
+    assert "On `val.json` (20 images), in percent:  | AP | AP50 | | :--- | ---: | | 45.7 | 50.0 |" in text
+    assert "From `facebook/detr-resnet-50` with `detrkit train`, 12 epochs of batches of 4 images" in text
+    assert "AdamW with a learning rate of 0.0001" in text
+    assert "after epoch 7, the best" in text
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {"AP": 0.4567, "AP50": 0.5}
+    assert card.data.base_model == "facebook/detr-resnet-50"
+    assert card.data.license is None  # whoever trained it decides
+    assert "None" not in text
+
+
+def test_the_card_of_a_fine_tuned_model_does_not_name_local_folders(tmp_path):
+    start = tmp_path / "earlier"
+    start.mkdir()
+    card = trained(model=str(start))
+    assert "From `earlier` with" in card.text.replace("\n", " ")
+    assert str(tmp_path) not in card.content
+    assert card.data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({}, "From random weights"), ({"pretrained_backbone": True}, "From an ImageNet backbone")],
+)
+def test_the_card_of_a_model_trained_from_scratch_says_so(options, text):
+    assert text in trained(model="detr", from_scratch=True, **options).text
+
+
+def test_a_model_on_the_hub_is_loaded_by_its_whole_name():
+    card = plain_card({"model_type": "detr", "id2label": {"0": "cat"}}, "me/my-detr")
+    assert "# my-detr\n" in card
+    assert 'Detector.from_pretrained("me/my-detr")' in card
 
 
 def test_the_snippets_of_the_bundled_models_card_run(

@@ -20,7 +20,9 @@ from detrkit.conversion.labels import label_names
 from detrkit.conversion.original import Architecture, check_fits, hub_state_dict, read_architecture
 from detrkit.conversion.reading import read_checkpoint
 from detrkit.families import FAMILIES
-from detrkit.hub.cards import Facts, backbone_title, looks_released, read_facts, released_card
+from detrkit.hub.card_facts import Facts, read_facts
+from detrkit.hub.card_released import converted_card
+from detrkit.hub.cards import backbone_title
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.processing.annotations import COCO_PANOPTIC
@@ -72,14 +74,10 @@ def convert_checkpoint(
     model.eval()
 
     output = Path(output)
-    released = looks_released(entry, architecture)
-    card = released_card(
-        entry,
-        read_facts(entry.name) if released else Facts(cost=_count_cost(model)),
-        title=output.resolve().name,
-        source=Path(checkpoint).name,
-        architecture=architecture,
-    )
+    released = architecture == released_architecture(entry)
+    facts = read_facts(entry.name) if released else Facts(cost=_count_cost(model))
+    title, file = output.resolve().name, Path(checkpoint).name
+    card = converted_card(entry, facts, title, file, architecture, released=released)
     with atomic_folder(output) as folder:
         _write(folder, model, processor, card)
         if verify:

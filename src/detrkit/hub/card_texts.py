@@ -1,71 +1,104 @@
-"""What the model cards say in words: of each family, of its variants, of COCO. Cards wrap it anew."""
+"""The fixed texts of model cards that belong to no single family. Cards rewrap their lines."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 DC5 = """\
 *DC5* means that the backbone's last stage keeps the resolution of the one before, by dilated instead of
-strided convolutions: its map has four times as many places. That finds more small objects and costs
+strided convolutions: its map has four times as many positions. That finds more small objects and costs
 more time and memory."""
 
 MULTI_SCALE = """\
 The encoder works on four maps together: those of the backbone's last three stages, and a coarser one
-made from the last. Small objects are found in the fine maps, large ones in the coarse."""
+computed from the last. Small objects are found in the fine maps, large ones in the coarse."""
 
 SINGLE_SCALE = "The encoder works on the backbone's last map alone."
 
 BOX_REFINE = "With *box refinement* each decoder layer corrects the boxes of the layer before."
 
 TWO_STAGE = """\
-In this *two-stage* model the object queries are not learned: the encoder proposes a box at every place
+In this *two-stage* model the object queries are not learned: the encoder proposes a box at every position
 of its maps, and the best-scored ones become the queries of the decoder."""
 
 PANOPTIC = """\
 A mask head on top of the detector gives each query a mask. The boxes are those of things (objects that
-can be counted) and of stuff (sky, road, wall); merging the masks by score gives every pixel to one
+can be counted) and of stuff (sky, road, wall); merging the masks by score assigns every pixel to one
 segment, which is a panoptic segmentation."""
-
-COCO_DETECTION = """\
-The 2017 training split of [COCO](https://cocodataset.org): 118,287 photographs from Flickr with boxes
-for objects of 80 everyday categories. The annotations are CC BY 4.0; each photograph has a licence of
-its own. COCO's category ids have gaps, and the model predicts the ids as they are: of its 91 outputs 80
-are used. The backbone started from weights trained on ImageNet."""
-
-COCO_PANOPTIC = """\
-The 2017 training split of [COCO](https://cocodataset.org) with panoptic annotations: 118,287
-photographs from Flickr in which every segment of 80 categories of things and 53 of stuff is marked. The
-annotations are CC BY 4.0; each photograph has a licence of its own. COCO's category ids have gaps, and
-the model predicts the ids as they are: of its 250 outputs 133 are used. The backbone started from
-weights trained on ImageNet."""
-
-PANOPTIC_TRAINING = """\
-First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5)
-and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of
-the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder
-layer; *no object* counts a tenth of a class. Then the mask head on the frozen detector, with a focal and a
-Dice loss of the masks. Epochs, hardware and time of this checkpoint's training are not known."""
 
 AUGMENTATION = """\
 In training, images were flipped at random and, with equal chance, either resized to a shorter side of
 480 to 800 pixels (longer side at most 1333), or resized to 400, 500 or 600, cropped to a region of 384
 to 600 pixels a side and resized again."""
 
-COCO_USES = {
-    "detection": """\
-For finding everyday objects of COCO's 80 categories in photographs, for comparing methods with a
-published baseline, and as the start of fine-tuning to other classes (`detrkit train`).""",
-    "panoptic": """\
-For dividing photographs into COCO's 133 categories of things and stuff, for comparing methods with a
-published baseline, and as the start of fine-tuning to other classes (`detrkit train --masks`).""",
-}
-
 OTHER_USES = (
-    "For finding the classes that it was trained for, and as the start of fine-tuning (`detrkit train`)."
+    "For detecting the classes that it was trained for, and as the start of fine-tuning (`detrkit train`).",
+    "How well it works has to be measured on your own images (`detrkit evaluate`).",
 )
 
-COCO_LIMITS = """\
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """The data set that released checkpoints were trained and measured on.
+
+    Attributes:
+        dataset: Its name in the Hub's front matter.
+        title: Name of the split that the numbers are of.
+        uses: What a model trained on it is for, and where its limits are.
+        data: Training data, and what is measured on.
+        images: Number and name of the images that the published numbers are of.
+        options: Those of ``detrkit evaluate``.
+    """
+
+    dataset: str
+    title: str
+    uses: tuple[str, ...]
+    data: str
+    images: str
+    options: str
+
+
+_COCO_LIMITS = """\
 It knows no other classes, and photographs unlike COCO's (drawings, aerial or medical images, night,
 fisheye lenses) were not tested. People and objects that are rare on Flickr are rare in its training;
-how well it works for different groups of people has not been measured. Do not let it alone decide
-anything that matters to somebody, and do not use it to watch people."""
+how well it works for different groups of people has not been measured. Do not base decisions that affect
+people on it alone, and do not use it for surveillance."""
 
-OTHER_LIMITS = "How well it works has to be measured on your own images (`detrkit evaluate`)."
+_COCO_DETECTION = Benchmark(
+    dataset="coco",
+    title="COCO 2017 (val)",
+    uses=(
+        "For detecting everyday objects of COCO's 80 categories in photographs, for comparing methods with a "
+        "published baseline, and as the start of fine-tuning to other classes (`detrkit train`).",
+        _COCO_LIMITS,
+    ),
+    data="""\
+The 2017 training split of [COCO](https://cocodataset.org): 118,287 photographs from Flickr with boxes
+for objects of 80 everyday categories. The annotations are CC BY 4.0; each photograph has a licence of
+its own. COCO's category ids have gaps, and the model predicts the ids as they are: of its 91 outputs 80
+are used. The backbone started from weights trained on ImageNet.""",
+    images="the 5,000 images of COCO's 2017 validation split",
+    options="--images val2017 --annotations instances_val2017.json",
+)
+
+_COCO_PANOPTIC = Benchmark(
+    dataset="coco",
+    title="COCO 2017 (val)",
+    uses=(
+        "For segmenting photographs into COCO's 133 categories of things and stuff, for comparing methods "
+        "with a published baseline, and as the start of fine-tuning to other classes (`detrkit train "
+        "--masks`).",
+        _COCO_LIMITS,
+    ),
+    data="""\
+The 2017 training split of [COCO](https://cocodataset.org) with panoptic annotations: 118,287
+photographs from Flickr in which every segment of 80 categories of things and 53 of stuff is annotated. The
+annotations are CC BY 4.0; each photograph has a licence of its own. COCO's category ids have gaps, and
+the model predicts the ids as they are: of its 250 outputs 133 are used. The backbone started from
+weights trained on ImageNet.""",
+    images="the 5,000 images of COCO's 2017 validation split",
+    options="--images val2017 --annotations panoptic_val2017.json --panoptic-dir panoptic_val2017",
+)
+
+#: Task of a released checkpoint -> what it was measured on.
+BENCHMARKS = {"detection": _COCO_DETECTION, "panoptic": _COCO_PANOPTIC}

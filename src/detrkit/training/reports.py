@@ -1,4 +1,4 @@
-"""What a run leaves beside the model: table, curves, a sheet of predictions, and the model card."""
+"""What a run leaves beside the model: table, curves, and a sheet of predictions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import EvalResult, ModelCardData
 from PIL import Image
 
 from detrkit.common.files import atomic_file
 from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.charts import write_csv
-from detrkit.families import FAMILIES
 from detrkit.processing.images import load_image
 from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
-from detrkit.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,50 +22,14 @@ if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
 
 METRICS_FILE, LOSS_FILE, AP_FILE = "metrics.csv", "loss.png", "ap.png"
-PREDICTIONS_FILE, CARD_FILE = "predictions.png", "README.md"
+PREDICTIONS_FILE = "predictions.png"
 
 _DPI = 120
 _CURVES = ("PQ", "PQthings", "PQstuff", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
-_CARD_NUMBERS = ("PQ", "SQ", "RQ", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR100")
-_METRIC_TYPES = {"AP": "mAP", "PQ": "pq"}
 _SHEET_IMAGES = 4
 _SHEET_THRESHOLD = 0.5
 _TILE = 480  # pixels; width of a picture on the sheet
 _GAP = 8  # pixels
-
-_CARD = """\
----
-{front_matter}
----
-
-# {title}
-
-{family} with a {backbone} backbone for {num_labels} classes: {names}. Trained with \
-[detrkit](https://pypi.org/project/detrkit/) {origin}.
-
-## Results
-
-On `{dataset}` ({images} images), after epoch {epoch:.0f}:
-
-| {headings} |
-|{rules}
-| {numbers} |
-
-## How to use
-
-```python
-from detrkit import Detector
-
-detector = Detector.from_pretrained("{title}")  # the folder this card lies in
-detections = detector("photo.jpg")
-```
-
-or `detrkit detect photo.jpg --model {title}`.
-
-## Training
-
-All options are in `recipe.json`, the course of the run in `metrics.csv`, `loss.png` and `ap.png`.
-"""
 
 
 def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str) -> None:
@@ -142,68 +103,6 @@ def save_predictions(sheet: Image.Image, folder: Path) -> None:
     """Writes the sheet of predictions."""
     with atomic_file(folder / PREDICTIONS_FILE) as temporary:
         sheet.save(temporary)
-
-
-def model_card(
-    config: Any, recipe: TrainingRecipe, dataset: DetectionDataset, row: Mapping[str, float]
-) -> str:
-    """The card of a trained model, its measured numbers in the ``model-index`` too.
-
-    Args:
-        config: The model's configuration.
-        recipe: How it was trained.
-        dataset: What it was evaluated on.
-        row: The evaluation of the model that is saved, a row of the log.
-    """
-    title = recipe.output.resolve().name
-    numbers = {name: row[name] for name in _CARD_NUMBERS if row.get(name, -1) >= 0}
-    task = "image-segmentation" if recipe.masks else "object-detection"
-    source = Path(dataset.source).name
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type="coco-format",
-            dataset_name=source,
-            metric_type=_METRIC_TYPES.get(name, name.lower()),
-            metric_name=name,
-            metric_value=round(value, 4),
-        )
-        for name, value in numbers.items()
-    ]
-    front_matter = ModelCardData(
-        model_name=title,
-        library_name="detrkit",
-        pipeline_tag=task,
-        tags=[task, "vision", config.model_type.replace("_", "-")],
-        base_model=recipe.model if _is_hub_id(recipe) else None,
-        eval_results=results,
-    )
-    names = list(config.id2label.values())
-    return _CARD.format(
-        front_matter=front_matter.to_yaml(),
-        title=title,
-        family=FAMILIES[config.model_type].title,
-        backbone=config.backbone or config.backbone_config.model_type,
-        num_labels=len(names),
-        names=", ".join(names[:20]) + (", ..." if len(names) > 20 else ""),
-        origin="from scratch" if recipe.from_scratch else f"from `{recipe.model}`",
-        dataset=source,
-        images=len(dataset),
-        epoch=row["epoch"],
-        headings=" | ".join(numbers),
-        rules=" ---: |" * len(numbers),
-        numbers=" | ".join(f"{100 * value:.1f}" for value in numbers.values()),
-    )
-
-
-def save_card(text: str, folder: Path) -> None:
-    """Writes the card."""
-    with atomic_file(folder / CARD_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _is_hub_id(recipe: TrainingRecipe) -> bool:
-    return not recipe.from_scratch and "/" in recipe.model and not Path(recipe.model).exists()
 
 
 def _tile(picture: Image.Image) -> Image.Image:

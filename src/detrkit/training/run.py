@@ -23,6 +23,7 @@ from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
 from detrkit.engines.allocator import keep_memory
 from detrkit.evaluation import evaluate_detector
+from detrkit.hub.card_trained import trained_card
 from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
 from detrkit.inference.detector import Detector
 from detrkit.training import preparation
@@ -30,13 +31,7 @@ from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
 from detrkit.training.recipe import TrainingRecipe
-from detrkit.training.reports import (
-    draw_predictions,
-    model_card,
-    save_card,
-    save_predictions,
-    write_reports,
-)
+from detrkit.training.reports import draw_predictions, save_predictions, write_reports
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
 
 logger = logging.getLogger("detrkit")
@@ -213,13 +208,21 @@ def _save_best(
 ) -> None:
     """Writes the model that was just evaluated, with its processor and card."""
     model = trainer.best_weights
+    card = trained_card(
+        recipe.output.resolve().name,
+        model.config.to_dict(),
+        recipe.to_dict(),
+        rows[-1],
+        dataset=Path(dataset.source).name,
+        images=len(dataset),
+    )
     with atomic_folder(recipe.output) as folder:
         try:
             model.save_pretrained(folder)
         except SafetensorError as error:  # such as a full disk
             raise OSError(str(error)) from error
         trainer.processing_class.save_pretrained(folder)
-        save_card(model_card(model.config, recipe, dataset, rows[-1]), folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:

@@ -1,0 +1,286 @@
+"""The card of a released checkpoint, and of a checkpoint that was converted as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from detrkit.checkpoints.registry import ReleasedCheckpoint
+from detrkit.families import FAMILIES
+from detrkit.hub.card_facts import Facts
+from detrkit.hub.card_texts import AUGMENTATION, BENCHMARKS
+from detrkit.hub.cards import (
+    Card,
+    Results,
+    backbone_title,
+    common_failures,
+    percent,
+    resize_text,
+    table,
+    variant_texts,
+)
+
+if TYPE_CHECKING:
+    from detrkit.conversion.original import Architecture
+
+# Seconds or images a second on a V100, as the authors' READMEs have them.
+_PUBLISHED_SPEEDS = {
+    "detr-resnet-50": "0.036 s an image",
+    "detr-resnet-50-dc5": "0.083 s an image",
+    "detr-resnet-101": "0.050 s an image",
+    "detr-resnet-101-dc5": "0.097 s an image",
+    "deformable-detr-single-scale": "27.0 images a second",
+    "deformable-detr-single-scale-dc5": "22.1 images a second",
+    "deformable-detr": "15.0 images a second",
+    "deformable-detr-with-box-refine": "15.0 images a second",
+    "deformable-detr-with-box-refine-two-stage": "14.5 images a second",
+}
+
+# AP50 and AP75, which the authors give for one checkpoint only.
+_PUBLISHED_THRESHOLDS = {"detr-resnet-50": {"AP50": 62.3, "AP75": 44.3}}
+
+# The detections that the cards on the Hub give for COCO image 39769: threshold, then name, score and box.
+_KNOWN_IMAGE = "http://images.cocodataset.org/val2017/000000039769.jpg"
+_KNOWN_OUTPUTS = {
+    "detr-resnet-101": (
+        0.9,
+        (
+            ("cat", 0.998, (344.06, 24.85, 640.34, 373.74)),
+            ("remote", 0.997, (328.13, 75.93, 372.81, 187.66)),
+            ("remote", 0.997, (39.34, 70.13, 175.56, 118.78)),
+            ("cat", 0.998, (15.36, 51.75, 316.89, 471.16)),
+            ("couch", 0.995, (-0.19, 0.71, 639.73, 474.17)),
+        ),
+    ),
+    "conditional-detr-resnet-50": (
+        0.7,
+        (
+            ("remote", 0.833, (38.31, 72.1, 177.63, 118.45)),
+            ("cat", 0.831, (9.2, 51.38, 321.13, 469.0)),
+            ("cat", 0.804, (340.3, 16.85, 642.93, 370.95)),
+        ),
+    ),
+}
+
+
+def released_card(entry: ReleasedCheckpoint, facts: Facts) -> str:
+    """The card of a released checkpoint.
+
+    Args:
+        entry: The released checkpoint.
+        facts: What was counted and measured of it.
+    """
+    get = [] if entry.hub_id else _conversion(entry)
+    source = f"[this file]({entry.url})"
+    return _released(entry, facts, entry.name, entry.hub_id or entry.name, source, get).render()
+
+
+def converted_card(
+    entry: ReleasedCheckpoint,
+    facts: Facts,
+    title: str,
+    file: str,
+    architecture: Architecture,
+    *,
+    released: bool,
+) -> str:
+    """The card of a checkpoint that was converted.
+
+    Args:
+        entry: The released checkpoint that it was converted as.
+        facts: What was counted and measured of it.
+        title: Name of the model, usually of its folder.
+        file: Name of the original checkpoint's file.
+        architecture: What the tensors of that file say.
+        released: Whether they can be the released ones. If not, the card claims neither published numbers
+            nor training data for them.
+    """
+    if released:
+        held = f"They hold here only if `{file}` is that file."
+        return _released(entry, facts, title, title, f"`{file}`", held=held).render()
+    family = FAMILIES[entry.family]
+    masks = entry.task == "panoptic"
+    return Card(
+        title=title,
+        model=title,
+        family=family,
+        masks=masks,
+        summary=_summary(entry, f"`{file}`", architecture),
+        variants=variant_texts(family, vars(entry), masks),
+        training=["The data and the training of this checkpoint are not known here."],
+        preprocessing=[_preprocessing("An image is resized as `preprocessor_config.json` says")],
+        result_texts=[
+            "None: the tensors differ in number or size from every released checkpoint of this architecture."
+        ],
+        size=[table(["", "counted by us"], [row[:2] for row in facts.size_rows()])],
+        failures=_failures(entry, architecture.num_queries or entry.num_queries, published=False),
+    ).render()
+
+
+def _released(
+    entry: ReleasedCheckpoint,
+    facts: Facts,
+    title: str,
+    model: str,
+    source: str,
+    get: Iterable[str] = (),
+    held: str = "",
+) -> Card:
+    """What the cards of a release say, be it on the Hub or converted.
+
+    Args:
+        entry: The released checkpoint.
+        facts: What was counted and measured of it.
+        title: Name of the model.
+        model: What the snippets load.
+        source: The original file.
+        get: How to get the model.
+        held: Under which condition the published numbers hold.
+    """
+    family, benchmark, masks = FAMILIES[entry.family], BENCHMARKS[entry.task], entry.task == "panoptic"
+    numbers = _published(entry)
+    return Card(
+        title=title,
+        model=model,
+        family=family,
+        masks=masks,
+        front_matter={"license": "apache-2.0", "datasets": [benchmark.dataset]},
+        results=Results(
+            numbers={name: value / 100 for name, value in numbers.items()},
+            dataset={
+                "dataset_type": benchmark.dataset,
+                "dataset_name": benchmark.title,
+                "dataset_split": "validation",
+                "source_name": "the authors' README",
+                "source_url": family.repository,
+            },
+        ),
+        summary=_summary(entry, source),
+        variants=variant_texts(family, vars(entry), masks),
+        licence="Licence: Apache 2.0.",
+        uses=benchmark.uses,
+        get=list(get),
+        training=[
+            benchmark.data,
+            family.published_mask_training if masks else family.published_training,
+            AUGMENTATION,
+        ],
+        preprocessing=[_preprocessing(resize_text(family.load(family.processor)().size))],
+        result_texts=[*_results(entry, numbers, held), *_reproduction(entry, model)],
+        size=list(_size_and_speed(entry, facts)),
+        failures=_failures(entry, entry.num_queries, published=True),
+    )
+
+
+def _summary(entry: ReleasedCheckpoint, source: str, architecture: Architecture | None = None) -> str:
+    family = FAMILIES[entry.family]
+    labels = architecture.num_labels if architecture else entry.num_labels
+    queries = (architecture.num_queries if architecture else None) or entry.num_queries
+    backbone = f"{backbone_title(entry.backbone)}{' (DC5)' if entry.dilation else ''}"
+    return (
+        f"{family.title} with a {backbone} backbone, {labels} categories and {queries} object queries. The "
+        f"weights are those of {source}, a checkpoint of the [original implementation]({family.repository}); "
+        "detrkit changed their names and their file format, not their values."
+    )
+
+
+def _conversion(entry: ReleasedCheckpoint) -> list[str]:
+    file = entry.url.rsplit("/", 1)[-1]
+    return [
+        f"This checkpoint is not on the Hub. Download [the authors' file]({entry.url}) and convert it:",
+        f"```bash\ndetrkit convert {file} {entry.name} --model {entry.name}\n```",
+    ]
+
+
+def _preprocessing(resized: str) -> str:
+    return (
+        f"{resized}, scaled to [0, 1] and normalised with ImageNet's mean (0.485, 0.456, 0.406) and "
+        "deviation (0.229, 0.224, 0.225) of red, green and blue. Images of a batch are padded on the right "
+        "and at the bottom, and a mask tells the model which pixels are padding."
+    )
+
+
+def _published(entry: ReleasedCheckpoint) -> dict[str, float]:
+    numbers = {
+        "AP": entry.ap,
+        **_PUBLISHED_THRESHOLDS.get(entry.name, {}),
+        "APsmall": entry.ap_small,
+        "APmedium": entry.ap_medium,
+        "APlarge": entry.ap_large,
+        "mask AP": entry.mask_ap,
+        "PQ": entry.pq,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) -> Iterable[str]:
+    yield f"In percent, on {BENCHMARKS[entry.task].images}:"
+    headings = [f"box {name}" if name.startswith("AP") else name for name in numbers]
+    yield table(headings, [[percent(value / 100) for value in numbers.values()]])
+    sizes = (
+        "COCO calls an object small below 32x32 pixels and large above 96x96."
+        if entry.ap_small is not None
+        else "Numbers by size of object were not published."
+    )
+    yield (
+        f"{sizes} These numbers are published, not re-measured: the authors give them for "
+        f"[{entry.name}]({entry.url}). {held} detrkit's tests compare the model with the original "
+        "implementation on equal weights."
+    )
+
+
+def _reproduction(entry: ReleasedCheckpoint, model: str) -> Iterable[str]:
+    yield "To measure them:"
+    yield f"```bash\ndetrkit evaluate --model {model} {BENCHMARKS[entry.task].options}\n```"
+    if entry.name in _KNOWN_OUTPUTS:
+        threshold, found = _KNOWN_OUTPUTS[entry.name]
+        yield (
+            f"For a quick check: in [this image of COCO]({_KNOWN_IMAGE}), 640x480, the card on the Hub lists "
+            f"these detections above {threshold}."
+        )
+        yield table(
+            ["class", "score", "left", "top", "right", "bottom"],
+            [[name, f"{score:.3f}", *(f"{edge:.2f}" for edge in box)] for name, score, box in found],
+        )
+
+
+def _size_and_speed(entry: ReleasedCheckpoint, facts: Facts) -> Iterable[str]:
+    parameters = "" if entry.params is None else f"{entry.params:g} M"
+    cost = "" if entry.gflops is None else f"{entry.gflops:g} G"
+    speed = _PUBLISHED_SPEEDS.get(entry.name, "")
+    rows = facts.size_rows(parameters, cost)
+    rows += [["speed on a V100", "", speed]] if speed else []
+    rows += facts.speed_rows()
+    columns = 3 if parameters or cost or speed else 2
+    headings = ["", "counted or measured by us", "published"]
+    yield table(headings[:columns], [row[:columns] for row in rows])
+    if entry.task == "panoptic":
+        yield "The multiply-adds include a mask for every query; `segment` computes only those that it needs."
+    if cost:
+        yield "The published cost is a mean over COCO's images, which differ in size; ours is for one size."
+
+
+def _failures(entry: ReleasedCheckpoint, queries: int, *, published: bool) -> list[str]:
+    small = (
+        f"**Small objects**: its AP is {entry.ap_small} for them and {entry.ap_large} for large ones."
+        if published and entry.ap_small is not None
+        else "**Small objects** are found less often than large ones."
+    )
+    padding = (
+        "DC5 models of DETR lose about 10 AP when images of different shapes are padded into a batch of two; "
+        "for other families the loss is not known. Use batches of one image, or of images of one shape, as "
+        "`Detector` does."
+        if entry.dilation
+        else "images that are padded into a batch with larger ones give slightly other scores than alone. "
+        "`Detector` batches only images of one shape."
+    )
+    coarse = (
+        "**Thin and tiny segments**: masks are predicted at a quarter of the image's resolution and "
+        "enlarged; wires, poles and borders come out coarse."
+    )
+    return [
+        f"{small} Cut very large images into parts.",
+        *common_failures(FAMILIES[entry.family], queries),
+        f"**Padding**: {padding}",
+        *([coarse] if entry.task == "panoptic" else []),
+    ]
