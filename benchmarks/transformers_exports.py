@@ -55,11 +55,11 @@ def make(settings: Settings) -> Side:
     """The side: ``settings.model`` is a folder that ``export`` wrote."""
     import transformers
 
-    from detrkit.checkpoints.loading import find_classes
+    from detrkit.checkpoints.loading import read_model_files
 
     folder = Path(settings.model)
     original = (folder / "model.txt").read_text(encoding="utf-8")
-    family, _ = find_classes(original, None)
+    family = read_model_files(original).family
     processor = getattr(transformers, family.processor).from_pretrained(original)
     run = runtime(settings.engine).load(folder / "model.onnx")
 

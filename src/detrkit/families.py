@@ -7,6 +7,7 @@ imports neither torch nor Transformers; classes are imported by :meth:`Family.lo
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,6 +250,14 @@ after every decoder layer. Hardware and time of the training are not known.""",
 
 #: Every family by its ``model_type``.
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
+
+
+def has_masks(config: Mapping[str, Any]) -> bool | None:
+    """Whether a config.json is that of a model with masks; None if it does not name the model's class."""
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures[:100]):
+        return None
+    return any("Segmentation" in architecture for architecture in architectures)
 
 
 def family_of(model_type: str | None, where: str) -> Family:

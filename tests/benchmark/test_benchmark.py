@@ -15,7 +15,7 @@ from detrkit.benchmark.report import append_csv, make_rows
 from detrkit.benchmark.sides import Settings, detrkit_side, transformers_side
 from detrkit.benchmark.turns import Times, disagreement, in_turns
 from detrkit.checkpoints.cost import Cost
-from detrkit.checkpoints.loading import find_classes
+from detrkit.checkpoints.loading import read_model_files
 from detrkit.errors import CheckpointError, DetrkitError
 
 
@@ -121,6 +121,6 @@ def test_random_weights_need_a_released_architecture(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_released_architecture_with_random_weights_is_a_model_folder(tmp_path: Path) -> None:
     save_random("deformable-detr", tmp_path, num_queries=20)
-    family, name = find_classes(str(tmp_path), None)
-    assert name == "DeformableDetrForObjectDetection"
-    assert family.load(family.config).from_pretrained(tmp_path).num_queries == 20
+    files = read_model_files(str(tmp_path))
+    assert files.model_class == "DeformableDetrForObjectDetection"
+    assert files.config.num_queries == 20

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from detrkit.checkpoints.loading import find_classes, read_processor
+from detrkit.checkpoints.loading import read_model_files
 from detrkit.conversion.reading import read_checkpoint
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
@@ -253,8 +253,7 @@ def config(data: bytes) -> None:
     (model / "preprocessor_config.json").write_bytes(
         json.dumps(processing).encode() if first else json_text(processing, rest)
     )
-    family, _ = find_classes(str(model), None)
-    processor = read_processor(family, str(model), None)
+    processor = read_model_files(str(model)).load_processor()
     processor(images=[Image.new("RGB", (12, 9))], return_tensors="pt")
 
 

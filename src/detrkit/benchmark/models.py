@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.checkpoints.cost import Cost, count_cost
-from detrkit.checkpoints.loading import find_classes
+from detrkit.checkpoints.loading import read_model_files
 from detrkit.checkpoints.registry import find_checkpoint
 from detrkit.common.errors import DetrkitError
 
@@ -51,9 +51,8 @@ def cost_of(model: str, size: tuple[int, int]) -> Cost:
         model: Hub id or folder.
         size: Height and width of the image in pixels.
     """
-    family, name = find_classes(model, None)
-    config = family.load(family.config).from_pretrained(model)
-    return count_cost(family.load(name), config, size)
+    files = read_model_files(model)
+    return count_cost(files.family.load(files.model_class), files.config, size)
 
 
 def export(model: str, engine: str, folder: Path, *options: str) -> None:
@@ -84,12 +83,11 @@ def threshold_of(model: str, settings: Mapping[str, Any]) -> float:
     import torch
 
     from detrkit.benchmark.sides import Settings
-    from detrkit.checkpoints.loading import load_pretrained
 
-    _, name = find_classes(model, None)
-    if not name.endswith("Segmentation"):
+    files = read_model_files(model)
+    if not files.has_masks:
         return 0.0
-    network, processor = load_pretrained(model, None)
+    network, processor = files.load_model(), files.load_processor()
     one = Settings(**{**settings, "batch": 1, "threshold": 0.0, "device": "cpu", "dtype": "float32"})
     inputs = processor(images=one.pictures, size=one.size, return_tensors="pt")
     with torch.inference_mode():

@@ -118,12 +118,12 @@ def load_transformers(settings: Settings) -> tuple[Any, Any]:
     """A model of Transformers and its image processor."""
     import transformers
 
-    from detrkit.checkpoints.loading import find_classes
+    from detrkit.checkpoints.loading import read_model_files
 
-    family, name = find_classes(settings.model, None)
-    model = getattr(transformers, name).from_pretrained(settings.model)
+    files = read_model_files(settings.model)
+    model = getattr(transformers, files.model_class).from_pretrained(settings.model)
     model = model.eval().to(settings.device, getattr(torch, settings.dtype))
-    return model, getattr(transformers, family.processor).from_pretrained(settings.model)
+    return model, getattr(transformers, files.family.processor).from_pretrained(settings.model)
 
 
 def around_transformers(model: Callable[..., Any], processor: Any, settings: Settings) -> Side:

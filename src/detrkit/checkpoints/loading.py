@@ -6,12 +6,118 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from detrkit.common.errors import CheckpointError, MissingExtraError
 from detrkit.common.screening import check_config, check_folder
 from detrkit.common.text import first_line
-from detrkit.families import Family, family_of
+from detrkit.families import Family, family_of, has_masks
+
+if TYPE_CHECKING:
+    from detrkit.engines.exported import Manifest
+    from detrkit.models.configuration import DetrFamilyConfig
+    from detrkit.models.detection import ModelWithHeads
+    from detrkit.processing.image_processor import DetrImageProcessorBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model's folder or Hub repository, its configuration read and checked once.
+
+    Attributes:
+        name: A Hub id or a folder.
+        revision: Branch, tag or commit on the Hub.
+        family: The model's family.
+        config: Its configuration.
+        has_masks: Whether it is a segmentation model's.
+        contents: The configuration files of a folder by their names; None for a Hub id.
+    """
+
+    name: str
+    revision: str | None
+    family: Family
+    config: DetrFamilyConfig
+    has_masks: bool
+    contents: Mapping[str, Mapping[str, Any]] | None
+
+    @property
+    def model_class(self) -> str:
+        """Name of the model's class."""
+        family = self.family
+        return family.segmenter if self.has_masks and family.segmenter else family.detector
+
+    def load_model(self) -> ModelWithHeads:
+        """The model.
+
+        Raises:
+            CheckpointError: The weights cannot be found, read or used.
+        """
+        name, revision = self.name, self.revision
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # no help to a user
+                model, report = self.family.load(self.model_class).from_pretrained(
+                    name,
+                    config=self.config,
+                    revision=revision,
+                    output_loading_info=True,
+                    folder_is_checked=self.contents is not None,
+                )
+        except MissingExtraError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"refused to read the weights of {_where(name, revision)}: they are a pickle of more than "
+                "tensors, and pickled code is never run; save them as model.safetensors"
+            ) from error
+        except Exception as error:  # a file from elsewhere can raise anything
+            raise unreadable(name, revision, "weights", error) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            # Transformers would fill these with random numbers and continue.
+            raise CheckpointError(
+                f"the weights of {_where(name, revision)} lack {len(missing)} of the model's tensors, such "
+                f"as {missing[0]}; {_remedy(name)}"
+            )
+        return model
+
+    def load_processor(self) -> DetrImageProcessorBase:
+        """The image processor.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        contents = self.contents or {}
+        values = contents.get("processor_config.json", {}).get("image_processor")
+        values = values or contents.get("preprocessor_config.json")
+        return read_processor(self.family, self.name, self.revision, values)
+
+
+def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
+    """Reads and checks the configuration of a Hub id or folder.
+
+    Raises:
+        CheckpointError: There is no config.json, or one of another kind of model, or a file of the folder
+            must not be read.
+    """
+    contents = check_folder(name) if is_folder(name) else None
+    values = _config_values(name, revision, contents)
+    family = family_of(values.get("model_type"), name)
+    try:
+        config = family.load(family.config).from_dict(values)
+    except Exception as error:  # a file from elsewhere can raise anything
+        raise unreadable(name, revision, "config.json", error) from error
+    config.name_or_path = name
+    masks = has_masks(values)
+    return ModelFiles(
+        name=name,
+        revision=revision,
+        family=family,
+        config=config,
+        has_masks=_has_mask_head(name, revision) if masks is None else masks,
+        contents=contents,
+    )
 
 
 def read_config(name: str, revision: str | None) -> dict[str, Any]:
@@ -20,10 +126,16 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or one that asks for code to be run.
     """
+    return dict(_config_values(name, revision, check_folder(name) if is_folder(name) else None))
+
+
+def _config_values(
+    name: str, revision: str | None, contents: Mapping[str, Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
     from transformers import PretrainedConfig
 
-    if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
-        check_folder(name)
+    if contents is not None and "config.json" in contents:
+        return contents["config.json"]
     try:
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError, RecursionError) as error:
@@ -34,11 +146,8 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
     return config
 
 
-def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bool:
-    """Whether a checkpoint is a segmentation model's: its config says so, or else its tensors."""
-    architectures = config.get("architectures")
-    if isinstance(architectures, list) and all(isinstance(each, str) for each in architectures[:100]):
-        return any("Segmentation" in architecture for architecture in architectures)
+def _has_mask_head(name: str, revision: str | None) -> bool:
+    """Whether the weights are those of a segmentation model."""
     from safetensors import SafetensorError, safe_open
     from transformers.utils import cached_file
 
@@ -46,100 +155,54 @@ def _has_masks(config: Mapping[str, Any], name: str, revision: str | None) -> bo
         path = cached_file(name, "model.safetensors", revision=revision)
         with safe_open(path, framework="pt") as file:
             return any(key.startswith("mask_head.") for key in file.keys())  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError):  # what is wrong is told when the weights are loaded
+    except (OSError, SafetensorError):  # reported when the weights are loaded
         return False
 
 
-def exported_for(name: str) -> str | None:
-    """The engine that a folder's model was exported for; None where it holds a model for torch."""
-    if not os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder rather than a Hub id."""
+    return os.path.isdir(name)  # noqa: PTH112 - a Hub id is not a path
+
+
+def manifest_of(name: str) -> Manifest | None:
+    """The manifest of a folder with an exported model; None for any other model."""
+    if not is_folder(name):
         return None
     from detrkit.engines.exported import read_manifest
 
-    manifest = read_manifest(name)
-    return manifest.engine if manifest else None
+    return read_manifest(name)
 
 
-def load_for_engine(name: str, revision: str | None, engine: str) -> tuple[Any, Any]:
-    """What ``engines.start`` starts on an engine, and its image processor.
-
-    Args:
-        name: A Hub id or a folder; an exported model is opened for the engine.
-        revision: Branch, tag or commit on the Hub.
-        engine: What is to run the model.
-
-    Raises:
-        CheckpointError: Something cannot be found, read or used.
-    """
-    if exported_for(name) is None:
-        return load_pretrained(name, revision)
-    from detrkit.engines.exported import open_exported
-
-    family = family_of(read_config(name, None).get("model_type"), name)
-    config = family.load(family.config).from_pretrained(name)
-    return open_exported(name, engine, config), read_processor(family, name, None)
-
-
-def load_pretrained(name: str, revision: str | None) -> tuple[Any, Any]:
+def load_pretrained(name: str, revision: str | None) -> tuple[ModelWithHeads, DetrImageProcessorBase]:
     """The model of a Hub id or folder, as its family's class, and its image processor.
 
     Raises:
         CheckpointError: One of them cannot be found, read or used.
     """
-    family, model_class = find_classes(name, revision)
-    return _load_model(family, model_class, name, revision), read_processor(family, name, revision)
+    files = read_model_files(name, revision)
+    return files.load_model(), files.load_processor()
 
 
-def find_classes(name: str, revision: str | None) -> tuple[Family, str]:
-    """The family of a Hub id or folder, and the name of its model's class.
-
-    Raises:
-        CheckpointError: There is no config.json, or one of another kind of model.
-    """
-    config = read_config(name, revision)
-    family = family_of(config.get("model_type"), name)
-    try:
-        family.load(family.config).from_dict(config)
-    except Exception as error:  # a file from elsewhere can raise anything
-        raise unreadable(name, revision, "config.json", error) from error
-    has_masks = _has_masks(config, name, revision)
-    return family, family.segmenter if has_masks and family.segmenter else family.detector
-
-
-def _load_model(family: Family, model_class: str, name: str, revision: str | None) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # says nothing to a user
-            model, report = family.load(model_class).from_pretrained(
-                name, revision=revision, output_loading_info=True
-            )
-    except MissingExtraError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"refused to read the weights of {_where(name, revision)}: they are a pickle of more than "
-            "tensors, and pickled code is never run; save them as model.safetensors"
-        ) from error
-    except Exception as error:  # a file from elsewhere can raise anything
-        raise unreadable(name, revision, "weights", error) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # Transformers would fill these with random numbers and go on.
-        raise CheckpointError(
-            f"the weights of {_where(name, revision)} lack {len(missing)} of the model's tensors, such as "
-            f"{missing[0]}; {_remedy(name)}"
-        )
-    return model
-
-
-def read_processor(family: Family, name: str, revision: str | None) -> Any:
+def read_processor(
+    family: Family, name: str, revision: str | None, values: Mapping[str, Any] | None = None
+) -> DetrImageProcessorBase:
     """The image processor of a Hub id or folder.
+
+    Args:
+        family: The model's family.
+        name: A Hub id or a folder.
+        revision: Branch, tag or commit on the Hub.
+        values: What the processor's file holds, if it has been read before.
 
     Raises:
         CheckpointError: It cannot be read.
     """
+    processor_class = family.load(family.processor)
     try:
-        processor = family.load(family.processor).from_pretrained(name, revision=revision)
+        if values is None:
+            processor = processor_class.from_pretrained(name, revision=revision)
+        else:
+            processor = processor_class.from_dict(dict(values))
         processor.check()
     except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "preprocessor_config.json", error) from error
@@ -151,7 +214,7 @@ def _where(name: str, revision: str | None) -> str:
 
 
 def _remedy(name: str) -> str:
-    if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
+    if is_folder(name):
         return "save or convert the model again: detrkit convert CHECKPOINT OUTPUT --model NAME"
     return (
         "check the name and the revision, your network and, for a private model, your login (hf auth login)"

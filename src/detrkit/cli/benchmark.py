@@ -63,7 +63,7 @@ def benchmark(
     from detrkit.benchmark.report import append_csv, make_rows
     from detrkit.benchmark.sides import Settings
     from detrkit.benchmark.turns import disagreement, in_turns
-    from detrkit.checkpoints.loading import exported_for
+    from detrkit.checkpoints.loading import manifest_of
     from detrkit.engines.placement import place
 
     threads = threads or os.cpu_count() or 1
@@ -71,7 +71,8 @@ def benchmark(
         if random_weights:
             name = os.path.join(folder, "model")  # noqa: PTH118 - a Hub id is text too
             models.save_random(model, Path(name))
-        runs_on = exported_for(name)
+        manifest = manifest_of(name)
+        runs_on = manifest.engine if manifest else None
         chosen = chosen or [runs_on or "torch"]
         for engine in chosen:
             place(engine, device, dtype)

@@ -25,7 +25,7 @@ MAX_JSON_BYTES = 16 * 2**20
 # Entries of a configuration that let Transformers or timm fetch or run something.
 _CODE_ENTRIES = frozenset({"auto_map", "trust_remote_code", "code_revision", "custom_pipelines"})
 
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", "engine.json")
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -72,17 +72,20 @@ def is_archive(path: Path) -> bool:
         return True
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
+def check_folder(folder: str | os.PathLike[str]) -> dict[str, Mapping[str, Any]]:
     """Refuses a model's folder whose files must not be read.
+
+    Returns:
+        The content of each configuration in the folder by its file name.
 
     Raises:
         CheckpointError: A file is no regular file or too large, a configuration asks for code to be run, or
             an index names files outside of the folder.
     """
     folder = Path(folder)
-    for name in _CONFIGS:
-        if _exists(folder / name):
-            check_config(read_model_json(folder / name), str(folder / name))
+    configs = {name: read_model_json(folder / name) for name in _CONFIGS if _exists(folder / name)}
+    for name, config in configs.items():
+        check_config(config, str(folder / name))
     weights = {folder / name for name in _WEIGHTS}
     for name in _WEIGHTS:
         if _exists(index := folder / f"{name}.index.json"):
@@ -94,6 +97,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
             f"refused to read {folder}: {total} bytes of weights, more than the {limit} bytes that this "
             "machine has memory for or that a checkpoint may have"
         )
+    return configs
 
 
 def check_config(config: Any, where: str) -> None:

@@ -8,13 +8,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import SettingError
 from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 
 if TYPE_CHECKING:
     import torch
+
+    from detrkit.engines.interface import RunnableModel
 
 
 def check_engine(engine: str) -> None:
@@ -32,7 +34,7 @@ def check_engine(engine: str) -> None:
         runtime(engine)
 
 
-def start(model: Any, engine: str, device: torch.device, dtype: torch.dtype) -> Any:
+def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.dtype) -> RunnableModel:
     """A model as an engine runs it.
 
     Args:
@@ -43,8 +45,7 @@ def start(model: Any, engine: str, device: torch.device, dtype: torch.dtype) -> 
         dtype: Type of the weights.
 
     Returns:
-        What can be called with ``pixel_values`` and ``pixel_mask``, and has a ``config``; for a model with
-        masks also ``detector`` and ``segment``.
+        The model; one with masks is a :class:`~detrkit.engines.interface.RunnableSegmenter`.
     """
     if engine in EXPORTED_ENGINES:
         from detrkit.engines.exported import ExportedModel

@@ -43,6 +43,11 @@ class Manifest:
     outputs: Sequence[str]
     precision: str = "float32"
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model gives masks."""
+        return "pred_masks" in self.outputs
+
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder."""
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -55,7 +60,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
         CheckpointError: The manifest cannot be read.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         content = read_model_json(path, "export the model again")
@@ -152,19 +157,22 @@ class ExportedSegmenter(ExportedModel):
         )
 
 
-def open_exported(folder: str | os.PathLike[str], engine: str, config: PretrainedConfig) -> ExportedModel:
+def open_exported(
+    folder: str | os.PathLike[str], engine: str, config: PretrainedConfig, manifest: Manifest | None = None
+) -> ExportedModel:
     """Opens the model in a folder for an engine; OpenVINO also runs what was exported for onnxruntime.
 
     Args:
         folder: A folder with a manifest.
         engine: What is to run the model.
         config: The model's configuration.
+        manifest: The folder's manifest, if it has been read before.
 
     Raises:
         CheckpointError: The file cannot be read, or is not one for ``engine``.
         MissingExtraError: The engine's package is not installed.
     """
-    manifest = read_manifest(folder)
+    manifest = manifest or read_manifest(folder)
     if manifest is None:
         raise CheckpointError(f"{os.fspath(folder)} holds no exported model")
     if engine != manifest.engine and (engine, manifest.engine) != ("openvino", "onnx"):
@@ -177,5 +185,5 @@ def open_exported(folder: str | os.PathLike[str], engine: str, config: Pretraine
         run = runtime(engine).load(path)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {first_line(error)}; export the model again") from error
-    model_class = ExportedSegmenter if "pred_masks" in manifest.outputs else ExportedModel
+    model_class = ExportedSegmenter if manifest.has_masks else ExportedModel
     return model_class(run, manifest.outputs, config)

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from detrkit.families import Family, family_of
+from detrkit.families import Family, family_of, has_masks
 from detrkit.hub import card_texts as texts
 
 _METRIC_TYPES = {"AP": "mAP", "mask AP": "mask-mAP", "PQ": "pq"}
@@ -148,7 +148,7 @@ def plain_card(config: Mapping[str, Any], name: str) -> str:
     title = name.rpartition("/")[2]
     family = family_of(config.get("model_type"), name)
     classes = class_list(config.get("id2label") or {})
-    masks = "Segmentation" in (config.get("architectures") or [""])[0]
+    masks = bool(has_masks(config))
     return Card(
         title=title,
         model=name,

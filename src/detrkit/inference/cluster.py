@@ -109,7 +109,7 @@ class RayDetector:
             SettingError: The cluster cannot be reached, or has not the cores that are asked for.
             CheckpointError: The model cannot be found, read or used.
         """
-        from detrkit.checkpoints.loading import find_classes, read_config
+        from detrkit.checkpoints.loading import read_model_files
         from detrkit.checkpoints.registry import resolve_model
         from detrkit.engines.names import ENGINES
 
@@ -119,10 +119,10 @@ class RayDetector:
         name = resolve_model(os.fspath(model))
         if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
             name = os.path.abspath(name)  # noqa: PTH100 - workers have a working directory of their own
-        family, model_class = find_classes(name, revision)
-        self.config = family.load(family.config).from_dict(read_config(name, revision))
+        files = read_model_files(name, revision)
+        self.config = files.config
         self.names = {int(label): str(text) for label, text in self.config.id2label.items()}
-        self.has_masks = model_class == family.segmenter
+        self.has_masks = files.has_masks
         _connect(ray, address)
         self.workers, self.cpus, self.gpus = _shares(ray.nodes(), workers, cpus, device)
         on_cpu = not self.gpus
@@ -168,10 +168,11 @@ class RayDetector:
             DetrkitError: The workers cannot go on.
         """
         from detrkit.inference.detector import check_numbers
+        from detrkit.inference.predictions import no_masks
 
         check_numbers(threshold, batch_size)
         if (masks or segments) and not self.has_masks:
-            raise SettingError("this model finds boxes only; masks need a panoptic one")
+            raise no_masks()
         options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
         if not segments:
             options["masks"] = masks

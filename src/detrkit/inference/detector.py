@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -25,6 +25,7 @@ from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
 from detrkit.engines import check_engine, start
+from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
 from detrkit.inference.batching import read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
+    from transformers import PretrainedConfig
+
+    from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
+    from detrkit.processing.image_processor import DetrImageProcessorBase
 
 _Result = TypeVar("_Result")
 
@@ -53,14 +58,13 @@ class Detector:
         model: The model as it is run, ready for inference.
         processor: The image processor that belongs to it.
         names: Label -> class name.
-        has_masks: Whether the model gives masks, so that it can segment.
         limits: How large image files may be and which addresses are asked; can be set.
     """
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        model: RunnableModel,
+        processor: DetrImageProcessorBase,
         *,
         engine: str = "torch",
         device: str | torch.device | None = None,
@@ -87,17 +91,27 @@ class Detector:
             MissingExtraError: The engine's packages are not installed.
         """
         check_engine(engine)
-        self._device, self._dtype = place(engine, device, dtype)
+        self._start(model, processor, engine, place(engine, device, dtype), limits)
+
+    def _start(
+        self,
+        model: RunnableModel,
+        processor: DetrImageProcessorBase,
+        engine: str,
+        placement: tuple[torch.device, torch.dtype],
+        limits: ImageLimits | None,
+    ) -> None:
+        """Starts a model on an engine, device and dtype that have been checked."""
         from detrkit.engines.allocator import Excess, keep_memory
 
+        self._device, self._dtype = placement
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
         self.limits = limits or ImageLimits()
-        self.has_masks = hasattr(model, "segment")
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
         keeps_memory = self._device.type == "cpu" and keep_memory()
         self._excess = Excess() if keeps_memory else None
-        self.model = start(model, engine, self._device, self._dtype)
+        self.model: RunnableModel = start(model, engine, *placement)
 
     @classmethod
     def from_pretrained(
@@ -126,21 +140,31 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.checkpoints.loading import exported_for, load_for_engine
+        from detrkit.checkpoints.loading import manifest_of, read_model_files
         from detrkit.checkpoints.registry import resolve_model
+        from detrkit.engines.exported import open_exported
 
         # Mistakes in the settings should not wait for a download.
         name = resolve_model(os.fspath(model))
-        engine = engine or exported_for(name) or "torch"
+        manifest = manifest_of(name)
+        engine = engine or (manifest.engine if manifest else "torch")
         check_engine(engine)
-        device, dtype = place(engine, device, dtype)
-        loaded, processor = load_for_engine(name, revision, engine)
-        return cls(loaded, processor, engine=engine, device=device, dtype=dtype, limits=limits)
+        placement = place(engine, device, dtype)
+        files = read_model_files(name, revision)
+        loaded = open_exported(name, engine, files.config, manifest) if manifest else files.load_model()
+        detector = cls.__new__(cls)
+        detector._start(loaded, files.load_processor(), engine, placement, limits)
+        return detector
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         """The model's configuration."""
         return self.model.config
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model gives masks, so that it can segment."""
+        return has_masks(self.model)
 
     def __repr__(self) -> str:
         return (
@@ -423,26 +447,28 @@ class Detector:
         self, batch: _Batch, min_threshold: float, masks: bool, attentions: bool = False
     ) -> Iterator[Prediction]:
         """The predictions of images of one processed size."""
+        model = self._masks_above(min_threshold) if masks and not attentions else self._without_masks
         if attentions:
-            outputs = self._run(batch, partial(self._without_masks, output_attentions=True, return_dict=True))
-        else:
-            outputs = self._run(batch, self._masks_above(min_threshold) if masks else self._without_masks)
-            # Predictions may be kept in numbers: without the model's features.
+            model = partial(model, output_attentions=True, return_dict=True)
+        outputs: Mapping[str, torch.Tensor] = self._run(batch, model)
+        if not attentions:  # predictions may be kept in numbers: without the model's features
             outputs = {name: outputs[name] for name in _RESULT_FIELDS if outputs.get(name) is not None}
         for row, item in enumerate(batch):
             own = outputs if len(batch) == 1 else {name: v[row : row + 1] for name, v in outputs.items()}
             yield Prediction(own, item.frame, min_threshold, self._reader)
 
     @property
-    def _without_masks(self) -> Callable[..., Any]:
+    def _without_masks(self) -> Callable[..., ObjectDetectionOutput]:
         """The model, without the mask head that it may have."""
-        return self.model.detector if self.has_masks else self.model
+        return self.model.detector if has_masks(self.model) else self.model
 
-    def _masks_above(self, threshold: float) -> Callable[..., Any]:
+    def _masks_above(self, threshold: float) -> Callable[..., SegmentationOutput]:
         """The model, with masks of the queries above a threshold."""
+        if not has_masks(self.model):
+            raise no_masks()
         return partial(self.model.segment, threshold=threshold)
 
-    def _run(self, batch: _Batch, model: Callable[..., Any]) -> Any:
+    def _run(self, batch: _Batch, model: Callable[..., ObjectDetectionOutput]) -> ObjectDetectionOutput:
         """A model's outputs for images of one processed size."""
         import torch
 

@@ -143,8 +143,10 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         renames |= kwargs.pop("key_mapping", None) or {}
         wants_info = kwargs.pop("output_loading_info", False)
         accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
-            check_folder(Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or ""))
+        is_checked = kwargs.pop("folder_is_checked", False)  # by the loader, which has read its files
+        source = pretrained_model_name_or_path
+        if not is_checked and source is not None and Path(source).is_dir():
+            check_folder(Path(source) / (kwargs.get("subfolder") or ""))
         with loading_checkpoint(renames):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,

@@ -1,0 +1,47 @@
+"""What every engine gives: a model that is called with images, whatever machinery runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeGuard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
+
+
+class RunnableModel(Protocol):
+    """A detection model: eager, compiled or exported.
+
+    Attributes:
+        config: The model's configuration.
+    """
+
+    config: PretrainedConfig
+
+    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
+        """Detects objects.
+
+        Args:
+            pixel_values: (batch, channels, height, width) normalised images.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+        """
+
+
+class RunnableSegmenter(RunnableModel, Protocol):
+    """A model that also gives masks."""
+
+    @property
+    def detector(self) -> RunnableModel:
+        """The model without its masks."""
+
+    def segment(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, threshold: float = 0.85
+    ) -> SegmentationOutput:
+        """Detects objects and gives the masks of those above a threshold; arguments as of a call."""
+
+
+def has_masks(model: RunnableModel) -> TypeGuard[RunnableSegmenter]:
+    """Whether a model gives masks."""
+    return hasattr(model, "segment")
