@@ -98,7 +98,7 @@ def test_rows_are_added_to_a_file_of_the_same_columns_only(tmp_path: Path) -> No
 
 
 def test_the_machine_is_measured_and_described() -> None:
-    assert machine.matrix_rate(1, runs=1) > 0.1
+    assert machine.matrix_rate(1, runs=1) > 0
     assert machine.peak_memory() > 100
     columns = machine.columns(3)
     assert columns["threads"] == 3

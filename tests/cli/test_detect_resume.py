@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run, heed_interrupts
+from tests.closeness import assert_same_documents
 from tests.conftest import make_picture, read_json
 
 COMMAND = ["detect", "-t", "0.1"]
@@ -64,7 +65,7 @@ def test_a_run_goes_on_where_another_ended(
         (images / name).write_bytes(b"")
     done = detrkit_here(*command, "--json", parts, "--resume")
     assert done.returncode == 0, done.stderr
-    assert parts.read_bytes() == whole.read_bytes()
+    assert_same_documents(parts, whole)
     assert not journal_of(parts).exists()
     assert "in 6 images" in done.stderr
 
@@ -102,7 +103,7 @@ def test_images_out_of_reach_do_not_cost_their_results(
     assert journal_of(parts).exists()
     (tmp_path / "0.png").rename(images / "0.png")
     assert detrkit_here(*command, "--json", parts, "--resume").returncode == 0
-    assert parts.read_bytes() == whole.read_bytes()
+    assert_same_documents(parts, whole)
 
 
 def test_images_that_come_between_do_not_cost_the_results_of_the_others(
@@ -118,7 +119,7 @@ def test_images_that_come_between_do_not_cost_the_results_of_the_others(
     detrkit_here(*command, "--json", tmp_path / "whole.json")
     (images / "b.png").write_bytes(b"")  # it is done, and not read again
     assert detrkit_here(*command, "--json", tmp_path / "parts.json", "--resume").returncode == 0
-    assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert_same_documents(tmp_path / "parts.json", tmp_path / "whole.json")
 
 
 def test_a_finished_document_is_left_alone(
@@ -169,7 +170,7 @@ def test_images_that_failed_are_listed_at_the_end_and_tried_again(
     assert len(read_json(tmp_path / "out.json")["images"]) == 24
     (images / "3.png").write_bytes(lost)
     assert detrkit_here(*command, tmp_path / "out.json", "--resume").returncode == 0
-    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert_same_documents(tmp_path / "out.json", tmp_path / "whole.json")
 
 
 def test_a_picture_that_is_missing_is_drawn_again(
@@ -231,6 +232,6 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     else:
         assert not out.exists()
     subprocess.run([*command, str(out), "--resume"], env=environment, check=True, capture_output=True)
-    assert out.read_bytes() == whole.read_bytes()
+    assert_same_documents(out, whole)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"images", "whole.json", "out.json"}

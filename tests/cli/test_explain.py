@@ -44,7 +44,8 @@ def test_it_draws_what_python_draws(
         "encoder": draw_panels(picture, encoder_attention(detector, picture, attention.points)),
     }
     for part, drawing in expected.items():
-        np.testing.assert_array_equal(np.asarray(Image.open(out / f"wide_{part}.png")), np.asarray(drawing))
+        with Image.open(out / f"wide_{part}.png") as written:
+            np.testing.assert_allclose(np.asarray(written), np.asarray(drawing), atol=2)  # of 255
 
 
 def test_points_and_queries_are_drawn_without_any_object(

@@ -61,7 +61,7 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     reader.start()
     with atomic_file(pipe) as temporary:
         temporary.write_text("through")
-    reader.join(10)
+    reader.join()
     assert got == ["through"]
     assert pipe.is_fifo()
 

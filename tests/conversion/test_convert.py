@@ -24,6 +24,7 @@ from detrkit.models.deformable_detr.modeling_deformable_detr import DeformableDe
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.models.detr.image_processing_detr import DetrImageProcessor
 from detrkit.models.detr.modeling_detr import DetrForObjectDetection
+from tests.closeness import assert_same_outputs
 from tests.conversion.synthetic import (
     conditional_detr_checkpoint,
     deformable_detr_checkpoint,
@@ -154,8 +155,7 @@ def test_transformers_loads_the_folder_and_predicts_the_same(converted):
     image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, found = ours(image), theirs(image)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    assert_same_outputs(found, expected)
 
 
 def test_a_conditional_detr_is_converted_and_loads_in_transformers(tmp_path):
@@ -176,8 +176,7 @@ def test_a_conditional_detr_is_converted_and_loads_in_transformers(tmp_path):
     with torch.inference_mode():
         expected, found = theirs(image), ours(image)
     assert found.logits.shape == (1, 25, 3)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    assert_same_outputs(found, expected)
 
 
 DEFORMABLE = {
@@ -235,8 +234,7 @@ def test_a_deformable_detr_is_converted_and_loads_in_transformers(name, tmp_path
     with torch.inference_mode():
         expected, found = theirs(image), ours(image)
     assert found.logits.shape == (1, 300 if config.two_stage else 25, 3)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    assert_same_outputs(found, expected)
 
 
 @pytest.mark.parametrize(

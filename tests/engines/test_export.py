@@ -14,6 +14,7 @@ from detrkit.engines import export
 from detrkit.engines.export import export_model
 from detrkit.engines.exported import open_exported, read_manifest
 from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from tests.closeness import assert_same_outputs
 from tests.conftest import make_picture
 from tests.models.tiny import FAMILIES, shake, tiny_config
 
@@ -67,8 +68,7 @@ def test_results_are_those_of_pytorch(exported, engine):
         with torch.no_grad():
             expected = model(pixels, mask)
         found = run(pixels, mask)
-        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
-        torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+        assert_same_outputs(found, expected)
 
 
 def test_sizes_that_come_again_give_the_same(exported, monkeypatch):
@@ -82,8 +82,7 @@ def test_sizes_that_come_again_give_the_same(exported, monkeypatch):
     for _ in range(4):
         for (pixels, mask), (padded, whole) in zip(cases, expected):
             for found, wanted in ((run(pixels, mask), padded), (run(pixels), whole)):
-                torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=0)
-                torch.testing.assert_close(found.pred_boxes, wanted.pred_boxes, atol=1e-5, rtol=0)
+                assert_same_outputs(found, wanted)
 
 
 def test_padding_counts_and_its_absence_needs_no_mask(exported):
@@ -92,7 +91,7 @@ def test_padding_counts_and_its_absence_needs_no_mask(exported):
     pixels, mask = images(2, 128, 160)
     assert (run(pixels).logits - run(pixels, mask).logits).abs().max() > 1e-3
     with torch.no_grad():
-        torch.testing.assert_close(run(pixels).logits, model(pixels).logits, atol=1e-4, rtol=0)
+        assert_same_outputs(run(pixels), model(pixels))
 
 
 def test_the_check_reports_how_far_results_lie_from_pytorch_s(exported):

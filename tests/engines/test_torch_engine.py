@@ -11,6 +11,7 @@ from detrkit import DetrForObjectDetection
 from detrkit.engines import fused
 from detrkit.engines.torch_engine import fold_batch_norm, prepare
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
+from tests.closeness import assert_same_numbers, assert_same_outputs
 from tests.models.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
 
 
@@ -45,9 +46,7 @@ def test_predictions_stay_the_same(options, fuse, monkeypatch):
     assert prepared is model
     assert not any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
     assert any(isinstance(m, fused.FusedLinear) for m in model.modules()) is fuse
-    scale = expected.logits.abs().max()
-    torch.testing.assert_close(outputs.logits, expected.logits, atol=2e-5 * scale, rtol=0)
-    torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_outputs(outputs, expected)
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "not-padded"])
@@ -61,9 +60,7 @@ def test_predictions_of_every_family_stay_the_same(family, padded):
         outputs = prepare(model)(pixels, mask)
     # No linear layer escapes the engine, whatever the family calls it.
     assert any(type(m) is nn.Linear for m in model.modules()) is not fused.available()
-    scale = expected.logits.abs().max()
-    torch.testing.assert_close(outputs.logits, expected.logits, atol=2e-5 * scale, rtol=0)
-    torch.testing.assert_close(outputs.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+    assert_same_outputs(outputs, expected)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +100,7 @@ def test_a_norm_that_cannot_be_folded_is_put_back():
     expected = module(x)[0].detach()
     assert fold_batch_norm(module) == 0
     assert isinstance(module.norm, FrozenBatchNorm2d)
-    torch.testing.assert_close(module(x)[0], expected, atol=0, rtol=0)
+    assert_same_numbers(module(x)[0], expected)
 
 
 def test_a_backbone_that_wants_another_size_is_left_alone():

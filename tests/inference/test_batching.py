@@ -74,7 +74,7 @@ def test_an_iterator_that_is_left_ends_its_thread_and_its_source() -> None:
     assert len(reader_threads()) == 1
     ahead.close()
     assert reader_threads() == []
-    assert ended.wait(10)
+    assert ended.wait(120)
 
 
 def test_an_interrupt_ends_the_thread() -> None:

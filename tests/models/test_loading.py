@@ -12,23 +12,16 @@ from safetensors.torch import load_file, save_file
 from detrkit import DetrConfig, DetrForObjectDetection, DetrModel
 from detrkit.errors import CheckpointError
 from detrkit.models.layers import backbone as backbone_module
-from tests.closeness import assert_same_numbers, assert_same_weights
+from tests.closeness import assert_same_outputs, assert_same_weights
 from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
 
 HEADS = ("class_labels_classifier", "bbox_predictor", "class_embed", "bbox_embed")
 TIMM = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}
 
 
-def logits_of(model):
-    with torch.no_grad():
-        return model(*padded_batch()).logits
-
-
 def assert_same_predictions(model, expected):
     with torch.no_grad():
-        found, wanted = model(*padded_batch()), expected(*padded_batch())
-    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.pred_boxes, wanted.pred_boxes, atol=1e-5, rtol=0)
+        assert_same_outputs(model(*padded_batch()), expected(*padded_batch()))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +75,7 @@ def test_saving_and_loading_gives_the_same_outputs_and_configuration(family, tmp
     model.save_pretrained(tmp_path)
     loaded = family.detector_class.from_pretrained(tmp_path)
     assert_same_weights(loaded, model)
-    assert_same_numbers(logits_of(loaded), logits_of(model))
+    assert_same_predictions(loaded, model)
     assert loaded.config.id2label == {0: "cell", 1: "spot"}
     assert loaded.config.dropout == 0.3
     assert not loaded.training
@@ -112,7 +105,7 @@ def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(dense_family
     ours, info = dense_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(n.startswith(("mask_head", "bbox_attention")) for n in info["unexpected_keys"])
-    torch.testing.assert_close(logits_of(ours), logits_of(theirs), atol=1e-4, rtol=0)
+    assert_same_predictions(ours, theirs)
 
 
 def test_stray_batch_counters_of_old_files_are_no_matter(family, tmp_path):
@@ -124,7 +117,7 @@ def test_stray_batch_counters_of_old_files_are_no_matter(family, tmp_path):
     loaded, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"]
     assert_same_weights(loaded, model)
-    assert_same_numbers(logits_of(loaded), logits_of(model))
+    assert_same_predictions(loaded, model)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
 from detrkit.models.deformable_detr.modeling_deformable_detr import Surroundings
+from tests.closeness import assert_same_numbers, assert_same_outputs
 from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels
 
 TINY = FAMILIES["deformable_detr"]
@@ -36,11 +37,6 @@ def refining():
 @pytest.fixture
 def proposing():
     return TINY.detector(**TWO_STAGE)
-
-
-def assert_same(found, expected, logits=0.0, boxes=0.0):
-    torch.testing.assert_close(found.logits, expected.logits, atol=logits, rtol=0)
-    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=boxes, rtol=0)
 
 
 def inverse_sigmoid(x):
@@ -144,7 +140,7 @@ class TestImages:
     def test_a_full_mask_is_the_same_as_none(self, options):
         model = TINY.detector(**options)
         pixels, mask = padded_batch()
-        assert_same(model(pixels, torch.ones_like(mask)), model(pixels))
+        assert_same_outputs(model(pixels, torch.ones_like(mask)), model(pixels))
 
     def test_a_full_mask_that_is_respected_is_the_same_as_none(self, model, monkeypatch):
         """A graph respects every mask, as it must not look at values: valid ratios of one change nothing."""
@@ -153,7 +149,7 @@ class TestImages:
         pixels, mask = padded_batch()
         expected = model(pixels)
         monkeypatch.setattr(modeling_deformable_detr, "padding_mask", lambda mask, pixels: mask)
-        assert_same(model(pixels, torch.ones_like(mask)), expected, 1e-5, 1e-6)
+        assert_same_outputs(model(pixels, torch.ones_like(mask)), expected)
 
     @pytest.mark.parametrize(("height", "width"), [(90, 100), (128, 32), (33, 160)])
     def test_valid_ratios_are_counted_pixel_by_pixel(self, height, width):
@@ -220,14 +216,14 @@ class TestImages:
         pixels, _ = padded_batch()
         base = model(pixels)
         content = model.model.query_position_embeddings.weight[:, 32:].expand(2, -1, -1)
-        assert_same(model(pixels, decoder_inputs_embeds=content), base)
+        assert_same_outputs(model(pixels, decoder_inputs_embeds=content), base)
         other = model(pixels, decoder_inputs_embeds=content + 1)
         assert (other.logits - base.logits).abs().max() > 1e-3
 
     def test_queries_that_are_masked_are_not_attended_to(self, model):
         pixels, _ = padded_batch()
         keep = torch.ones(2, 12, dtype=torch.long)
-        assert_same(model(pixels, decoder_attention_mask=keep), model(pixels), 1e-5, 1e-6)
+        assert_same_outputs(model(pixels, decoder_attention_mask=keep), model(pixels))
         keep[:, 6:] = 0
         hidden = model(pixels, decoder_attention_mask=keep, output_attentions=True)
         assert hidden.decoder_attentions[0][..., 6:].max() == 0
@@ -258,7 +254,7 @@ class TestHalfPrecision:
             lambda levels: levels.surroundings(levels.pixel_centres(), 4).centre,
             lambda levels: _proposal_anchors(levels)[0],
         ):
-            torch.testing.assert_close(compute(half), compute(full), atol=0, rtol=0)
+            assert_same_numbers(compute(half), compute(full))
 
     def test_sampling_locations_are_computed_in_float32(self, model):
         pixels, mask = padded_batch()
@@ -451,10 +447,10 @@ class TestHeads:
         assert twin.model.heads[0] is twin.class_embed
         assert twin.model.heads[1] is twin.bbox_embed
         assert twin.model.heads[1] is not model.bbox_embed
-        assert_same(twin(*padded_batch()), expected)
+        assert_same_outputs(twin(*padded_batch()), expected)
         shake(twin.bbox_embed, seed=9)
         assert (twin(*padded_batch()).logits - expected.logits).abs().max() > 1e-3
-        assert_same(model(*padded_batch()), expected)
+        assert_same_outputs(model(*padded_batch()), expected)
 
     def test_heads_belong_to_the_detector_and_are_named_once(self, refining):
         names = set(refining.state_dict())
@@ -599,7 +595,7 @@ class TestFiles:
         loaded, info = DeformableDetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-        assert_same(loaded(*padded_batch()), model(*padded_batch()))
+        assert_same_outputs(loaded(*padded_batch()), model(*padded_batch()))
 
     def test_a_missing_head_is_reported_and_begins_as_the_first_one(self, refining, tmp_path):
         refining.save_pretrained(tmp_path)
@@ -622,13 +618,13 @@ class TestFiles:
         model.save_pretrained(tmp_path / "ours")
         theirs = TINY.transformers_detector_class.from_pretrained(tmp_path / "ours")
         with torch.no_grad():
-            assert_same(theirs(*padded_batch()), expected, 1e-4, 1e-5)
+            assert_same_outputs(theirs(*padded_batch()), expected)
         theirs.save_pretrained(tmp_path / "theirs")
         theirs.config.save_pretrained(tmp_path / "dump")
         torch.save(theirs.state_dict(), tmp_path / "dump" / "pytorch_model.bin")
         for folder in ("theirs", "dump"):
             loaded = DeformableDetrForObjectDetection.from_pretrained(tmp_path / folder)
-            assert_same(loaded(*padded_batch()), expected, 1e-6, 1e-6)
+            assert_same_outputs(loaded(*padded_batch()), expected)
 
     @pytest.mark.parametrize("options", [REFINE, TWO_STAGE], ids=["refine", "two-stage"])
     def test_heads_that_transformers_shares_are_loaded_for_every_layer(self, options, tmp_path):
@@ -644,7 +640,7 @@ class TestFiles:
             assert not info["missing_keys"]
             assert not info["unexpected_keys"]
             with torch.no_grad():
-                assert_same(loaded(*padded_batch()), theirs(*padded_batch()), 1e-4, 1e-5)
+                assert_same_outputs(loaded(*padded_batch()), theirs(*padded_batch()))
 
     @variants
     def test_what_is_saved_is_loaded_by_load_state_dict(self, options, tmp_path):
@@ -653,7 +649,7 @@ class TestFiles:
         other = DeformableDetrForObjectDetection(TINY.config(**options)).eval()
         result = other.load_state_dict(load_file(tmp_path / "model.safetensors"))
         assert not result.missing_keys
-        assert_same(other(*padded_batch()), model(*padded_batch()))
+        assert_same_outputs(other(*padded_batch()), model(*padded_batch()))
 
     @pytest.mark.parametrize("options", [{}, {"dilation": True}], ids=["single-scale", "dc5"])
     def test_a_single_level_gives_what_transformers_gives(self, options, tmp_path):
@@ -662,4 +658,4 @@ class TestFiles:
         model.save_pretrained(tmp_path)
         theirs = TINY.transformers_detector_class.from_pretrained(tmp_path)
         with torch.no_grad():
-            assert_same(model(*padded_batch()), theirs(*padded_batch()), 1e-4, 1e-5)
+            assert_same_outputs(model(*padded_batch()), theirs(*padded_batch()))

@@ -7,14 +7,15 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tools import kills
 
+from detrkit import Detector
 from tests.cli.conftest import Run, detrkit, detrkit_here, working_directory  # noqa: F401 - fixtures
+from tests.closeness import assert_same_documents
 from tests.conftest import make_picture, read_json
 
 needs_mount = pytest.mark.skipif(
@@ -75,7 +76,7 @@ def test_a_disk_that_gets_full_under_results_keeps_what_was_found(
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     assert detrkit_here(*command, small_disk / "out.json", "--resume").returncode == 0
-    assert (small_disk / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert_same_documents(small_disk / "out.json", tmp_path / "whole.json")
     assert final_files(small_disk) == ["out.json"]
 
 
@@ -96,14 +97,14 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(
     images: Path,
     read_only: Path,
     command: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Detector, "from_pretrained", None)  # loading the model would be work
     name, *options = command.format(read_only).split()
     what = ["--images", images, "--annotations", images / "none.json"] if name == "evaluate" else [images]
-    started = time.monotonic()
     done = detrkit_here(name, *what, "--model", tiny_panoptic if name == "segment" else tiny_detr, *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "Read-only file system" in done.stderr
-    assert time.monotonic() - started < 5
     assert final_files(read_only) == []
 
 
