@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,14 @@ def pictures(tmp_path: Path) -> list[Path]:
     for seed, (name, size) in enumerate(sizes.items()):
         make_picture(*size, seed=seed).save(folder / name)
     return [folder / name for name in sizes]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Waits for what another thread or process does; fails if it has not happened in five minutes."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.002)
 
 
 def read_json(path: Path) -> dict:

@@ -15,9 +15,16 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def heed_interrupts() -> None:
-    """For ``preexec_fn``: a process started from one that ignores interrupts would ignore them too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def start_detrkit(*arguments: object) -> subprocess.Popen[str]:
+    """Starts ``python -m detrkit`` without the internet, for a test that stops it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "detrkit", *map(str, arguments)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process started from one that ignores interrupts would ignore them too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture

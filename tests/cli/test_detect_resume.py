@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, heed_interrupts
+from tests.cli.conftest import Run, start_detrkit
 from tests.closeness import assert_same_documents
-from tests.conftest import make_picture, read_json
+from tests.conftest import make_picture, read_json, wait_until
 
 COMMAND = ["detect", "-t", "0.1"]
 
@@ -204,24 +201,18 @@ def test_a_run_without_any_readable_image_leaves_nothing(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
-    tiny_detr: Path, tmp_path: Path, kind: signal.Signals
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(60):
         make_picture(120, 80, seed=number % 7).save(images / f"{number}.png")
-    command = [sys.executable, "-m", "detrkit", *COMMAND, images, "--model", tiny_detr, "--json"]
-    command = list(map(str, command))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*COMMAND, images, "--model", tiny_detr, "--json"]
     whole, out = tmp_path / "whole.json", tmp_path / "out.json"
-    subprocess.run([*command, str(whole)], env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*command, str(out)], env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    assert detrkit_here(*command, whole).returncode == 0
+    process = start_detrkit(*command, out)
     journal = journal_of(out)
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 5) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 5)
     process.send_signal(kind)
     _, messages = process.communicate(timeout=300)
     assert "Traceback" not in messages
@@ -231,7 +222,7 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
         assert len(json.loads(out.read_bytes())["images"]) < 60
     else:
         assert not out.exists()
-    subprocess.run([*command, str(out), "--resume"], env=environment, check=True, capture_output=True)
+    assert detrkit_here(*command, out, "--resume").returncode == 0
     assert_same_documents(out, whole)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"images", "whole.json", "out.json"}
+    assert left == {"images", "whole.json", "out.json", "working-directory"}

@@ -43,10 +43,10 @@ def arguments(model: Path, pictures: list[Path], annotations: Path) -> list[obje
 
 
 def test_the_numbers_are_printed_and_written(
-    detrkit: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = detrkit(
+    done = detrkit_here(
         *arguments(tiny_detr, pictures, annotations),
         "--json",
         out / "numbers.json",
@@ -73,7 +73,9 @@ def test_the_numbers_are_printed_and_written(
 
     from_file = tmp_path / "from-file.json"
     results = out / "boxes_results.json"
-    done = detrkit("evaluate", "--annotations", annotations, "--predictions", results, "--json", from_file)
+    done = detrkit_here(
+        "evaluate", "--annotations", annotations, "--predictions", results, "--json", from_file
+    )
     assert done.returncode == 0, done.stderr
     assert read_json(from_file)["boxes"] == numbers["boxes"]
 

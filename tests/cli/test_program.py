@@ -44,8 +44,11 @@ def test_help_lists_the_commands(detrkit: Run, arguments: list[str]) -> None:
         ("convert", ["--model", "CHECKPOINT", "OUTPUT"]),
     ],
 )
-def test_help_of_a_command_lists_its_options(detrkit: Run, command: str, options: list[str]) -> None:
-    done = detrkit(command, "--help", environment={"COLUMNS": "120"})
+def test_help_of_a_command_lists_its_options(
+    detrkit_here: Run, command: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    done = detrkit_here(command, "--help")
     assert done.returncode == 0
     for option in options:
         assert option in done.stdout
@@ -66,9 +69,9 @@ def test_help_of_a_command_lists_its_options(detrkit: Run, command: str, options
     ],
 )
 def test_a_mistake_gives_one_line_with_a_hint_and_status_2(
-    detrkit: Run, arguments: list[str], hint: str
+    detrkit_here: Run, arguments: list[str], hint: str
 ) -> None:
-    done = detrkit(*arguments)
+    done = detrkit_here(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -85,8 +88,8 @@ def test_models_lists_every_released_checkpoint(detrkit: Run) -> None:
         assert entry.pq is None or f"{entry.pq:.1f}" in line
 
 
-def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrkit: Run) -> None:
-    done = detrkit("models", "--json")
+def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrkit_here: Run) -> None:
+    done = detrkit_here("models", "--json")
     listed = json.loads(done.stdout)
     assert [entry["name"] for entry in listed] == [*REGISTRY, *BUNDLED]
     assert (
@@ -104,9 +107,9 @@ def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrk
 
 
 def test_converting_a_file_that_is_not_there_gives_one_line_and_leaves_nothing(
-    detrkit: Run, tmp_path: Path
+    detrkit_here: Run, tmp_path: Path
 ) -> None:
-    done = detrkit("convert", tmp_path / "no-such.pth", tmp_path / "out", "--model", "detr-resnet-50")
+    done = detrkit_here("convert", tmp_path / "no-such.pth", tmp_path / "out", "--model", "detr-resnet-50")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no-such.pth" in done.stderr

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +10,9 @@ import pytest
 from PIL import Image
 
 from detrkit import Detector, PanopticSegmentation, rgb_to_id
-from tests.cli.conftest import Run, heed_interrupts
-from tests.conftest import make_picture, read_json
+from tests.cli.conftest import Run, start_detrkit
+from tests.closeness import assert_same_documents
+from tests.conftest import make_picture, read_json, wait_until
 from tests.golden import PANOPTIC
 
 THRESHOLD = 0.5
@@ -47,10 +45,10 @@ def assert_consistent(folder: Path) -> dict:
 
 
 def test_the_files_hold_the_detectors_segments(
-    detrkit: Run, tiny_panoptic: Path, pictures: list[Path], tmp_path: Path
+    detrkit_here: Run, tiny_panoptic: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = detrkit(
+    done = detrkit_here(
         "segment", *pictures, "--model", tiny_panoptic, "-t", THRESHOLD, "--save-dir", out, "--device", "cpu"
     )
     assert done.returncode == 0, done.stderr
@@ -155,23 +153,17 @@ def test_drawings_never_overwrite_the_inputs(detrkit_here: Run, tiny_panoptic: P
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
-    tiny_panoptic: Path, tmp_path: Path, kind: signal.Signals
+    detrkit_here: Run, tiny_panoptic: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(30):
         make_picture(120, 80, seed=number).save(images / f"{number}.png")
-    command = [sys.executable, "-m", "detrkit", "segment", images, "--model", tiny_panoptic, "-t", THRESHOLD]
-    command = [*map(str, command), "--save-dir"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [*command, str(out)], env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
-    deadline = time.monotonic() + 120
-    while len(list(out.glob("panoptic/*.png"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    command = ["segment", images, "--model", tiny_panoptic, "-t", THRESHOLD, "--save-dir"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert detrkit_here(*command, whole).returncode == 0
+    process = start_detrkit(*command, out)
+    wait_until(lambda: len(list(out.glob("panoptic/*.png"))) >= 5)
     process.send_signal(kind)
     _, messages = process.communicate(timeout=300)
     assert not (out / "panoptic.json").exists()
@@ -182,9 +174,12 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     for path in out.glob("p*/*.png"):
         if not path.name.startswith("."):
             Image.open(path).load()
-    subprocess.run([*command, str(out), "--resume"], env=environment, check=True, capture_output=True)
-    found = {name: data for name, data in folder_of(out).items() if "/." not in name}
-    assert found == folder_of(tmp_path / "whole")
+    assert detrkit_here(*command, out, "--resume").returncode == 0
+    assert_same_documents(out / "panoptic.json", whole / "panoptic.json")
+    found, expected = (
+        {n: d for n, d in folder_of(f).items() if not n.endswith("json")} for f in (out, whole)
+    )
+    assert {name: data for name, data in found.items() if "/." not in name} == expected
 
 
 class Recorded:

@@ -33,15 +33,15 @@ def test_every_field_of_the_recipe_is_an_option(detrkit_here: Run) -> None:
 
 
 def test_a_checkpoint_is_trained_and_used(
-    detrkit: Run, tiny_detr: Path, tmp_path: Path, pictures: list[Path]
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path, pictures: list[Path]
 ) -> None:
     annotations = make_dataset(tmp_path / "data", count=4)
-    done = detrkit(*options(tiny_detr, annotations, tmp_path / "run"))
+    done = detrkit_here(*options(tiny_detr, annotations, tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "Epoch 1 of 1: loss" in done.stderr
     assert "shards" not in done.stderr
-    used = detrkit("detect", pictures[0], "--model", tmp_path / "run")
+    used = detrkit_here("detect", pictures[0], "--model", tmp_path / "run")
     assert used.returncode == 0, used.stderr
 
 

@@ -7,11 +7,10 @@ import json
 import socket
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from detrkit.cli import run
 from detrkit.demo.choices import ModelChoices
 from detrkit.errors import DetrkitError, MissingExtraError, SettingError
+from tests.conftest import wait_until
 from tests.demo.conftest import NumberReader, number_picture
 
 THRESHOLDS = (0.5, 0.85)
@@ -92,13 +92,6 @@ def start(number_reader: NumberReader, gradio_client: object, tmp_path: Path) ->
     number_reader.gate.set()
     for demo in demos:
         demo.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def annotations(answer: tuple) -> list[dict]:

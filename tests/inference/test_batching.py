@@ -12,17 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detrkit.inference.batching import WAITING_GROUPS, read_ahead, run_in_groups
-from tests.conftest import make_picture
+from tests.conftest import make_picture, wait_until
 
 
 def reader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "detrkit-read-ahead"]
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 @given(st.integers(0, 30), st.integers(1, 5))

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from detrkit.errors import ImageError, MissingExtraError, SettingError
 from detrkit.inference.cluster import RayDetector, _shares, is_ray_address
 from tests.cli.conftest import Run, detrkit, working_directory  # noqa: F401 - fixtures
 from tests.closeness import assert_same_documents
-from tests.conftest import make_picture
+from tests.conftest import make_picture, wait_until
 
 # As many threads here as each worker has, so that sums are made in the same order.
 CPUS = 1
@@ -145,22 +144,23 @@ def test_a_lost_worker_or_machine_changes_nothing(
         [*command, str(out), "--ray", cluster.address], env=environment, stderr=subprocess.PIPE, text=True
     )
     journal = tmp_path / "ray.json.unfinished.jsonl"
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 100):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: process.poll() is not None or line_count(journal) > 100)
+    assert process.poll() is None, process.communicate()
     if loss == "node":
         cluster.remove_node(extra, allow_graceful=False)
     else:
         os.kill(worker_process(), signal.SIGKILL)
-    done_before = journal.read_bytes().count(b"\n") - 1
+    done_before = line_count(journal) - 1
     _, messages = process.communicate(timeout=300)
     if loss == "worker":
         cluster.remove_node(extra)
     assert done_before < 600, "the loss came too late to matter"
     assert process.returncode == 0, messages
     assert_same_documents(out, local)
+
+
+def line_count(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def worker_process() -> int:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.conftest import wait_until
 from tests.models.tiny import FAMILIES, some_labels
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -110,9 +110,7 @@ def test_a_lost_process_ends_the_run_which_can_be_resumed(recipe, tmp_path, rank
 
     process = start_two(runs["killed"], "--save-every", 1)
     checkpoint = runs["killed"].output / "checkpoints" / "checkpoint-4"
-    deadline = time.monotonic() + 200
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until(checkpoint.exists)
     os.kill(process_of_rank(process.pid, rank), signal.SIGKILL)
     process.communicate(timeout=300)
     assert process.returncode != 0

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -21,6 +20,7 @@ from detrkit.training import run as run_module
 from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
+from tests.conftest import wait_until
 from tests.hub.server import WRITER, HubServer
 
 REPORTS = {
@@ -117,16 +117,14 @@ def test_a_process_killed_at_any_moment_can_be_resumed(recipe, tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
 
-    assert start("whole").wait(120) == 0
+    assert start("whole").wait(300) == 0
     process = start("killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 120
     # While the fifth checkpoint is being written, or just after.
-    while not (checkpoints / "checkpoint-5").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
+    wait_until((checkpoints / "checkpoint-5").exists)
     process.send_signal(signal.SIGKILL)
     assert process.wait(120) == -signal.SIGKILL
-    assert start("killed", "--resume").wait(120) == 0
+    assert start("killed", "--resume").wait(300) == 0
     for name in ("metrics.csv", "model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
