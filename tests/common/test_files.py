@@ -1,16 +1,20 @@
 """Writes appear whole or not at all."""
 
+import gc
+import itertools
 import os
+import sys
 import threading
 
 import pytest
 
+from detrkit.common import files
 from detrkit.common.files import atomic_file, atomic_folder, check_writable
 from detrkit.errors import DetrkitError
 
 
 def leftovers(folder) -> list[str]:
-    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+    return [p.name for p in folder.glob(".*")]
 
 
 def interrupt_after(write, text: str) -> None:
@@ -35,6 +39,46 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         interrupt_after(temporary.write_text, "half")
     assert target.read_text() == "old"
     assert leftovers(tmp_path) == []
+
+
+class InterruptAtLine:
+    """Interrupts at the so-manieth line that runs in a module."""
+
+    def __init__(self, module, number: int) -> None:
+        self.file, self.left = module.__file__, number
+
+    def __call__(self, frame, event, _):
+        if frame.f_code.co_filename != self.file:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("name", ["out.json", "folder"])
+def test_an_interrupt_at_any_line_leaves_nothing_temporary(tmp_path, name):
+    before = sys.gettrace()
+    for number in itertools.count():
+        target = tmp_path / str(number) / name
+        interrupt = InterruptAtLine(files, number)
+        try:
+            sys.settrace(interrupt)
+            with atomic_folder(target) if name == "folder" else atomic_file(target) as temporary:
+                sys.settrace(before)
+                (temporary / "a" if name == "folder" else temporary).write_text("whole")
+                sys.settrace(interrupt)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        gc.collect()
+        assert leftovers(tmp_path / str(number)) == []
+        if interrupt.left >= 0:
+            break
+    assert number > 5
+    assert target.exists()
 
 
 def test_files_have_the_mode_that_open_gives(tmp_path):

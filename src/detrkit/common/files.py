@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -55,25 +56,21 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     special = path.exists() and not path.is_file() and not path.is_dir()
-    temporary = None
+    temporary = _temporary_name(path, Path(tempfile.gettempdir()) if special else path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = None if special else path.parent
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=folder)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(0o600 if special else 0o666, exist_ok=False)
         yield temporary
         if special:
             with temporary.open("rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
         else:
-            _use_default_mode(temporary)
             temporary.replace(path)
     except OSError as error:
         raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
@@ -89,25 +86,23 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         DetrkitError: The file system refuses to write (full, read-only, a file in the way).
     """
     path = Path(path)
-    temporary = None
+    temporary = _temporary_name(path, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_dir():
             raise DetrkitError(f"cannot write into {path}: it is a file, not a folder")
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+        temporary.mkdir()
         yield temporary
         if path.exists():
             for item in temporary.iterdir():
                 item.replace(path / item.name)
         else:
-            temporary.chmod(0o777 & ~_umask())
             temporary.rename(path)
     except OSError as error:
         raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                shutil.rmtree(temporary)
+        with suppress(OSError):
+            shutil.rmtree(temporary)
 
 
 def write_json(document: dict[str, Any], path: Path) -> None:
@@ -161,12 +156,6 @@ def read_json(
         raise error_type(f"{path} is not a JSON file: {first_line(error)}{hint}") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _use_default_mode(path: Path) -> None:
-    """Gives a file made by mkstemp (private to its owner) the mode that open() would have given it."""
-    path.chmod(0o666 & ~_umask())
+def _temporary_name(path: Path, folder: Path) -> Path:
+    """A hidden name in ``folder``, known before the file exists: an interrupt at any moment can remove it."""
+    return folder / f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}"
