@@ -253,7 +253,8 @@ def _size_and_speed(entry: ReleasedCheckpoint, facts: Facts) -> Iterable[str]:
     rows += facts.speed_rows()
     columns = 3 if parameters or cost or speed else 2
     headings = ["", "counted or measured by us", "published"]
-    yield table(headings[:columns], [row[:columns] for row in rows])
+    if rows:
+        yield table(headings[:columns], [row[:columns] for row in rows])
     if entry.task == "panoptic":
         yield "The multiply-adds include a mask for every query; `segment` computes only those that it needs."
     if cost:
