@@ -47,6 +47,15 @@ def test_a_model_that_lacks_a_category_needs_new_classes(tmp_path):
         _ = dataset.with_labels({"cat": 0, "dog": 1, "brushes": 2}).id2label
 
 
+def test_two_categories_never_share_a_class_of_a_model(tmp_path):
+    document = make_document()
+    for category, name in zip(document["categories"], ("cat", "Cat", "dog")):
+        category["name"] = name
+    dataset = write_dataset(tmp_path, document)
+    assert dataset.labels_in({0: "cat", 1: "dog"}) is None
+    assert dataset.labels_in({0: "Cat", 1: "cat", 2: "dog"}) == {"Cat": 0, "cat": 1, "dog": 2}
+
+
 def test_a_validation_file_with_fewer_categories_takes_the_labels_of_training(tmp_path):
     document = make_document()
     document["categories"] = document["categories"][::2]  # dog and brush

@@ -26,6 +26,14 @@ def test_two_classes_of_one_name_are_one_category() -> None:
     assert match_categories({0: "cat", 1: "Cat", 2: "dog"}, CATEGORIES, [10, 20]) == {0: 10, 1: 10, 2: 20}
 
 
+def test_categories_that_differ_in_case_are_told_apart() -> None:
+    categories = [{"id": 10, "name": "cat"}, {"id": 20, "name": "CAT"}]
+    assert match_categories({0: "CAT", 1: "cat"}, categories, [10, 20]) == {0: 20, 1: 10}
+    assert match_categories({0: "cat"}, categories, [10]) == {0: 10}
+    with pytest.raises(AnnotationError, match=r"no class for the categories 20 \(CAT\)"):
+        match_categories({0: "cat"}, categories, [10, 20])
+
+
 def test_ids_match_where_names_do_not() -> None:
     names = {10: "LABEL_10", 20: "LABEL_20", 7: "LABEL_7"}
     with pytest.warns(UserWarning, match="no class named 'Cat'.* by id, such as 10: 'LABEL_10' = 'Cat'"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_Key = TypeVar("_Key")
+_Known = TypeVar("_Known")
 
 
 def first_line(error: BaseException) -> str:
@@ -26,8 +30,31 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: floa
     return f"; did you mean {' or '.join(repr(spellings[key]) for key in close)}?" if close else ""
 
 
-def folded(name: str) -> str:
-    """A class name in the form in which two are compared: without surrounding spaces, whatever the case."""
+def match_names(names: Mapping[_Key, str], known: Mapping[_Known, str]) -> dict[_Key, _Known]:
+    """Finds class names among those of a model or data set.
+
+    An exact match wins. Otherwise case and surrounding spaces do not count, unless several known names differ
+    only in these: then none of them is taken.
+
+    Args:
+        names: The names to find, by key.
+        known: The names to find them among, by key; of equal ones the first counts.
+
+    Returns:
+        Key of ``names`` -> key of ``known``, for the names that were found.
+    """
+    spellings: dict[str, dict[str, _Known]] = {}
+    for place, name in known.items():
+        spellings.setdefault(_folded(name), {}).setdefault(name, place)
+    found = {}
+    for key, name in names.items():
+        same = spellings.get(_folded(name), {})
+        if name in same or len(same) == 1:
+            found[key] = same.get(name, next(iter(same.values())))
+    return found
+
+
+def _folded(name: str) -> str:
     return name.strip().casefold()
 
 

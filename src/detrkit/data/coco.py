@@ -20,7 +20,7 @@ import PIL.Image
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
-from detrkit.common.text import did_you_mean, folded
+from detrkit.common.text import did_you_mean, match_names
 from detrkit.processing.annotations import Target, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
@@ -229,22 +229,18 @@ class DetectionDataset:
         return {self.category_to_label[c["id"]]: bool(c.get("isthing", True)) for c in categories}
 
     def labels_in(self, id2label: Mapping[int, str]) -> dict[str, int] | None:
-        """Class ids that a model has for the categories of this data set, by name, whatever the case.
+        """Class ids that a model has for the categories of this data set, by name (see ``match_names``).
 
         Args:
             id2label: The model's names (``model.config.id2label``).
 
         Returns:
-            Class ids by category name, or None where the model does not know every category, so that it needs
-            new classes.
+            Class ids by category name, or None where not every category has a class of its own, so that the
+            model needs new classes.
         """
-        ids: dict[str, int] = {}
-        for label, name in id2label.items():
-            ids.setdefault(folded(name), int(label))
         names = self.category_names.values()
-        if any(folded(name) not in ids for name in names):
-            return None
-        return {name: ids[folded(name)] for name in names}
+        found = match_names({name: name for name in names}, id2label)
+        return found if len(set(found.values())) == len(names) else None
 
     def with_labels(self, labels: Mapping[Any, int] | None) -> DetectionDataset:
         """The same data set with other class ids.

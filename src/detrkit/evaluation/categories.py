@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detrkit.common.errors import AnnotationError
-from detrkit.common.text import folded
+from detrkit.common.text import match_names
 from detrkit.data.documents import category_name
 
 _NAMED_IN_ERRORS = 5
@@ -18,8 +18,8 @@ def match_categories(
 ) -> dict[int, int]:
     """Matches a model's classes with a data set's categories.
 
-    By name, whatever the case, when the model knows the name of every category that has annotations; else by
-    id, with a warning, when it has all of their ids.
+    By name (see ``match_names``) when the model has a class for every category with annotations; else by id,
+    with a warning, when it has all of their ids.
 
     Args:
         names: Class id -> class name of the model.
@@ -57,10 +57,5 @@ def match_categories(
 
 
 def classes_by_name(names: Mapping[int, str], categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Class id -> category id for the classes whose name a category has, whatever the case."""
-    category_of_name = {folded(category_name(category)): category["id"] for category in categories}
-    return {
-        label: category_of_name[folded(name)]
-        for label, name in names.items()
-        if folded(name) in category_of_name
-    }
+    """Class id -> category id for the classes whose name a category has (see ``match_names``)."""
+    return match_names(names, {category["id"]: category_name(category) for category in categories})

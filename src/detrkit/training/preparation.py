@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +169,10 @@ def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[
     config = read_config(name, None)
     family = family_of(config.get("model_type"), name)
     config = family.load(family.config).from_dict(config)
-    labels = None
-    if _same_classes(config.id2label, train):
-        labels = train.labels_in(config.id2label)
+    labels = train.labels_in(config.id2label)
+    own = {label for label, title in config.id2label.items() if title != UNUSED_LABEL}
+    if labels is not None and set(labels.values()) != own:  # the model has further classes
+        labels = None
     new_classes = {} if labels else _class_names(train)
     try:
         model = family.load_model_class(recipe.masks).from_pretrained(
@@ -183,12 +183,6 @@ def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise unreadable(name, None, "weights", error) from error
     return model, read_processor(family, name, None), train.with_labels(labels)
-
-
-def _same_classes(id2label: Mapping[int, str], train: DetectionDataset) -> bool:
-    """Whether a model has the classes of a data set and no others."""
-    known = {name.strip().casefold() for name in id2label.values() if name != UNUSED_LABEL}
-    return known == {name.strip().casefold() for name in train.category_names.values()}
 
 
 def _class_names(train: DetectionDataset) -> dict[str, Any]:
