@@ -300,7 +300,7 @@ def test_ground_truth_that_cannot_be_used(document: dict, message: str) -> None:
     [
         (
             [result(5, 3, [0, 0, 1, 1], 0.5)],
-            "detection 0 of the document is of image 5, which the ground truth",
+            "detection 0 of the document refers to image 5, which is not in the ground truth",
         ),
         (
             [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}],

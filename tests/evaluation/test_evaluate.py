@@ -12,7 +12,7 @@ from PIL import Image
 
 from detrkit import Detections
 from detrkit.errors import AnnotationError, ImageError, SettingError
-from detrkit.evaluation import evaluate_detector, evaluate_predictions
+from detrkit.evaluation import coco, evaluate_detector, evaluate_predictions
 from detrkit.evaluation.evaluate import Evaluation
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -221,6 +221,29 @@ def test_predictions_in_files_give_the_same_numbers(data_set: SimpleNamespace, t
 
 
 # Mistakes
+
+
+def test_the_ground_truth_is_read_once(
+    data_set: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    read_document = coco.read_document
+    monkeypatch.setattr(coco, "read_document", lambda *given: read.append(given[0]) or read_document(*given))
+    found = evaluate(data_set, PerfectDetector(has_masks=True))
+    assert found.masks is not None
+    assert read == [data_set.instances]
+    entries = [{**box, **mask} for box, mask in zip(found.results["bbox"], found.results["segm"])]
+    (tmp_path / "both.json").write_text(json.dumps(entries))
+    again = evaluate_predictions(data_set.instances, tmp_path / "both.json")
+    assert (again.boxes is None, again.masks is None) == (False, False)
+    assert read == [data_set.instances] * 2
+
+
+def test_an_error_names_the_file_of_the_predictions(data_set: SimpleNamespace, tmp_path: Path) -> None:
+    predictions = tmp_path / "found.json"
+    predictions.write_text(json.dumps([{"image_id": 1, "category_id": 17, "bbox": [0, 0, 1, 1]}]))
+    with pytest.raises(AnnotationError, match=r"detection 0 of .*found\.json has no 'score'"):
+        evaluate_predictions(data_set.instances, predictions)
 
 
 def edit(path: Path, change) -> None:

@@ -225,7 +225,7 @@ class CocoEvaluator:
         Args:
             iou_type: "bbox" for boxes, "segm" for masks.
         """
-        return evaluate_results(self.ground_truth, self.results[iou_type], iou_type, image_ids=self.image_ids)
+        return compare(self.ground_truth, self.results[iou_type], iou_type, image_ids=self.image_ids)
 
 
 def evaluate_results(
@@ -246,19 +246,44 @@ def evaluate_results(
         image_ids: Only compare these images; by default all of the ground truth.
 
     Raises:
-        AnnotationError: A file cannot be read or used, or the results have an image that the ground truth has
-            not.
+        AnnotationError: A file cannot be read or used, or the results have an image that is not in the
+            ground truth.
         SettingError: An unknown ``iou_type``.
         MissingExtraError: faster-coco-eval is not installed.
+    """
+    truth, entries = read_ground_truth(ground_truth), read_results(results)
+    return compare(truth, entries, iou_type, image_ids=image_ids, name=name_of(results))
+
+
+def compare(
+    document: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    *,
+    image_ids: Sequence[int] | None = None,
+    name: str = "the detections",
+) -> CocoResult:
+    """Compares results with a ground truth that was read already.
+
+    Args:
+        document: From :func:`read_ground_truth`.
+        results: From :func:`read_results`.
+        iou_type: As for :func:`evaluate_results`.
+        image_ids: As for :func:`evaluate_results`.
+        name: What errors call the results.
+
+    Raises:
+        AnnotationError: As for :func:`evaluate_results`.
+        SettingError: As for :func:`evaluate_results`.
+        MissingExtraError: As for :func:`evaluate_results`.
     """
     if iou_type not in IOU_TYPES:
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
     coco_class, evaluator_class, _ = _library()
-    document = read_ground_truth(ground_truth)
     # Without this key the library would make a polygon of every box, which nothing reads.
     extra: dict[str, Any] = {} if iou_type == "segm" else {"segmentation": None}
-    found = [{**entry, **extra} for entry in read_results(results)]
-    _check_results(found, name_of(results), iou_type, {image["id"] for image in document["images"]})
+    found = [{**entry, **extra} for entry in results]
+    _check_results(found, name, iou_type, {image["id"] for image in document["images"]})
     if image_ids is not None:
         chosen = set(image_ids)
         document = _only_images(document, chosen)
@@ -443,7 +468,9 @@ def _check_results(
         else:
             field(entry, RESULT_KEYS[iou_type], what)
         if entry["image_id"] not in known_images:
-            raise AnnotationError(f"{what} is of image {entry['image_id']}, which the ground truth has not")
+            raise AnnotationError(
+                f"{what} refers to image {entry['image_id']}, which is not in the ground truth"
+            )
 
 
 def _only_images(document: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:

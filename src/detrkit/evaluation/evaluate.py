@@ -32,7 +32,7 @@ from detrkit.evaluation.coco import (
     RESULT_KEYS,
     CocoEvaluator,
     CocoResult,
-    evaluate_results,
+    compare,
     read_ground_truth,
     read_results,
 )
@@ -208,7 +208,8 @@ def evaluate_predictions(
     results = read_results(predictions_file)
     shapes = {iou_type: any(key in entry for entry in results) for iou_type, key in RESULT_KEYS.items()}
     shapes["bbox"] |= not shapes["segm"]  # nothing found is no box found
-    found = {iou_type: evaluate_results(truth, results, iou_type) for iou_type in shapes if shapes[iou_type]}
+    name = documents.name_of(predictions_file)
+    found = {kind: compare(truth, results, kind, name=name) for kind, given in shapes.items() if given}
     return Evaluation(
         images=len(truth["images"]),
         seconds_per_image=None,
