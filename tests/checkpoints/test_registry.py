@@ -157,7 +157,7 @@ def test_what_is_neither_folder_nor_hub_id_nor_short_name_is_refused(model):
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "a/b/c", "../gone", "./facebook/detr"])
 def test_a_path_that_leads_nowhere_is_no_model_folder(model):
-    with pytest.raises(CheckpointError, match=f"there is no model folder '{model}'"):
+    with pytest.raises(CheckpointError, match=f"model folder not found: '{model}'"):
         resolve_model(model)
 
 

@@ -314,26 +314,26 @@ def test_an_existing_folder_keeps_its_other_files(tmp_path, checkpoint):
         (
             {"backbone": "resnet101"},
             "detr-resnet-50",
-            r"DETR with a ResNet-101 backbone, not detr-resnet-50; the name for it is detr-resnet-101$",
+            r"DETR with a ResNet-101 backbone, not detr-resnet-50; convert it as detr-resnet-101$",
         ),
-        ({"backbone": "resnet101"}, "detr-resnet-50-dc5", r"the name for it is detr-resnet-101-dc5$"),
+        ({"backbone": "resnet101"}, "detr-resnet-50-dc5", r"convert it as detr-resnet-101-dc5$"),
         (
             {},
             "detr-resnet-101",
-            r"a ResNet-50 backbone, not detr-resnet-101; the name for it is detr-resnet-50$",
+            r"a ResNet-50 backbone, not detr-resnet-101; convert it as detr-resnet-50$",
         ),
-        ({}, "facebook/detr-resnet-101-dc5", r"the name for it is detr-resnet-50-dc5$"),
-        ({}, "conditional-detr-resnet-50", r"is DETR with .*; the name for it is detr-resnet-50$"),
-        ({}, "deformable-detr", r"is DETR with .*; the name for it is detr-resnet-50$"),
+        ({}, "facebook/detr-resnet-101-dc5", r"convert it as detr-resnet-50-dc5$"),
+        ({}, "conditional-detr-resnet-50", r"is DETR with .*; convert it as detr-resnet-50$"),
+        ({}, "deformable-detr", r"is DETR with .*; convert it as detr-resnet-50$"),
         (
             {},
             "detr-resnet-50-panoptic",
-            r"is DETR with a ResNet-50 backbone, not .*; the name for it is detr-resnet-50$",
+            r"is DETR with a ResNet-50 backbone, not .*; convert it as detr-resnet-50$",
         ),
         (
             {"backbone": "resnet18"},
             "detr-resnet-50",
-            r"ResNet-18 backbone, .* no released checkpoint is like it$",
+            r"ResNet-18 backbone, .* no released checkpoint has this architecture$",
         ),
     ],
 )
@@ -366,7 +366,7 @@ def test_a_checkpoint_of_another_family_or_task_is_refused_with_the_name_that_fi
     tmp_path, checkpoint, name, fitting
 ):
     path = save_zero_checkpoint(tmp_path / "c.pth", checkpoint)
-    with pytest.raises(CheckpointError, match=rf"not {name}; the name for it is {fitting}$"):
+    with pytest.raises(CheckpointError, match=rf"not {name}; convert it as {fitting}$"):
         convert_checkpoint(path, tmp_path / "out", name)
 
 

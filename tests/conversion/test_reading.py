@@ -145,7 +145,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
 )
 def test_a_file_without_named_tensors_is_reported(tmp_path, content):
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match="holds no tensors"):
+    with pytest.raises(CheckpointError, match="contains no tensors"):
         read_checkpoint(tmp_path / "c.pth")
 
 

@@ -67,8 +67,8 @@ def test_the_threshold_is_a_half_unless_asked_otherwise(tiny_conditional_detr):
     [
         (None, "not nothing"),
         (5, "not a int"),
-        ("not base64!", "no base64 text"),
-        ("https://example.com/cat.jpg", "no base64 text"),
+        ("not base64!", "not valid base64"),
+        ("https://example.com/cat.jpg", "not valid base64"),
         ("/etc/hostname", "base64|Pillow can read"),
         (b"no image", "not an image that Pillow can read"),
         (b"", "empty"),
@@ -82,7 +82,7 @@ def test_what_is_no_image_is_told(handler, inputs, message):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"treshold": 0.5}, "no parameter 'treshold'"),
+        ({"treshold": 0.5}, "unknown parameter 'treshold'"),
         ({"threshold": "high"}, "must be a number"),
         ({"threshold": True}, "must be a number"),
         ({"threshold": 2}, "threshold"),

@@ -128,7 +128,7 @@ def test_a_missing_token_is_told_before_anything_is_asked(hub, here, folder, mon
 
 
 def test_a_token_that_is_wrong_or_may_not_write_is_told(hub, here, folder):
-    assert "does not know your token (401)" in refusal(folder, token="hf_unknown")
+    assert "rejected your token (401)" in refusal(folder, token="hf_unknown")
     assert "may not write to my-detr (403)" in refusal(folder, token=READER)
     assert "may not write to others/detr (403)" in refusal(folder, "others/detr")
     assert not hub.repositories

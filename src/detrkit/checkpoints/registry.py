@@ -1,7 +1,7 @@
 """The released checkpoints of the DETR family: names, files, published numbers, architecture.
 
-Numbers are those of the original repositories' READMEs, on COCO val2017. Beside them stand the models that
-come with this package, which need no download. This module does not import torch.
+Numbers are those of the original repositories' READMEs, on COCO val2017. The models that come with this
+package and need no download are listed here too. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class ReleasedCheckpoint:
 
     Attributes:
         name: Short name, which the command line and the converter take.
-        hub_id: Repository on the Hugging Face Hub; None where the checkpoint was never uploaded.
+        hub_id: Repository on the Hugging Face Hub; None if the checkpoint was never uploaded.
         family: ``model_type`` of its family.
         task: "detection" or "panoptic".
-        backbone: "resnet50" or "resnet101".
+        backbone: Such as "resnet50".
         dilation: Whether the backbone's last stage trades its stride for a dilation (DC5).
-        url: Where the original file lies.
+        url: Address of the original file.
         ap: Published box AP, in percent, averaged over IoU .50 to .95.
         ap_small: The same for objects below 32x32 pixels; None where it was not published.
         ap_medium: The same for objects between 32x32 and 96x96 pixels.
@@ -43,7 +43,7 @@ class ReleasedCheckpoint:
         pq: Published panoptic quality in percent (panoptic checkpoints).
         params: Published number of parameters, in millions.
         gflops: Published cost of one image, in GFLOPs.
-        num_labels: Categories that the checkpoint tells apart, DETR's no-object output not counted.
+        num_labels: Outputs of the class head, no-object not counted.
         num_queries: Object queries, or proposals of a two-stage model.
         num_feature_levels: Feature maps that the encoder attends to.
         with_box_refine: Whether each decoder layer corrects the boxes of the one before.
@@ -312,7 +312,7 @@ def resolve_model(model: str) -> str:
     if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", model):
         return model
     if "/" in model or os.sep in model:
-        raise CheckpointError(f"there is no model folder {model!r}")
+        raise CheckpointError(f"model folder not found: {model!r}")
     raise CheckpointError(
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
         f"nor a model's short name{_suggestion(model, (*BUNDLED, *REGISTRY))}"
@@ -334,7 +334,7 @@ def _suggestion(name: str, names: Iterable[str]) -> str:
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Whether a test of a path succeeds; on names that no file system takes (too long, a NUL) it does not."""
+    """Whether a test of a path succeeds; it does not for invalid paths (too long, a NUL)."""
     try:
         return test()
     except (OSError, ValueError):

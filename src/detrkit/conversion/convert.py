@@ -27,11 +27,11 @@ from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.processing.annotations import COCO_PANOPTIC
 
-# What both the tensors and the registry know; here they have to agree.
+# What both the tensors and the registry say; they have to agree.
 _SHARED_FACTS = ("family", "task", "backbone", "num_feature_levels", "with_box_refine", "two_stage")
 
-# How far the outputs of the model may move when it is written and read back: rounding of one machine's
-# kernels on differently aligned memory. A lost option, such as the dilation, moves them by far more.
+# Largest change of the outputs when a model is written and read back: kernels round differently on memory
+# of another alignment. A lost option, such as the dilation, changes them by far more.
 _OUTPUT_TOLERANCE = 1e-4
 
 
@@ -51,7 +51,7 @@ def convert_checkpoint(
         checkpoint: File of the original repository, as ``torch.save`` or safetensors wrote it.
         output: Folder to write: config.json, preprocessor_config.json, model.safetensors and README.md.
         name: Which released checkpoint this is, or has the architecture of (``REGISTRY``). Decides what the
-            tensors do not tell: whether the backbone is dilated (DC5).
+            tensors do not show: whether the backbone is dilated (DC5).
         verify: Load the folder back before it gets its name, and compare every tensor and the outputs on a
             random image.
 
@@ -60,7 +60,7 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: The file cannot be read, contradicts ``name``, or does not fit its architecture.
-        DetrkitError: The folder cannot be written. Nothing of it is left then.
+        DetrkitError: The folder cannot be written; no part of it is left.
     """
     entry = find_checkpoint(name)
     tensors = read_checkpoint(checkpoint)
@@ -128,7 +128,7 @@ def _options(
 
 
 def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
-    """Leaves out the second names of shared tensors, after a look at whether they are indeed the same."""
+    """Leaves out the second names of shared tensors, after checking that the tensors are equal."""
     copies = model.second_names(model.state_dict())
     for second, first in copies.items():
         if second in weights and not torch.equal(weights[second], weights.get(first, weights[second])):
@@ -171,10 +171,10 @@ def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> N
     if _facts(entry) == facts:
         return
     fitting = [other for other in REGISTRY.values() if _facts(other) == facts]
-    # Dilation leaves no trace in the tensors: here the name is believed.
+    # Dilation leaves no trace in the tensors, so the name decides.
     fitting = [other for other in fitting if other.dilation == entry.dilation] or fitting
     names = " or ".join(other.name for other in fitting)
-    remedy = f"the name for it is {names}" if fitting else "and no released checkpoint is like it"
+    remedy = f"convert it as {names}" if fitting else "no released checkpoint has this architecture"
     raise CheckpointError(f"the checkpoint is {_describe(architecture)}, not {entry.name}; {remedy}")
 
 
@@ -198,12 +198,12 @@ def _describe(architecture: Architecture) -> str:
 def _write(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, card: str) -> None:
     try:
         model.save_pretrained(folder)
-    except SafetensorError as error:  # what a full disk is there
+    except SafetensorError as error:  # such as a full disk
         raise OSError(str(error)) from error
     processor.save_pretrained(folder)
     readme = folder / "README.md"
     readme.write_text(card, encoding="utf-8")
-    # safetensors makes files that only their owner can read.
+    # safetensors writes files that only their owner can read.
     (folder / "model.safetensors").chmod(readme.stat().st_mode)
 
 

@@ -79,7 +79,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
     """Reads the architecture off the names and shapes of an original checkpoint's tensors.
 
     Raises:
-        CheckpointError: The tensors are not an original checkpoint of a known family, lack one that tells
+        CheckpointError: The tensors are not an original checkpoint of a known family, lack one that shows
             the architecture, or belong to a variant that is not supported (normalisation before attention).
     """
     panoptic = any(name.startswith("mask_head.") for name in tensors)
@@ -155,7 +155,7 @@ def check_fits(
     Args:
         converted: Tensors under Hub names.
         expected: State dict of the model they are for.
-        architecture: What they were converted by; tells the original names for the message.
+        architecture: By which they were converted; gives the original names for the message.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or of the wrong shape.
@@ -279,7 +279,7 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 def _size(tensors: Mapping[str, Tensor], name: str, dim: int) -> int:
     if name not in tensors:
-        raise CheckpointError(f"the checkpoint lacks the tensor {name}, which tells its architecture")
+        raise CheckpointError(f"the checkpoint lacks the tensor {name}, which shows its architecture")
     shape = tensors[name].shape
     if dim >= len(shape):
         raise CheckpointError(f"{name} has too few dimensions: {_shape(shape)}")

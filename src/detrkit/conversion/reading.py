@@ -19,7 +19,7 @@ from detrkit.common.errors import CheckpointError
 from detrkit.common.screening import check_weights_file, is_archive, weights_limit
 from detrkit.common.text import first_line
 
-# What DistributedDataParallel and DataParallel put before every name.
+# Prefix that DistributedDataParallel and DataParallel add to every name.
 _PARALLEL_PREFIX = "module."
 
 
@@ -28,14 +28,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Reads what ``torch.save`` wrote (a state dict, or a training checkpoint that keeps one under "model") and
     safetensors files. Pickled code is never run: beyond tensors and plain containers, only the
-    ``argparse.Namespace`` of the original training scripts is let in.
+    ``argparse.Namespace`` of the original training scripts is allowed.
 
     Args:
         path: The file. A suffix of ".safetensors" picks that format.
 
     Raises:
         CheckpointError: The file is missing, a folder, damaged, larger than memory, asks for code to be run,
-            holds no tensors, or holds a tensor with infinite or undefined values.
+            contains no tensors, or a tensor has infinite or undefined values.
     """
     path = Path(path)
     if path.is_dir():
@@ -86,7 +86,7 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     entries = content.items() if isinstance(content, Mapping) else ()
     tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f'{path} holds no tensors, neither at its top nor under "model"')
+        raise CheckpointError(f'{path} contains no tensors, at the top level or under "model"')
     return tensors
 
 

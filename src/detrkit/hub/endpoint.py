@@ -38,11 +38,11 @@ class EndpointHandler:
         self.detector = Detector.from_pretrained(path or ".")
 
     def __call__(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Finds the objects in the image of a request.
+        """Detects the objects in the image of a request.
 
         Args:
             data: ``inputs`` is a PIL image, the bytes of an image file, or these in base64 (a ``data:`` URL
-                too). ``parameters`` may hold ``threshold``, the least score, 0.5 by default.
+                too). ``parameters`` may hold ``threshold``, the minimum score, 0.5 by default.
 
         Returns:
             A dict for each object, the best first: ``score``, ``label`` (its name) and ``box`` (``xmin``,
@@ -50,7 +50,7 @@ class EndpointHandler:
             how browsers show it and how Transformers' pipeline reads it).
 
         Raises:
-            ImageError: There is no image, or it cannot be read.
+            ImageError: The image is missing or unreadable.
             SettingError: A parameter does not exist or is out of range.
         """
         parameters = data.get("parameters") or {}
@@ -58,7 +58,7 @@ class EndpointHandler:
             raise SettingError(f"parameters must be an object like {_PARAMETERS}, not {parameters!r}")
         unknown = sorted(set(parameters) - set(_PARAMETERS))
         if unknown:
-            raise SettingError(f"there is no parameter {unknown[0]!r}; known is threshold")
+            raise SettingError(f"unknown parameter {unknown[0]!r}; the only one is threshold")
         threshold = (_PARAMETERS | dict(parameters))["threshold"]
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise SettingError(f"threshold must be a number between 0 and 1, not {threshold!r}")
@@ -75,7 +75,7 @@ class EndpointHandler:
 
 
 def _read(inputs: Any) -> Any:
-    """A PIL image of what a request holds; paths and addresses are not followed."""
+    """The image of a request; paths and URLs are not opened."""
     from PIL.Image import Image
 
     if isinstance(inputs, Image):
@@ -96,4 +96,4 @@ def _decode(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"inputs is no base64 text of an image file: {error}") from error
+        raise ImageError(f"inputs is not valid base64: {error}") from error

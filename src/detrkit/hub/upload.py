@@ -13,7 +13,7 @@ from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
 from detrkit.common.text import first_line
 
 CHECKPOINTS = "checkpoints"
-"""Sub-folder of a training run whose files stay at home."""
+"""Sub-folder of a training run that is not uploaded."""
 
 HANDLER = {
     "handler.py": '"""What an Inference Endpoint loads: detrkit\'s detector."""\n\n'
@@ -35,11 +35,11 @@ def push_to_hub(
 ) -> str:
     """Uploads a model, its image processor and its card to the Hub, in one commit.
 
-    The repository is made if there is none. Files of other names that it holds already stay.
+    Creates the repository if it does not exist. Other files in it are kept.
 
     Args:
         model: A model folder, of which everything but hidden files and training checkpoints is uploaded; or a
-            model, which needs ``processor``. A card is written where the folder has no README.md.
+            model, which needs ``processor``. A folder without README.md gets a card.
         repo_id: "name" (under your account) or "organisation/name"; by default the folder's name.
         processor: Image processor of a model that is not a folder.
         private: Whether a new repository is private; by default as your account or organisation has it.
@@ -52,8 +52,8 @@ def push_to_hub(
         Address of the repository.
 
     Raises:
-        CheckpointError: The folder holds no model.
-        SettingError: The arguments do not go together, or the name is none that the Hub takes.
+        CheckpointError: The folder contains no model of detrkit.
+        SettingError: The arguments contradict each other, or the Hub does not accept the name.
         DetrkitError: You are not logged in, may not write there, or the Hub cannot be reached.
     """
     check_login(token)
@@ -80,10 +80,10 @@ def push_to_hub(
 
 
 def check_login(token: str | None = None) -> None:
-    """Makes sure that there is a token, which a long run should know before it begins.
+    """Checks that a token is available, so that a long run does not fail at its end.
 
     Raises:
-        DetrkitError: There is none.
+        DetrkitError: No token is available.
     """
     from huggingface_hub import get_token
 
@@ -129,7 +129,7 @@ def _card(folder: Path, name: str) -> str:
 
 @contextmanager
 def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into one line with a remedy."""
+    """Turns errors of the Hub's client into one line with a remedy."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
     try:
@@ -153,11 +153,11 @@ def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
 def _refusal(repo_id: str, error: Any) -> str:
     status = error.response.status_code
     if status == 401:
-        return "the Hub does not know your token (401): log in again with hf auth login, or correct HF_TOKEN"
+        return "the Hub rejected your token (401): log in again with hf auth login, or correct HF_TOKEN"
     if status == 403:
         return (
             f"your token may not write to {repo_id} (403): use a token with write access, and a name under "
             "your account or an organisation that you belong to"
         )
     said = getattr(error, "server_message", None) or first_line(error)
-    return f"the Hub did not take {repo_id} ({status}): {said}"
+    return f"the Hub refused {repo_id} ({status}): {said}"

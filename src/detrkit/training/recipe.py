@@ -56,7 +56,7 @@ class TrainingRecipe:
     model: str = field(
         metadata=_option(
             "Checkpoint to fine-tune: Hub id, folder, or a name from: detrkit models. With --from-scratch a "
-            f"family: {' or '.join(family.option_name for family in FAMILIES.values())}.",
+            f"family: {', '.join(family.option_name for family in FAMILIES.values())}.",
             MODEL,
         )
     )

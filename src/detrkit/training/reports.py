@@ -1,4 +1,4 @@
-"""What a run leaves beside the model: table, curves, and a sheet of predictions."""
+"""The reports of a training run: a table, curves, and a sheet of predictions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DPI = 120
 _CURVES = ("PQ", "PQthings", "PQstuff", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
 _SHEET_IMAGES = 4
 _SHEET_THRESHOLD = 0.5
-_TILE = 480  # pixels; width of a picture on the sheet
+_TILE = 480  # pixels; width of an image on the sheet
 _GAP = 8  # pixels
 
 
@@ -36,9 +36,9 @@ def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str
     """Writes the table of the run and its curves.
 
     Args:
-        folder: Where to.
+        folder: Folder of the run.
         rows: As :func:`~detrkit.training.history.merge_log` gives them.
-        metric: The number that tells the best model, "AP" or "PQ".
+        metric: The number by which the best model is chosen, "AP" or "PQ".
     """
     names = columns(rows)
     write_csv(folder / METRICS_FILE, names, [[row.get(name, "") for name in names] for row in rows])
@@ -78,11 +78,11 @@ def draw_predictions(detector: Detector, dataset: DetectionDataset) -> Image.Ima
     rows = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
         path = dataset.path(index)
-        picture = load_image(path, exif_orientation=dataset.exif_orientation)
+        image = load_image(path, exif_orientation=dataset.exif_orientation)
         _, target = dataset[index]
         labels = target["class_labels"].tolist()
         truth = draw_boxes(
-            picture,
+            image,
             target["boxes"].numpy(),
             [detector.names.get(label, str(label)) for label in labels],
             [class_color(label) for label in labels],
@@ -105,8 +105,8 @@ def save_predictions(sheet: Image.Image, folder: Path) -> None:
         sheet.save(temporary)
 
 
-def _tile(picture: Image.Image) -> Image.Image:
-    return picture.resize((_TILE, round(picture.height * _TILE / picture.width)), Image.Resampling.LANCZOS)
+def _tile(image: Image.Image) -> Image.Image:
+    return image.resize((_TILE, round(image.height * _TILE / image.width)), Image.Resampling.LANCZOS)
 
 
 def _axes(title: str, ylabel: str) -> Any:

@@ -43,7 +43,7 @@ RECIPE_FILE = "recipe.json"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to.
+    """The result of a training run.
 
     Attributes:
         folder: The model folder, with the best weights.
