@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -23,9 +23,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from detrkit.common.errors import SettingError
+from detrkit.common.schema import Target
 from detrkit.common.text import did_you_mean
-from detrkit.data.coco import PER_OBJECT
-from detrkit.processing.annotations import Target, resize_target
+from detrkit.processing.annotations import PER_OBJECT, only_objects, resize_target
 from detrkit.processing.pixels import IMAGENET_MEAN
 from detrkit.processing.resize import resize_image, size_for
 
@@ -161,10 +161,11 @@ class RandomTranspose:
         """Transposes an image and its wrapped target, or not."""
         if torch.rand(()) < 0.5:
             return image, target
-        turned = {**target, "boxes": target["boxes"].as_subclass(torch.Tensor)[:, [1, 0, 3, 2]]}
+        turned = unwrap_target(target)
+        turned["boxes"] = turned["boxes"][:, [1, 0, 3, 2]]
         turned["size"] = target["size"].flip(0)
-        if "masks" in target:
-            turned["masks"] = target["masks"].as_subclass(torch.Tensor).transpose(1, 2)
+        if "masks" in turned:
+            turned["masks"] = turned["masks"].transpose(1, 2)
         return image.transpose(PIL.Image.Transpose.TRANSPOSE), wrap_target(turned)
 
 
@@ -220,7 +221,7 @@ def _span(length: int, window: float, out: int, position: float) -> tuple[int, i
 def wrap_target(target: Target) -> Target:
     """Makes boxes and masks known to torchvision's transforms, as those of an image of ``target["size"]``."""
     height, width = target["size"].tolist()
-    wrapped = dict(target)
+    wrapped = target.copy()
     wrapped["boxes"] = tv_tensors.BoundingBoxes(
         target["boxes"], format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
     )
@@ -231,7 +232,11 @@ def wrap_target(target: Target) -> Target:
 
 def unwrap_target(target: Target) -> Target:
     """A target of plain tensors."""
-    return {key: value.as_subclass(torch.Tensor) for key, value in target.items()}
+    unwrapped = target.copy()
+    unwrapped["boxes"] = target["boxes"].as_subclass(torch.Tensor)
+    if "masks" in target:
+        unwrapped["masks"] = target["masks"].as_subclass(torch.Tensor)
+    return unwrapped
 
 
 def resize(image: PIL.Image.Image, target: Target, height: int, width: int) -> Example:
@@ -275,8 +280,7 @@ def crop(
     cropped["size"] = torch.tensor([height, width])
     if "masks" in cropped:
         cropped["masks"] = cropped["masks"][:, top : top + height, left : left + width]
-    cropped = {key: value[keep] if key in PER_OBJECT else value for key, value in cropped.items()}
-    return image.crop((left, top, left + width, top + height)), wrap_target(cropped)
+    return image.crop((left, top, left + width, top + height)), wrap_target(only_objects(cropped, keep))
 
 
 def pad(image: PIL.Image.Image, target: Target, top: int, left: int, height: int, width: int) -> Example:
@@ -319,11 +323,11 @@ def stitch(examples: Sequence[Example]) -> Example:
         top, left = cell // 2 * height, cell % 2 * width
         canvas.paste(image, (left, top))
         targets.append(_moved(target, top, left, 2 * height, 2 * width))
-    joined = {
-        key: torch.cat([target[key] for target in targets]) if key in PER_OBJECT else value
-        for key, value in first_target.items()
-    }
+    joined = first_target.copy()
     joined["size"] = targets[0]["size"]
+    for name in PER_OBJECT:
+        if name in first_target:
+            joined[name] = torch.cat([target[name] for target in targets])
     return canvas, wrap_target(joined)
 
 
@@ -361,7 +365,7 @@ def _integer(least: int, greatest: int) -> int:
     return int(torch.randint(least, greatest + 1, ()))
 
 
-def _scaled(size: Mapping[str, Any], factor: float) -> dict[str, int]:
+def _scaled(size: Mapping[str, int], factor: float) -> dict[str, int]:
     """A processor's size times a factor; the limit of the longest edge beside a shortest one stays."""
     return {
         key: value if key == "longest_edge" and "shortest_edge" in size else max(1, round(value * factor))

@@ -20,8 +20,9 @@ import PIL.Image
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
+from detrkit.common.schema import Target
 from detrkit.common.text import did_you_mean, match_names
-from detrkit.processing.annotations import Target, prepare_detection, prepare_panoptic
+from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
 UNUSED_LABEL = "N/A"
@@ -136,7 +137,7 @@ class DetectionDataset:
                 {**entry, "segments_info": segments}, *size, masks_path=self.panoptic_dir
             )
             visible = target["masks"].flatten(1).any(1)  # a segment may have no pixel in the PNG
-            target = {k: v[visible] if k in PER_OBJECT else v for k, v in target.items()}
+            target = only_objects(target, visible)
             if not self.return_masks:
                 del target["masks"]
             return image, target
@@ -260,10 +261,6 @@ class DetectionDataset:
         for annotation in self.document["annotations"]:
             grouped.setdefault(annotation["image_id"], []).append(annotation)
         return grouped
-
-
-PER_OBJECT = frozenset({"class_labels", "boxes", "area", "iscrowd", "masks"})
-"""Entries of a target that have one row for each object."""
 
 
 def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, list[Any]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,22 +18,21 @@ import torch.nn.functional as F
 
 from detrkit.common.boxes import xyxy_to_cxcywh
 from detrkit.common.errors import AnnotationError, ImageError, MissingExtraError
+from detrkit.common.schema import Target
 from detrkit.processing.images import load_image
 from detrkit.processing.panoptic_png import rgb_to_id
 
 COCO_DETECTION = "coco_detection"
 COCO_PANOPTIC = "coco_panoptic"
 
-Target = dict[str, torch.Tensor]
-"""One image's target. ``image_id`` (1,), ``class_labels`` (n,), ``boxes`` (n, 4), ``area`` (n,), ``iscrowd``
-(n,), ``orig_size`` and ``size`` (2,) as height and width, and on request ``masks`` bool (n, height, width)
-and ``keypoints`` (m, 3)."""
+PER_OBJECT: Final = ("class_labels", "boxes", "area", "iscrowd", "masks")
+"""Entries of a target that have one row for each object."""
 
 # Farthest that a point of a polygon may lie from the image's corner, in pixels: more than any image has.
 _FARTHEST_POINT = 1e5
 
 
-def check_annotations(annotations: Sequence[Any], annotation_format: str) -> None:
+def check_annotations(annotations: Sequence[object], annotation_format: str) -> None:
     """Checks that a batch's annotations have the shape of their format.
 
     Args:
@@ -95,7 +95,7 @@ def prepare_detection(
         corners.clamp(min=0), torch.tensor([width, height, width, height], dtype=torch.float32)
     )
     keep = (corners[:, 2:] > corners[:, :2]).all(dim=1)
-    target = {
+    target: Target = {
         "image_id": _tensor([image_id], torch.int64, "image_id", image_id),
         "class_labels": _tensor(labels, torch.int64, "category_id", image_id)[keep],
         "boxes": corners[keep],
@@ -158,7 +158,7 @@ def prepare_panoptic(
     segments = annotation["segments_info"]
     ids = _tensor([_value(s, "id", image_id) for s in segments], torch.int64, "id", image_id)
     masks = segment_ids == ids[:, None, None]
-    target = {
+    target: Target = {
         "image_id": _tensor([image_id], torch.int64, "image_id", image_id),
         "class_labels": _field(segments, "category_id", torch.int64, image_id),
         "boxes": boxes_of_masks(masks),
@@ -185,11 +185,13 @@ def resize_target(target: Target, height: int, width: int) -> Target:
     """
     old_height, old_width = target["size"].tolist()
     ratio_height, ratio_width = height / old_height, width / old_width
-    resized = dict(target)
     ratios = torch.tensor([ratio_width, ratio_height, ratio_width, ratio_height])
-    resized["boxes"] = target["boxes"] * ratios
-    resized["area"] = target["area"] * (ratio_width * ratio_height)
-    resized["size"] = torch.tensor([height, width])
+    resized: Target = {
+        **target,
+        "boxes": target["boxes"] * ratios,
+        "area": target["area"] * (ratio_width * ratio_height),
+        "size": torch.tensor([height, width]),
+    }
     if "masks" in target and len(target["masks"]):
         bytes_ = target["masks"].to(torch.uint8)
         resized["masks"] = F.interpolate(bytes_[None], size=(height, width), mode="nearest")[0] > 0
@@ -210,8 +212,22 @@ def pad_masks(target: Target, height: int, width: int) -> Target:
     if "masks" not in target:
         return target
     mask_height, mask_width = target["masks"].shape[-2:]
-    padded = F.pad(target["masks"], (0, width - mask_width, 0, height - mask_height))
+    padded = F.pad(torch.as_tensor(target["masks"]), (0, width - mask_width, 0, height - mask_height))
     return {**target, "masks": padded}
+
+
+def only_objects(target: Target, kept: torch.Tensor) -> Target:
+    """A target with some of its objects.
+
+    Args:
+        target: The target; its keypoints stay as they are.
+        kept: bool (n,), which objects.
+    """
+    chosen = target.copy()
+    for name in PER_OBJECT:
+        if name in target:
+            chosen[name] = target[name][kept]
+    return chosen
 
 
 def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
@@ -237,7 +253,7 @@ def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
 
 
 def decode_segmentations(
-    segmentations: Sequence[Any], height: int, width: int, image_id: Any
+    segmentations: Sequence[object], height: int, width: int, image_id: object
 ) -> torch.Tensor:
     """Masks of COCO segmentations: polygons, or run lengths as a list or a compressed string.
 
@@ -317,7 +333,7 @@ def _uncompress(counts: str | bytes) -> list[int]:
     return runs
 
 
-def _draw_polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
+def _draw_polygons(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
     if not polygons:
         return np.zeros((height, width), dtype=bool)
     # The outline is walked pixel by pixel, in memory.
@@ -329,7 +345,7 @@ def _draw_polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
     return decoded.reshape(height, width, -1).any(axis=2)
 
 
-def _coco_mask_module() -> Any:
+def _coco_mask_module() -> ModuleType:
     """COCO's own polygon drawing, from whichever package has it.
 
     Which pixels a polygon covers is part of the annotations' meaning, so no other drawing will do.
@@ -346,7 +362,7 @@ def _coco_mask_module() -> Any:
     return mask
 
 
-def _problem_with(annotation: Any, keys: Sequence[str], entries: str) -> str | None:
+def _problem_with(annotation: object, keys: Sequence[str], entries: str) -> str | None:
     if not isinstance(annotation, Mapping):
         return f"it is {type(annotation).__name__}, not a dictionary"
     missing = [key for key in keys if key not in annotation]
@@ -359,7 +375,7 @@ def _problem_with(annotation: Any, keys: Sequence[str], entries: str) -> str | N
     return None
 
 
-def _value(entry: Mapping[str, Any], key: str, image_id: Any) -> Any:
+def _value(entry: Mapping[str, Any], key: str, image_id: object) -> Any:
     if key not in entry:
         raise AnnotationError(
             f"image {image_id}: an annotation lacks {key!r} (it has {', '.join(map(str, entry))})"
@@ -367,11 +383,13 @@ def _value(entry: Mapping[str, Any], key: str, image_id: Any) -> Any:
     return entry[key]
 
 
-def _field(entries: Sequence[Mapping[str, Any]], key: str, dtype: torch.dtype, image_id: Any) -> torch.Tensor:
+def _field(
+    entries: Sequence[Mapping[str, Any]], key: str, dtype: torch.dtype, image_id: object
+) -> torch.Tensor:
     return _tensor([_value(entry, key, image_id) for entry in entries], dtype, key, image_id)
 
 
-def _tensor(values: list[Any], dtype: torch.dtype, key: str, image_id: Any) -> torch.Tensor:
+def _tensor(values: list[object], dtype: torch.dtype, key: str, image_id: object) -> torch.Tensor:
     try:
         return torch.tensor(np.asarray(values).tolist(), dtype=dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

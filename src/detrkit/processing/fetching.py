@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -262,14 +263,16 @@ class _SecureHandler(urllib.request.HTTPSHandler):
         return self.do_open(_connection(_SecureConnection, self.download, request), request)
 
 
-def _connection(kind: Any, download: _Download, request: urllib.request.Request) -> Any:
+def _connection(
+    kind: type[_PlainConnection], download: _Download, request: urllib.request.Request
+) -> Callable[..., _PlainConnection]:
     """How ``do_open`` is to connect for a request: with a check of where to, or to the user's proxy."""
     wanted = urlsplit(request.full_url)
     proxied = request.host != wanted.netloc
     if proxied:
         download.check_before_proxy(wanted.hostname or "")
 
-    def connection(host: str, **options: Any) -> Any:
+    def connection(host: str, **options: Any) -> _PlainConnection:
         made = kind(host, **options)
         made.download, made.checked = download, not proxied
         return made

@@ -15,10 +15,10 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -29,10 +29,19 @@ from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
 from detrkit.processing.fetching import WEB_SCHEMES, fetch
 
+if TYPE_CHECKING:
+    from transformers.image_utils import ChannelDimension
+
 logger = logging.getLogger("detrkit")
 
-# What load_image takes: a path, a URL, a PIL image, an array or a tensor.
-ImageSource: TypeAlias = Any
+ImageSource: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | np.ndarray | torch.Tensor
+"""One image: a path, a URL, a PIL image, an array or a tensor."""
+
+ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
+"""One image, a list (of lists) of them, or a 4-dimensional array; lists of numbers are taken as arrays."""
+
+DataFormat: TypeAlias = "str | ChannelDimension | None"
+"""``"channels_first"``, ``"channels_last"`` or None."""
 
 # An image ready to be resized, see above.
 Raster: TypeAlias = PIL.Image.Image | np.ndarray
@@ -154,7 +163,7 @@ def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = No
     return image
 
 
-def flatten_images(images: Any) -> list[ImageSource]:
+def flatten_images(images: ImageSources) -> list[ImageSource]:
     """Gives a flat list of single images from one image, a list (of lists) of them or a 4-D array.
 
     Lists of numbers are taken as arrays.
@@ -169,7 +178,7 @@ def flatten_images(images: Any) -> list[ImageSource]:
 
 
 def to_raster(
-    source: ImageSource, *, input_data_format: str | None = None, exif_orientation: bool = False
+    source: ImageSource, *, input_data_format: DataFormat = None, exif_orientation: bool = False
 ) -> Raster:
     """Prepares one image for the processor: a PIL image in mode RGB for bytes, an array for real numbers.
 
@@ -197,7 +206,7 @@ def to_raster(
     return _planes_to_rgb(_integers_to_bytes(planes, "the image array"))
 
 
-def _iterate_images(images: Any) -> Iterator[ImageSource]:
+def _iterate_images(images: ImageSources) -> Iterator[ImageSource]:
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         yield from images
     elif isinstance(images, (list, tuple)):
@@ -210,14 +219,14 @@ def _iterate_images(images: Any) -> Iterator[ImageSource]:
         yield images
 
 
-def _is_nested_numbers(value: Any) -> bool:
+def _is_nested_numbers(value: object) -> bool:
     """Whether nested lists end in numbers, judged by their first element."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return isinstance(value, (int, float))
 
 
-def _open_stream(name: str, limits: ImageLimits) -> Any:
+def _open_stream(name: str, limits: ImageLimits) -> BinaryIO:
     if name.startswith("data:"):
         raise ImageError(f"{name[:30]}...: data: URLs are not supported; decode it and pass the image")
     # A Windows path such as C:\photo.jpg looks like a URL with a one-letter scheme.
@@ -248,7 +257,7 @@ def _open_stream(name: str, limits: ImageLimits) -> Any:
         raise ImageError(f"{name[:300]}: cannot be opened ({reason})") from error
 
 
-def _open_file(path: str, name: str, limits: ImageLimits) -> Any:
+def _open_file(path: str, name: str, limits: ImageLimits) -> BinaryIO:
     found = Path(path).stat()
     if stat.S_ISDIR(found.st_mode):
         raise ImageError(f"{name}: is a folder, not an image; name the files in it")
@@ -304,7 +313,7 @@ def _pillow_allows(max_pixels: int | None) -> Iterator[None]:
                 PIL.Image.MAX_IMAGE_PIXELS = own
 
 
-def _decode(stream: Any, name: str, exif_orientation: bool, limits: ImageLimits) -> PIL.Image.Image:
+def _decode(stream: BinaryIO, name: str, exif_orientation: bool, limits: ImageLimits) -> PIL.Image.Image:
     if not stream.read(1):
         raise ImageError(f"{name}: the file is empty")
     stream.seek(0)
@@ -312,7 +321,9 @@ def _decode(stream: Any, name: str, exif_orientation: bool, limits: ImageLimits)
         return _decode_pixels(stream, name, exif_orientation, limits.max_pixels)
 
 
-def _decode_pixels(stream: Any, name: str, exif_orientation: bool, max_pixels: int | None) -> PIL.Image.Image:
+def _decode_pixels(
+    stream: BinaryIO, name: str, exif_orientation: bool, max_pixels: int | None
+) -> PIL.Image.Image:
     try:
         image: PIL.Image.Image = PIL.Image.open(stream)
     except PIL.UnidentifiedImageError as error:

@@ -50,7 +50,7 @@ def id_to_rgb(id_map: Any) -> Any:
     return colors.tolist() if ids.ndim == 0 else np.ascontiguousarray(colors)
 
 
-def encode_panoptic_png(id_map: Any) -> bytes:
+def encode_panoptic_png(id_map: np.ndarray) -> bytes:
     """The PNG file of a map of segment ids (height, width)."""
     with io.BytesIO() as file:
         PIL.Image.fromarray(id_to_rgb(id_map)).save(file, format="PNG")

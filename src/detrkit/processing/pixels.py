@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from detrkit.processing.images import Raster
-from detrkit.processing.resize import Box, resize_part, resize_real
+from detrkit.processing.resize import Box, Resample, resize_part, resize_real
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,9 +71,8 @@ def write_pixels(
     image: Raster,
     size: tuple[int, int],
     out: np.ndarray,
-    *,
     part: Box | None = None,
-    resample: Any = None,
+    resample: Resample = None,
     scaling: PixelScaling | None = None,
 ) -> None:
     """Resizes an image and writes its scaled pixels, or a part of them.
@@ -103,7 +101,7 @@ def write_pixels(
             np.copyto(target, plane)
 
 
-def _per_channel(value: Any, name: str) -> tuple[float, float, float]:
+def _per_channel(value: float | Sequence[float] | None, name: str) -> tuple[float, float, float]:
     values = [float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64))]
     if len(values) == 1:
         values *= 3

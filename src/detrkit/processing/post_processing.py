@@ -6,15 +6,19 @@ the rest is the same for all. Everything runs on the outputs' device and in floa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
+from transformers.utils import ModelOutput
 
 from detrkit.common.boxes import cxcywh_to_xyxy
 
-# (batch, 2), or one (height, width) for each image, in pixels.
-TargetSizes: TypeAlias = torch.Tensor | Sequence[Any]
+TargetSizes: TypeAlias = torch.Tensor | Sequence[Sequence[int]]
+"""(batch, 2), or one (height, width) for each image, in pixels."""
+
+Outputs: TypeAlias = ModelOutput | Mapping[str, torch.Tensor]
+"""What a model returns, with its fields as attributes or entries."""
 
 
 class Candidates(NamedTuple):
@@ -29,6 +33,11 @@ class Candidates(NamedTuple):
     scores: torch.Tensor
     labels: torch.Tensor
     boxes: torch.Tensor
+
+
+def output(outputs: Outputs, name: str) -> torch.Tensor:
+    """A field of a model's outputs."""
+    return outputs[name] if isinstance(outputs, Mapping) else getattr(outputs, name)
 
 
 def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor) -> Candidates:

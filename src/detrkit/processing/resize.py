@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -16,10 +16,23 @@ import torch.nn.functional as F
 
 from detrkit.common.errors import ImageError
 
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
+    from transformers.image_utils import SizeDict
+
 BILINEAR = PIL.Image.Resampling.BILINEAR
 
 MAX_RESIZED_PIXELS = 100_000_000
 """Largest image to resize to: without a longest edge, a long thin image would fill the memory."""
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
+
+SizeOption: TypeAlias = "int | tuple[int, int] | list[int] | Mapping[str, int] | SizeDict | None"
+"""A processor's ``size``, see :func:`normalize_size`."""
+
+Resample: TypeAlias = "int | str | PIL.Image.Resampling | InterpolationMode | None"
+"""A filter, see :func:`pillow_filter`."""
 
 # (top, left, bottom, right) in pixels.
 Box: TypeAlias = tuple[int, int, int, int]
@@ -106,7 +119,7 @@ def _size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, in
 
 
 def normalize_size(
-    size: Any, max_size: int | None = None, default: Mapping[str, int] | None = None
+    size: SizeOption, max_size: int | None = None, default: Mapping[str, int] | None = None
 ) -> dict[str, int]:
     """Brings every form of the ``size`` option to a dictionary.
 
@@ -127,8 +140,8 @@ def normalize_size(
         sizes = dict(default or {"shortest_edge": 800, "longest_edge": 1333})
     elif isinstance(size, (int, np.integer)):
         sizes = {"shortest_edge": int(size), "longest_edge": 1333}
-    elif isinstance(size, (tuple, list)) and len(size) == 2:
-        sizes = {"height": size[0], "width": size[1]}
+    elif isinstance(size, (tuple, list)):
+        sizes = {"height": size[0], "width": size[1]} if len(size) == 2 else {}
     else:
         try:
             sizes = {key: value for key, value in dict(size).items() if value is not None}
@@ -146,7 +159,7 @@ def normalize_size(
     return {key: int(value) for key, value in sizes.items()}
 
 
-def pillow_filter(resample: Any) -> PIL.Image.Resampling:
+def pillow_filter(resample: Resample) -> PIL.Image.Resampling:
     """Pillow's filter for an int, a Pillow filter or a torchvision interpolation mode; bilinear for None.
 
     Raises:
@@ -165,7 +178,9 @@ def pillow_filter(resample: Any) -> PIL.Image.Resampling:
         raise ValueError(f"resample={resample!r} is not a Pillow filter") from None
 
 
-def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any = None) -> PIL.Image.Image:
+def resize_image(
+    image: PIL.Image.Image, height: int, width: int, resample: Resample = None
+) -> PIL.Image.Image:
     """Resizes an 8-bit image with Pillow, which is what the original does through torchvision.
 
     Args:
@@ -180,7 +195,7 @@ def resize_image(image: PIL.Image.Image, height: int, width: int, resample: Any 
 
 
 def independent_parts(
-    image: PIL.Image.Image, height: int, width: int, count: int, resample: Any = None
+    image: PIL.Image.Image, height: int, width: int, count: int, resample: Resample = None
 ) -> list[Box]:
     """Parts of a resized image, bands of rows or else of columns, that can be made each on its own.
 
@@ -209,7 +224,7 @@ def independent_parts(
 
 
 def resize_part(
-    image: PIL.Image.Image, height: int, width: int, part: Box, resample: Any = None
+    image: PIL.Image.Image, height: int, width: int, part: Box, resample: Resample = None
 ) -> PIL.Image.Image:
     """One of :func:`independent_parts`, bit for bit as :func:`resize_image` gives it in the whole."""
     top, left, bottom, right = part
@@ -228,7 +243,7 @@ def resize_part(
     return band.resize((width, bottom - top), kernel, box=(0, first - low, width, last - low))
 
 
-def resize_real(image: np.ndarray, height: int, width: int, resample: Any = None) -> np.ndarray:
+def resize_real(image: np.ndarray, height: int, width: int, resample: Resample = None) -> np.ndarray:
     """Resizes an image of real numbers.
 
     The same filters as for bytes: bilinear and bicubic by torch with antialiasing, others by Pillow in mode

@@ -9,20 +9,44 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
 
-Size: TypeAlias = tuple[int, int]
-"""(height, width) in pixels."""
+from detrkit.common.schema import Segment
+from detrkit.processing.resize import Size
 
-IsThingMap: TypeAlias = Mapping[Any, Any]
+IsThingMap: TypeAlias = Mapping[int, bool] | Mapping[str, bool]
 """Whether a class is a thing (True) or stuff (False), by label; labels may be strings, as JSON has them."""
+
+
+class _LabelledSegment(TypedDict):
+    id: int
+    label_id: int
+    was_fused: bool
+    score: float
+    area: int
+
+
+class LabelledSegment(_LabelledSegment, total=False):
+    """A segment in the form of Transformers.
+
+    Attributes:
+        id: Value of its pixels in the map of segments.
+        label_id: Its label.
+        was_fused: Whether its class has at most one segment.
+        score: Confidence in [0, 1].
+        area: Number of pixels.
+        isthing: Whether it is a thing rather than stuff, of panoptic segments.
+    """
+
+    isthing: int
+
 
 # Category ids of COCO up to this one are things, those above are stuff.
 _LAST_COCO_THING = 90
@@ -142,7 +166,7 @@ def panoptic_segments(
     masks: torch.Tensor,
     grid: MaskGrid,
     rule: PanopticRule,
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[Segment]]:
     """The panoptic segmentation of one image.
 
     Each pixel goes to the query whose mask has the greatest logit. Of several queries of one merged (stuff)
@@ -163,27 +187,10 @@ def panoptic_segments(
         ``score``.
     """
     names, values = labels.tolist(), scores.tolist()
-    queries = list(range(len(names)))  # those that are left
-    contest = _Contest(masks, grid)
-    first_of_class: dict[int, int] = {}
-    merged = [
-        first_of_class.setdefault(name, k) if rule.is_merged(name) else k for k, name in enumerate(names)
-    ]
-    # Merging is for the first turn: by the second only one query of a merged class is left.
-    merge = torch.tensor(merged, device=masks.device) if len(set(merged)) < len(merged) else None
-    while queries:
-        winners = contest.winners(queries)
-        if merge is not None:
-            winners, merge = merge[winners], None
-        winners = grid.sample(winners)
-        areas = _areas(winners, len(names))
-        kept = [query for query in queries if areas[query] > _TINY_AREA]
-        if len(kept) == len(queries):
-            break
-        queries = kept
+    queries, winners = _settle(names, masks, grid, rule)
     if not queries:
         return torch.zeros(grid.target, dtype=torch.int32, device=masks.device), []
-
+    areas = _areas(winners, len(names))
     if rule.overlap_threshold is not None:
         own_areas = _own_areas(masks[queries], grid, rule.mask_threshold)
         queries = [
@@ -193,7 +200,7 @@ def panoptic_segments(
         ]
     ids = torch.zeros(len(names), dtype=torch.int32)
     ids[queries] = torch.arange(1, len(queries) + 1, dtype=torch.int32)
-    segments = [
+    segments: list[Segment] = [
         {
             "id": k,
             "category_id": names[query],
@@ -204,6 +211,32 @@ def panoptic_segments(
         for k, query in enumerate(queries, start=1)
     ]
     return ids.to(masks.device)[winners], segments
+
+
+def _settle(
+    names: Sequence[int], masks: torch.Tensor, grid: MaskGrid, rule: PanopticRule
+) -> tuple[list[int], torch.Tensor]:
+    """The queries that keep a segment, and the one that wins each pixel, int64 at the target size."""
+    queries = list(range(len(names)))  # those that are left
+    contest = _Contest(masks, grid)
+    first_of_class: dict[int, int] = {}
+    merged = [
+        first_of_class.setdefault(name, k) if rule.is_merged(name) else k for k, name in enumerate(names)
+    ]
+    # Merging is for the first turn: by the second only one query of a merged class is left.
+    merge = torch.tensor(merged, device=masks.device) if len(set(merged)) < len(merged) else None
+    winners = torch.zeros(grid.target, dtype=torch.int64, device=masks.device)
+    while queries:
+        winners = contest.winners(queries)
+        if merge is not None:
+            winners, merge = merge[winners], None
+        winners = grid.sample(winners)
+        areas = _areas(winners, len(names))
+        kept = [query for query in queries if areas[query] > _TINY_AREA]
+        if len(kept) == len(queries):
+            break
+        queries = kept
+    return queries, winners
 
 
 def instance_masks(masks: torch.Tensor, grid: MaskGrid, mask_threshold: float = 0.5) -> torch.Tensor:
@@ -230,7 +263,7 @@ def instance_segments(
     grid: MaskGrid,
     mask_threshold: float,
     overlap_threshold: float,
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[LabelledSegment]]:
     """Objects of one image as one map, in which they do not overlap.
 
     Where masks overlap, a pixel goes to the query whose probability times score is greatest. A query that
@@ -264,7 +297,7 @@ def instance_segments(
         best = torch.maximum(best, value)
     winners = grid.sample(winners)
     areas = _areas(winners, count + 1)
-    segments: list[dict[str, Any]] = []
+    segments: list[LabelledSegment] = []
     ids = [0] * (count + 1)
     for k, (label, score) in enumerate(zip(labels.tolist(), scores.tolist())):
         if areas[k] > overlap_threshold * own_areas[k]:

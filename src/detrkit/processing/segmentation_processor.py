@@ -11,21 +11,26 @@ One convention holds for all maps of segments: int32, ids from 1, and 0 where th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypedDict
 
 import torch
 
+from detrkit.common.schema import Segment
+from detrkit.processing.options import default
 from detrkit.processing.panoptic_png import encode_panoptic_png
-from detrkit.processing.post_processing import TargetSizes, check_classes
+from detrkit.processing.post_processing import Outputs, TargetSizes, check_classes
+from detrkit.processing.resize import Size
 from detrkit.processing.segmentation import (
     IsThingMap,
+    LabelledSegment,
     MaskGrid,
     PanopticRule,
-    Size,
     instance_masks,
     instance_segments,
     panoptic_segments,
+    pixel_centres,
     pixel_corners,
     resolve_is_thing_map,
     run_lengths,
@@ -33,6 +38,31 @@ from detrkit.processing.segmentation import (
 )
 
 _PANOPTIC_THRESHOLD = 0.85
+
+
+class Segmentation(TypedDict):
+    """The segments of one image in the form of Transformers 5.
+
+    Attributes:
+        segmentation: int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs
+            (start from 1, length, start, ...) along the rows.
+        segments_info: The segments.
+    """
+
+    segmentation: torch.Tensor | list[list[int]]
+    segments_info: list[LabelledSegment]
+
+
+class PanopticPng(TypedDict):
+    """The segments of one image in the form of Transformers 4.
+
+    Attributes:
+        png_string: A PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``).
+        segments_info: The segments, without their scores.
+    """
+
+    png_string: bytes
+    segments_info: list[Segment]
 
 
 class _Image(NamedTuple):
@@ -45,13 +75,18 @@ class _Image(NamedTuple):
 
 
 class SegmentationPostProcessing:
-    """Instance, semantic and panoptic post-processing, as Transformers 5 and 4 offer them."""
+    """Instance, semantic and panoptic post-processing, as Transformers 5 and 4 offer them.
+
+    Sizes are (height, width) in pixels. ``processed_sizes`` are those of the images as the model saw them,
+    without padding, ``padded_size`` that of the batch with padding (the largest of these by default), and
+    ``target_sizes`` those of the results (by default ``processed_sizes``, or else that of ``pred_masks``).
+    """
 
     is_thing_map: dict[int, bool] | None
 
     def post_process_panoptic_segmentation(
         self,
-        outputs: Any,
+        outputs: Outputs,
         threshold: float = _PANOPTIC_THRESHOLD,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
@@ -59,9 +94,9 @@ class SegmentationPostProcessing:
         target_sizes: TargetSizes | None = None,
         *,
         processed_sizes: TargetSizes | None = None,
-        padded_size: Any = None,
+        padded_size: Sequence[int] | None = None,
         is_thing_map: IsThingMap | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Segmentation]:
         """Turns a model's outputs into panoptic segmentations by the original's algorithm.
 
         Every pixel goes to a segment, unless no query is above ``threshold``. The original knows no other
@@ -76,76 +111,52 @@ class SegmentationPostProcessing:
             mask_threshold: Probability of a mask, in [0, 1]; see above.
             overlap_mask_area_threshold: Share of its own mask that a segment has to win, in [0, 1].
             label_ids_to_fuse: Classes with at most one segment; stuff when None.
-            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
-                ``pred_masks`` when None.
-            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
-            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
-                None.
-            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
-                None.
+            target_sizes: Sizes of the results.
+            processed_sizes: Sizes of the images as the model saw them.
+            padded_size: Size of the batch with padding.
+            is_thing_map: Whether a class is a thing, by label; the processor's or else COCO's when None.
 
         Returns:
-            For each image ``segmentation``, int32 (height, width), the id of each pixel's segment or 0; and
-            ``segments_info``, for each segment ``id``, ``label_id``, ``was_fused`` (whether its class has at
-            most one segment), ``score``, ``isthing`` and ``area`` in pixels.
+            A :class:`Segmentation` for each image.
 
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
-        is_thing = resolve_is_thing_map(is_thing_map, self.is_thing_map)
         _check_thresholds(
             mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
-        fused = None if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
-
-        def is_merged(label: int) -> bool:
-            return not is_thing(label) if fused is None else label in fused
-
         if mask_threshold is not None and overlap_mask_area_threshold is None:
             overlap_mask_area_threshold = 0.0
-        rule = PanopticRule(
-            is_thing,
-            is_merged,
-            0.5 if mask_threshold is None else mask_threshold,
-            overlap_mask_area_threshold,
+        rule = replace(
+            self._panoptic_rule(is_thing_map, label_ids_to_fuse),
+            mask_threshold=default(mask_threshold, 0.5),
+            overlap_threshold=overlap_mask_area_threshold,
         )
-        results = []
+        results: list[Segmentation] = []
         for image in self._images(outputs, threshold, processed_sizes, target_sizes, padded_size):
             ids, segments = panoptic_segments(*image, rule)
-            segments_info = [
-                {
-                    "id": segment["id"],
-                    "label_id": segment["category_id"],
-                    "was_fused": is_merged(segment["category_id"]),
-                    "score": segment["score"],
-                    "isthing": segment["isthing"],
-                    "area": segment["area"],
-                }
-                for segment in segments
-            ]
+            segments_info = [_labelled(segment, rule) for segment in segments]
             results.append({"segmentation": ids, "segments_info": segments_info})
         return results
 
     def panoptic_maps(
         self,
-        outputs: Any,
+        outputs: Outputs,
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes | None = None,
         threshold: float = _PANOPTIC_THRESHOLD,
         is_thing_map: IsThingMap | None = None,
-        padded_size: Any = None,
-    ) -> list[tuple[torch.Tensor, list[dict[str, Any]]]]:
+        padded_size: Sequence[int] | None = None,
+    ) -> list[tuple[torch.Tensor, list[Segment]]]:
         """Panoptic segmentations as they are evaluated: the original's algorithm, with padding cropped.
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
-            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
-            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` when None.
+            processed_sizes: Sizes of the images as the model saw them.
+            target_sizes: Sizes of the results.
             threshold: Score above which a query can become a segment, in [0, 1].
-            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
-                None.
-            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
-                None.
+            is_thing_map: Whether a class is a thing, by label; the processor's or else COCO's when None.
+            padded_size: Size of the batch with padding.
 
         Returns:
             For each image ids, int32 (height, width) on the outputs' device with 0 where there is no segment,
@@ -160,12 +171,12 @@ class SegmentationPostProcessing:
 
     def post_process_panoptic(
         self,
-        outputs: Any,
+        outputs: Outputs,
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes | None = None,
         is_thing_map: IsThingMap | None = None,
         threshold: float = _PANOPTIC_THRESHOLD,
-    ) -> list[dict[str, Any]]:
+    ) -> list[PanopticPng]:
         """Panoptic segmentations as PNG files, as Transformers 4 gave them.
 
         As in the original, the masks of the whole batch are resized to each image's processed size, which is
@@ -174,36 +185,30 @@ class SegmentationPostProcessing:
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
-            processed_sizes: (height, width) of each image in pixels as the model saw it.
-            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` when None.
-            is_thing_map: Whether a class is a thing, by label; that of the processor, or else COCO's, when
-                None.
+            processed_sizes: Sizes of the images as the model saw them.
+            target_sizes: Sizes of the results.
+            is_thing_map: Whether a class is a thing, by label; the processor's or else COCO's when None.
             threshold: Score above which a query can become a segment, in [0, 1].
 
         Returns:
-            For each image ``png_string``, the bytes of a PNG in which a pixel's colour is the id of its
-            segment (see ``rgb_to_id``), 0 where there is none; and ``segments_info``, for each segment
-            ``id``, ``isthing``, ``category_id`` and ``area`` in pixels.
+            A :class:`PanopticPng` for each image.
 
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
         rule = self._panoptic_rule(is_thing_map)
-        results = []
+        results: list[PanopticPng] = []
         for image in self._images(outputs, threshold, processed_sizes, target_sizes, crop=False):
             ids, segments = panoptic_segments(*image, rule)
-            keys = ("id", "isthing", "category_id", "area")
-            results.append(
-                {
-                    "png_string": encode_panoptic_png(ids.cpu().numpy()),
-                    "segments_info": [{key: segment[key] for key in keys} for segment in segments],
-                }
-            )
+            for segment in segments:
+                del segment["score"]  # which Transformers 4 did not give
+            png = encode_panoptic_png(ids.cpu().numpy())
+            results.append({"png_string": png, "segments_info": segments})
         return results
 
     def post_process_instance_segmentation(
         self,
-        outputs: Any,
+        outputs: Outputs,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
@@ -211,8 +216,8 @@ class SegmentationPostProcessing:
         return_coco_annotation: bool | None = False,
         *,
         processed_sizes: TargetSizes | None = None,
-        padded_size: Any = None,
-    ) -> list[dict[str, Any]]:
+        padded_size: Sequence[int] | None = None,
+    ) -> list[Segmentation]:
         """Turns a model's outputs into objects that do not overlap.
 
         An object has the pixels at which its mask's probability exceeds ``mask_threshold``; where masks
@@ -224,17 +229,13 @@ class SegmentationPostProcessing:
             threshold: Score above which a query is an object, in [0, 1].
             mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
             overlap_mask_area_threshold: Share of its own mask that an object has to win, in [0, 1].
-            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
-                ``pred_masks`` when None.
+            target_sizes: Sizes of the results.
             return_coco_annotation: Whether to give run lengths instead of a map.
-            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
-            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
-                None.
+            processed_sizes: Sizes of the images as the model saw them.
+            padded_size: Size of the batch with padding.
 
         Returns:
-            For each image ``segmentation``, int32 (height, width), the id of each pixel's object or 0, or for
-            each object its runs (start from 1, length, start, ...) along the rows; and ``segments_info``, for
-            each object ``id``, ``label_id``, ``was_fused`` (False), ``score`` and ``area`` in pixels.
+            A :class:`Segmentation` for each image.
 
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
@@ -242,10 +243,10 @@ class SegmentationPostProcessing:
         _check_thresholds(
             mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
-        results = []
+        results: list[Segmentation] = []
         for image in self._images(outputs, threshold, processed_sizes, target_sizes, padded_size):
             ids, segments = instance_segments(*image, mask_threshold, overlap_mask_area_threshold)
-            segmentation: Any = ids
+            segmentation: torch.Tensor | list[list[int]] = ids
             if return_coco_annotation:
                 segmentation = [run_lengths(ids == segment["id"]) for segment in segments]
             results.append({"segmentation": segmentation, "segments_info": segments})
@@ -253,21 +254,19 @@ class SegmentationPostProcessing:
 
     def post_process_semantic_segmentation(
         self,
-        outputs: Any,
+        outputs: Outputs,
         target_sizes: TargetSizes | None = None,
         *,
         processed_sizes: TargetSizes | None = None,
-        padded_size: Any = None,
+        padded_size: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
         """Turns a model's outputs into maps of classes.
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
-            target_sizes: (height, width) of each result in pixels; ``processed_sizes`` or else the size of
-                ``pred_masks`` when None.
-            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
-            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
-                None.
+            target_sizes: Sizes of the results.
+            processed_sizes: Sizes of the images as the model saw them.
+            padded_size: Size of the batch with padding.
 
         Returns:
             For each image int64 (height, width), the likeliest class of each pixel.
@@ -281,13 +280,13 @@ class SegmentationPostProcessing:
         return [semantic_map(*image) for image in zip(probabilities, masks, grids)]
 
     def post_process_segmentation(
-        self, outputs: Any, target_sizes: TargetSizes, threshold: float = 0.9, mask_threshold: float = 0.5
+        self, outputs: Outputs, target_sizes: TargetSizes, threshold: float = 0.9, mask_threshold: float = 0.5
     ) -> list[dict[str, torch.Tensor]]:
         """Masks of the queries above a threshold, each by itself, as Transformers 4 gave them.
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``, of images that fill their batch.
-            target_sizes: (height, width) of each result in pixels.
+            target_sizes: Sizes of the results.
             threshold: Score above which a query is a segment, in [0, 1].
             mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
 
@@ -309,12 +308,12 @@ class SegmentationPostProcessing:
 
     def post_process_instance(
         self,
-        results: list[dict[str, Any]],
-        outputs: Any,
+        results: list[dict[str, torch.Tensor]],
+        outputs: Outputs,
         orig_target_sizes: TargetSizes,
         max_target_sizes: TargetSizes,
         threshold: float = 0.5,
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, torch.Tensor]]:
         """Adds masks to the boxes of :meth:`post_process`, as Transformers 4 and the original do.
 
         Args:
@@ -349,12 +348,12 @@ class SegmentationPostProcessing:
 
     def detection_masks(
         self,
-        outputs: Any,
+        outputs: Outputs,
         threshold: float,
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes,
         mask_threshold: float = 0.5,
-        padded_size: Any = None,
+        padded_size: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
         """Masks of the detections that :meth:`post_process_object_detection` gives, row by row.
 
@@ -363,11 +362,10 @@ class SegmentationPostProcessing:
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
             threshold: The threshold of those detections.
-            processed_sizes: (height, width) of each image in pixels as the model saw it, without padding.
-            target_sizes: (height, width) of each result in pixels.
+            processed_sizes: Sizes of the images as the model saw them.
+            target_sizes: Sizes of the results.
             mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
-            padded_size: (height, width) of the batch with padding; the largest of ``processed_sizes`` when
-                None.
+            padded_size: Size of the batch with padding.
 
         Returns:
             For each image bool (n, height, width) on the outputs' device.
@@ -399,17 +397,22 @@ class SegmentationPostProcessing:
         probabilities = logits.float().softmax(-1)
         return probabilities[..., :-1], probabilities.argmax(-1) != logits.shape[-1] - 1
 
-    def _panoptic_rule(self, is_thing_map: IsThingMap | None) -> PanopticRule:
+    def _panoptic_rule(
+        self, is_thing_map: IsThingMap | None, fused: Collection[int] | None = None
+    ) -> PanopticRule:
+        """What is a thing, and which classes have at most one segment: stuff unless they are named."""
         is_thing = resolve_is_thing_map(is_thing_map, self.is_thing_map)
-        return PanopticRule(is_thing, is_merged=lambda label: not is_thing(label))
+        if fused is None:
+            return PanopticRule(is_thing, is_merged=lambda label: not is_thing(label))
+        return PanopticRule(is_thing, is_merged={int(label) for label in fused}.__contains__)
 
     def _images(
         self,
-        outputs: Any,
+        outputs: Outputs,
         threshold: float,
         processed_sizes: TargetSizes | None,
         target_sizes: TargetSizes | None,
-        padded_size: Any = None,
+        padded_size: Sequence[int] | None = None,
         crop: bool = True,
     ) -> Iterator[_Image]:
         """The images of a batch with their queries above a threshold."""
@@ -426,28 +429,46 @@ class SegmentationPostProcessing:
             )
 
 
+def _labelled(segment: Segment, rule: PanopticRule) -> LabelledSegment:
+    """A segment in the form of Transformers."""
+    label = segment["category_id"]
+    return {
+        "id": segment["id"],
+        "label_id": label,
+        "was_fused": rule.is_merged(label),
+        "score": segment["score"],
+        "isthing": segment["isthing"],
+        "area": segment["area"],
+    }
+
+
 def _grids(
     masks: torch.Tensor,
     processed_sizes: TargetSizes | None,
     target_sizes: TargetSizes | None,
-    padded_size: Any = None,
+    padded_size: Sequence[int] | None = None,
     *,
     crop: bool = True,
-    **options: Any,
+    nearest: Callable[[int, int], torch.Tensor] = pixel_centres,
 ) -> list[MaskGrid]:
     """How the masks (batch, queries, h, w) become pixels of each image."""
     targets = None if target_sizes is None else _sizes("target_sizes", target_sizes, len(masks))
     if processed_sizes is None:
         plain = targets or [(masks.shape[-2], masks.shape[-1])] * len(masks)
-        return [MaskGrid(padded=size, image=size, target=size, **options) for size in plain]
+        return [MaskGrid(padded=size, image=size, target=size, nearest=nearest) for size in plain]
     images = _sizes("processed_sizes", processed_sizes, len(masks))
     if not crop:
-        return [MaskGrid(image, image, target, **options) for image, target in zip(images, targets or images)]
+        return [
+            MaskGrid(image, image, target, nearest=nearest)
+            for image, target in zip(images, targets or images)
+        ]
     largest = tuple(max(lengths) for lengths in zip(*images))
     padded = largest if padded_size is None else _sizes("padded_size", [padded_size], 1)[0]
     if any(length > limit for length, limit in zip(largest, padded)):
         raise ValueError(f"padded_size {padded} is smaller than an image of the batch, {largest}")
-    return [MaskGrid(padded, image, target, **options) for image, target in zip(images, targets or images)]
+    return [
+        MaskGrid(padded, image, target, nearest=nearest) for image, target in zip(images, targets or images)
+    ]
 
 
 def _sizes(name: str, sizes: TargetSizes, count: int) -> list[Size]:
@@ -466,8 +487,8 @@ def _sizes(name: str, sizes: TargetSizes, count: int) -> list[Size]:
     return [(height, width) for height, width in pairs]
 
 
-def _logits_and_masks(outputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    def field(name: str) -> Any:
+def _logits_and_masks(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def field(name: str) -> torch.Tensor | None:
         return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
     logits, masks = field("logits"), field("pred_masks")

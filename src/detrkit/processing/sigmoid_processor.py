@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from detrkit.processing.image_processor import DetrImageProcessorBase, _output
+from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.processing.post_processing import (
     Candidates,
+    Outputs,
     TargetSizes,
     best_pairs,
     check_classes,
+    output,
     select_detections,
     sigmoid_top_k_detections,
 )
@@ -25,7 +25,7 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
 
     def post_process_object_detection(
         self,
-        outputs: Any,
+        outputs: Outputs,
         threshold: float = 0.5,
         target_sizes: TargetSizes | None = None,
         top_k: int = TOP_K,
@@ -47,8 +47,8 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
         """
         return select_detections(self._candidates(outputs, top_k), threshold, target_sizes)
 
-    def _candidates(self, outputs: Any, top_k: int = TOP_K) -> Candidates:
-        return sigmoid_top_k_detections(_output(outputs, "logits"), _output(outputs, "pred_boxes"), top_k)
+    def _candidates(self, outputs: Outputs, top_k: int = TOP_K) -> Candidates:
+        return sigmoid_top_k_detections(output(outputs, "logits"), output(outputs, "pred_boxes"), top_k)
 
     def candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`DetrImageProcessorBase.candidate_queries`; the best TOP_K pairs."""

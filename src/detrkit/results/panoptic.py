@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detrkit.common.schema import Annotation, Segment
 from detrkit.results.detections import picture_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class PanopticSegmentation:
     """
 
     ids: np.ndarray
-    segments: list[dict[str, Any]]
+    segments: list[Segment]
     names: list[str]
     image_size: tuple[int, int]
     source: str | None = None
@@ -64,7 +65,7 @@ class PanopticSegmentation:
 
         return Image.fromarray(id_to_rgb(self.ids))
 
-    def to_coco(self, image_id: int = 0, file_name: str | None = None) -> dict[str, Any]:
+    def to_coco(self, image_id: int = 0, file_name: str | None = None) -> Annotation:
         """The segmentation as an entry of a COCO panoptic document's ``annotations``.
 
         Args:

@@ -1,0 +1,169 @@
+"""A batch of images as one array: pixels and their mask, padding, and the form that was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import BatchFeature
+
+from detrkit.common.errors import ImageError
+from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, DataFormat, Raster
+from detrkit.processing.options import Settings, name_of
+from detrkit.processing.pixels import write_pixels
+from detrkit.processing.resize import MAX_RESIZED_PIXELS, Box, Size, independent_parts
+
+Pixels: TypeAlias = np.ndarray | torch.Tensor | list[np.ndarray]
+"""A batch, or a list of images of different sizes."""
+
+
+def make_pixel_mask(sizes: Sequence[Size], padded: Size) -> np.ndarray:
+    """Mask of a batch: int64 (batch, height, width), 1 for image and 0 for padding.
+
+    Args:
+        sizes: (height, width) of each image in pixels.
+        padded: (height, width) of the batch in pixels.
+    """
+    mask = np.empty((len(sizes), *padded), dtype=np.int64)
+    for image_mask, (height, width) in zip(mask, sizes):
+        image_mask[:height, :width] = 1
+        fill_padding(image_mask, height, width, 0)
+    return mask
+
+
+def make_pixels(
+    rasters: Sequence[Raster],
+    sizes: Sequence[Size],
+    padded: Size | None,
+    settings: Settings,
+) -> np.ndarray | list[np.ndarray]:
+    """Pixels of a batch as one array, or a list where sizes differ and nothing is padded."""
+    is_bytes = settings.scaling is None and all(isinstance(raster, PIL.Image.Image) for raster in rasters)
+    dtype = np.uint8 if is_bytes else np.float32
+    batch: np.ndarray | list[np.ndarray]
+    if padded is None and len(set(sizes)) > 1:
+        batch = [np.empty((3, *size), dtype) for size in sizes]
+    else:
+        # One allocation that every image writes into: nothing is copied to be stacked or padded. It is
+        # NumPy's, as that asks Linux for huge pages where torch does not, and a large batch is written in
+        # half the time.
+        batch = np.empty((len(sizes), 3, *(padded or sizes[0])), dtype)
+
+    jobs = []
+    threads = torch.get_num_threads()
+    for out, raster, size in zip(batch, rasters, sizes):
+        inside = out[:, : size[0], : size[1]]
+        fill_padding(out, *size, 0)
+        parts: list[Box | None] = [None]
+        if isinstance(raster, PIL.Image.Image):
+            # A few images are split among the threads; of many each thread takes whole ones.
+            parts = [*independent_parts(raster, *size, threads // len(rasters), settings.resample)]
+        for part in parts:
+            how = (part, settings.resample, settings.scaling)
+            jobs.append(partial(write_pixels, raster, size, inside, *how))
+    _run_all(jobs, threads)
+    return batch
+
+
+_helpers: dict[int, ThreadPoolExecutor] = {}
+
+
+def _helper_threads() -> ThreadPoolExecutor:
+    """Threads of this process: one that was forked has none of its parent's, so each makes its own."""
+    process = os.getpid()
+    if process not in _helpers:
+        _helpers.clear()
+        _helpers[process] = ThreadPoolExecutor(max((os.cpu_count() or 1) - 1, 1))
+    return _helpers[process]
+
+
+def _run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
+    """Runs jobs in this thread and its helpers; Pillow and NumPy let go of the interpreter meanwhile."""
+    # Taking the next item of an iterator is one step for the interpreter, so no job is taken twice.
+    todo = iter(jobs)
+
+    def work() -> None:
+        for job in todo:
+            job()
+
+    helpers = min(threads, len(jobs)) - 1
+    waiting = [_helper_threads().submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        for future in waiting:
+            future.result()
+
+
+def fill_padding(image: np.ndarray | torch.Tensor, height: int, width: int, value: float) -> None:
+    """Fills what lies below ``height`` and right of ``width`` of an image (..., height, width)."""
+    image[..., height:, :] = value
+    image[..., :height, width:] = value
+
+
+def padded_size(sizes: Sequence[Size], pad_size: Size | None) -> Size:
+    """(height, width) of a batch with padding: ``pad_size``, or else that of the largest image.
+
+    Raises:
+        ValueError: An image is larger than ``pad_size``.
+        ImageError: ``pad_size`` has too many pixels.
+    """
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    if pad_size is None:
+        return largest
+    if pad_size[0] * pad_size[1] > MAX_RESIZED_PIXELS:
+        raise ImageError(
+            f"pad_size (height {pad_size[0]}, width {pad_size[1]}) is more than {MAX_RESIZED_PIXELS} pixels"
+        )
+    if pad_size[0] < largest[0] or pad_size[1] < largest[1]:
+        raise ValueError(
+            f"pad_size (height {pad_size[0]}, width {pad_size[1]}) is smaller than an image of the batch "
+            f"(up to height {largest[0]}, width {largest[1]})"
+        )
+    return pad_size
+
+
+def pack(
+    data: Mapping[str, Pixels],
+    kind: str | None,
+    device: torch.device | str | None,
+    data_format: DataFormat = None,
+) -> BatchFeature:
+    """Arrays and tensors of a batch in the form that was asked for."""
+    packed: dict[str, np.ndarray | torch.Tensor | list[np.ndarray]] = {}
+    for name, value in data.items():
+        if name == "pixel_values":
+            value = _with_channels(value, data_format)
+        if kind is not None and isinstance(value, list):
+            raise ValueError(
+                "images of different sizes cannot be one tensor; use do_pad=True, or leave return_tensors out"
+            )
+        if kind == "pt":
+            packed[name] = torch.as_tensor(value, device=device)
+        elif kind == "np":
+            packed[name] = _to_array(value)
+        else:
+            packed[name] = [_to_array(single) for single in value]
+    return BatchFeature(packed)
+
+
+def _to_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _with_channels(images: Pixels, data_format: DataFormat) -> Pixels:
+    """A batch, or list of images, with its channels where ``data_format`` wants them."""
+    layout = name_of(data_format)
+    if layout in (None, CHANNELS_FIRST):
+        return images
+    if layout != CHANNELS_LAST:
+        raise ValueError(f"data_format must be {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, not {layout!r}")
+    if isinstance(images, list):
+        return [np.moveaxis(image, 0, -1) for image in images]
+    return torch.as_tensor(images).movedim(1, -1)

@@ -1,0 +1,140 @@
+"""The options of an image processor: their names, their forms, and what a call makes of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from transformers.processing_utils import ImagesKwargs
+
+from detrkit.common.text import did_you_mean
+from detrkit.processing.annotations import COCO_DETECTION
+from detrkit.processing.pixels import PixelScaling
+from detrkit.processing.resize import Resample, Size, SizeOption, normalize_size
+
+logger = logging.getLogger("detrkit")
+
+_Value = TypeVar("_Value")
+
+# Options that a processor keeps, writes to its JSON file, and takes again in each call.
+_KEPT = (
+    "format",
+    "do_resize",
+    "size",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_annotations",
+    "do_pad",
+    "pad_size",
+    "exif_orientation",
+    "is_thing_map",
+)
+# A call also takes old names and options that only mean something to other processors.
+KNOWN_OPTIONS = frozenset({*_KEPT, "max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of one call, checked and in one form.
+
+    Attributes:
+        size: A dictionary from :func:`normalize_size`; None for images that keep their size.
+        pad_size: (height, width) to pad to; None for the largest image of the batch.
+    """
+
+    format: str
+    size: dict[str, int] | None
+    resample: Resample
+    scaling: PixelScaling | None
+    do_convert_annotations: bool
+    do_pad: bool
+    pad_size: Size | None
+    exif_orientation: bool
+
+    @classmethod
+    def of(cls, processor: object, options: Mapping[str, Any]) -> Settings:
+        """The options of a call, with a processor's own for those that the call leaves out.
+
+        Raises:
+            ValueError: An option is out of range.
+            TypeError: A misspelt option.
+        """
+        _refuse_misspelt(options)
+        values = {name: default(options.get(name), getattr(processor, name)) for name in _KEPT}
+        if options.get("do_pad") is None:
+            values["do_pad"] = default(options.get("pad_and_return_pixel_mask"), values["do_pad"])
+        normalize = values["do_normalize"]
+        return cls(
+            format=annotation_format(values["format"]),
+            size=normalize_size(values["size"], options.get("max_size")) if values["do_resize"] else None,
+            resample=values["resample"],
+            scaling=PixelScaling.of(
+                values["rescale_factor"] if values["do_rescale"] else None,
+                values["image_mean"] if normalize else None,
+                values["image_std"] if normalize else None,
+            ),
+            do_convert_annotations=bool(values["do_convert_annotations"]),
+            do_pad=bool(values["do_pad"]),
+            pad_size=None if values["pad_size"] is None else height_and_width(values["pad_size"]),
+            exif_orientation=bool(values["exif_orientation"]),
+        )
+
+
+def default(value: _Value | None, otherwise: _Value) -> _Value:
+    """A value, or another one in place of None."""
+    return otherwise if value is None else value
+
+
+def name_of(value: object) -> str | None:
+    """The text of an option that may be one of Transformers' enumerations; None for None."""
+    return None if value is None else str(getattr(value, "value", value))
+
+
+def annotation_format(value: object) -> str:
+    """The format of annotations; that of COCO detection for None."""
+    return name_of(value) or COCO_DETECTION
+
+
+def pad_size_dict(pad_size: SizeOption) -> dict[str, int]:
+    """``height`` and ``width`` of any form of the option ``pad_size``.
+
+    Raises:
+        ValueError: It has other keys.
+    """
+    size = normalize_size((pad_size, pad_size) if isinstance(pad_size, int) else pad_size)
+    if set(size) != {"height", "width"}:
+        raise ValueError(f"pad_size must have the keys height and width, not {', '.join(size)}")
+    return size
+
+
+def height_and_width(pad_size: SizeOption) -> Size:
+    """(height, width) of any form of the option ``pad_size``."""
+    size = pad_size_dict(pad_size)
+    return size["height"], size["width"]
+
+
+def tensor_kind(return_tensors: object) -> str | None:
+    """The option ``return_tensors``: "pt", "np" or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    kind = name_of(return_tensors)
+    if kind not in (None, "pt", "np"):
+        raise ValueError(f"return_tensors must be 'pt', 'np' or None, not {kind!r}")
+    return kind
+
+
+def _refuse_misspelt(options: Mapping[str, object]) -> None:
+    """Raises for an unknown option that is nearly a known one; others are ignored, as by Transformers."""
+    for name in options.keys() - KNOWN_OPTIONS:
+        suggestion = did_you_mean(name, KNOWN_OPTIONS, cutoff=0.8)
+        if suggestion:
+            raise TypeError(f"unknown option {name!r}{suggestion}")
+        logger.debug("option %r is not known to this image processor and is ignored", name)
