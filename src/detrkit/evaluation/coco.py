@@ -263,19 +263,9 @@ def compare(
     image_ids: Sequence[int] | None = None,
     name: str = "the detections",
 ) -> CocoResult:
-    """Compares results with a ground truth that was read already.
+    """Compares what :func:`read_results` and :func:`read_ground_truth` gave.
 
-    Args:
-        document: From :func:`read_ground_truth`.
-        results: From :func:`read_results`.
-        iou_type: As for :func:`evaluate_results`.
-        image_ids: As for :func:`evaluate_results`.
-        name: What errors call the results.
-
-    Raises:
-        AnnotationError: As for :func:`evaluate_results`.
-        SettingError: As for :func:`evaluate_results`.
-        MissingExtraError: As for :func:`evaluate_results`.
+    Arguments and errors are those of :func:`evaluate_results`; ``name`` is what errors call the results.
     """
     if iou_type not in IOU_TYPES:
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
