@@ -15,7 +15,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -98,17 +98,24 @@ def measure(case: str, args: argparse.Namespace) -> list[dict]:
         "detrkit": lambda value, *where: deformable_attention(value, shapes, *where),
         "transformers": lambda value, *where: reference(value, None, shapes, None, *where, 64),
     }
+    exact = [x.double().requires_grad_() for x in inputs]
+    right = deformable_attention(exact[0], shapes, *exact[1:], implementation="grid_sample")
     with torch.inference_mode():
-        difference = (sides["detrkit"](*inputs) - sides["transformers"](*inputs)).abs().max().item()
+        errors = {side: relative_error([f(*inputs)], [right]) for side, f in sides.items()}
         times = in_turns({side: lambda f=f: f(*inputs) for side, f in sides.items()}, args)
-    rows = [summarise(case, "forward", times, difference)]
+    rows = [summarise(case, "forward", times, errors)]
 
     leaves = [x.requires_grad_() for x in inputs]
     grad = torch.randn(len(inputs[0]), inputs[1].shape[1], HEADS * HEAD_DIM).to(inputs[0])
     steps = {side: lambda f=f: torch.autograd.grad(f(*leaves), leaves, grad) for side, f in sides.items()}
-    pairs = zip(*(step() for step in steps.values()))
-    difference = max((mine - theirs).abs().max().item() for mine, theirs in pairs)
-    return [*rows, summarise(case, "forward+backward", in_turns(steps, args), difference)]
+    gradients = torch.autograd.grad(right, exact, grad.double())
+    errors = {side: relative_error(step(), gradients) for side, step in steps.items()}
+    return [*rows, summarise(case, "forward+backward", in_turns(steps, args), errors)]
+
+
+def relative_error(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """The largest norm of a difference, relative to what is right."""
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, right))
 
 
 def in_turns(calls: dict[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, list[float]]:
@@ -119,25 +126,26 @@ def in_turns(calls: dict[str, Callable[[], object]], args: argparse.Namespace) -
             start = time.perf_counter()
             call()
             if args.device.startswith("cuda"):
-                torch.cuda.synchronize()
+                torch.cuda.synchronize()  # so that the next call starts on an idle card, too
             if repeat:
                 times[side].append(1000 * (time.perf_counter() - start))
     return times
 
 
-def summarise(case: str, what: str, times: dict[str, list[float]], difference: float) -> dict:
+def summarise(case: str, what: str, times: dict[str, list[float]], errors: dict[str, float]) -> dict:
     """Medians, and the ratio of the two with its spread over the turns."""
     ratios = [theirs / mine for mine, theirs in zip(times["detrkit"], times["transformers"])]
     mine, theirs = (statistics.median(times[side]) for side in ("detrkit", "transformers"))
     return {
         "case": case,
         "pass": what,
-        "detrkit_ms": round(mine, 2),
-        "transformers_ms": round(theirs, 2),
+        "detrkit_ms": round(mine, 4),
+        "transformers_ms": round(theirs, 4),
         "ratio": round(theirs / mine, 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
-        "largest_difference": f"{difference:.1e}",
+        "error": errors["detrkit"],
+        "transformers_error": errors["transformers"],
     }
 
 

@@ -41,6 +41,28 @@ def test_help_comes_from_the_scripts_own_account(
     assert f"python benchmarks/{script.__name__}.py" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", ["gpu"], indirect=True)
+def test_the_script_for_gpus_runs_on_a_cpu(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tests.conftest import make_tiny_detr
+
+    def save_tiny(name: str, folder: Path) -> None:
+        make_tiny_detr(folder, "DeformableDetr" if name.startswith("deformable") else "Detr")
+
+    monkeypatch.setattr(script.models, "save_random", save_tiny)
+    monkeypatch.setattr(script.machine, "matrix_rate", lambda *_: 1.0)
+    command = "gpu.py --device cpu --size 64x96 --repeats 1 --photos 2 --training-batch 1 --batches 1"
+    command += " --dtypes float32 --models detr-resnet-50 --compile --steps operator training images models"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--csv", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        script.main()
+    assert not left.value.code
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["gpu_images.csv", "gpu_models.csv", "gpu_operator.csv", "gpu_training.csv"]
+    assert "no time was left" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", ["growth"], indirect=True)
 def test_the_chart_of_growth_has_a_panel_for_each_axis(script: ModuleType, tmp_path: Path) -> None:
     rows = [

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detrkit.inference.batching import WAITING_GROUPS, read_ahead, run_in_groups
+from detrkit.inference.batching import WAITING_GROUPS, map_in_threads, read_ahead, run_in_groups
 from tests.conftest import make_picture, wait_until
 
 
 def reader_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "detrkit-read-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("detrkit-read-ahead")]
 
 
 @given(st.integers(0, 30), st.integers(1, 5))
@@ -144,3 +144,44 @@ def test_memory_does_not_grow_with_the_number_of_images(tiny_detr: Path) -> None
         resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
     early, late = np.median(resident[200:400]), np.median(resident[-200:])
     assert late - early < 20  # MB; one image takes 0.3 as it is prepared, 2000 would take 600
+
+
+@given(st.integers(0, 30), st.integers(1, 4))
+def test_results_of_several_threads_come_in_the_order_of_the_items(count: int, threads: int) -> None:
+    assert list(map_in_threads(lambda item: 2 * item, range(count), threads)) == [2 * i for i in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_a_thread_comes_after_the_results_before_it(threads: int) -> None:
+    def fail_at_four(item: int) -> int:
+        if item == 4:
+            raise KeyError("four")
+        return item
+
+    results = map_in_threads(fail_at_four, range(10), threads)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(KeyError, match="four"):
+        next(results)
+    assert reader_threads() == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_the_items_comes_after_the_results_before_it(threads: int) -> None:
+    def items() -> Iterator[int]:
+        yield from range(4)
+        raise KeyError("four")
+
+    results = map_in_threads(str, items(), threads)
+    assert [next(results) for _ in range(4)] == ["0", "1", "2", "3"]
+    with pytest.raises(KeyError, match="four"):
+        next(results)
+
+
+def test_threads_work_no_further_ahead_than_twice_their_number() -> None:
+    begun: list[int] = []
+    results = map_in_threads(lambda item: begun.append(item) or item, range(100), 3)
+    assert next(results) == 0
+    wait_until(lambda: len(begun) >= 6)
+    assert begun == [0, 1, 2, 3, 4, 5]
+    results.close()
+    assert reader_threads() == []

@@ -374,7 +374,8 @@ def test_a_gpu_is_waited_for_once(config):
             loss.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in caught) == 1
+    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    assert len(waits) == 1, [f"{w.filename}:{w.lineno}" for w in waits]
     expected, _ = detection_loss(logits.cpu(), boxes.cpu(), targets, config)
     torch.testing.assert_close(loss.cpu(), expected)
 

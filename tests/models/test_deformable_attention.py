@@ -430,10 +430,12 @@ def test_kernel_on_the_gpu_equals_the_cpu(dtype, head_dim):
     on_gpu = [x.detach().cuda().requires_grad_() for x in inputs]
     got = [x.cpu() for x in run(on_gpu, shapes, None, grad)]
     expected = run(inputs, shapes, "gather", grad)
-    eps = torch.finfo(dtype).eps
+    # The one pixel of the last level sums a thousand samples, in an order that changes from run to run;
+    # rounding errors of a sum grow with the square root of its length.
+    tolerance = max(math.sqrt(333 * 4) * torch.finfo(dtype).eps, 1e-12)
     for mine, theirs in zip(got, expected):
         largest = theirs.abs().max().item()
-        torch.testing.assert_close(mine, theirs, rtol=8 * eps, atol=max(8 * eps, 1e-12) * largest)
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance * largest)
 
 
 @pytest.mark.gpu

@@ -59,6 +59,12 @@ def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.
         from detrkit.engines.compile_engine import compile_model
 
         return compile_model(model, device, dtype)
-    from detrkit.engines.torch_engine import prepare
+    from detrkit.engines.torch_engine import parts_of_fixed_shapes, prepare
 
-    return prepare(model, device, dtype)
+    model = prepare(model, device, dtype)
+    if device.type == "cuda":
+        from detrkit.engines.cuda_graphs import replay_recurring
+
+        for part in parts_of_fixed_shapes(model):
+            replay_recurring(part)
+    return model

@@ -1,4 +1,4 @@
-"""Fused CPU operators: convolution or linear layer with bias, residual sum and ReLU in one pass.
+"""Fused operators: convolution or linear layer with bias, residual sum and ReLU in one pass.
 
 PyTorch's own compiler calls the same oneDNN operators; calling them from eager code saves the passes over
 memory that separate bias, sum and ReLU cost. Where they are missing (other devices, builds without
@@ -30,8 +30,8 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-class FusedConv2d(nn.Module):
-    """A convolution with bias, followed by a sum and a ReLU if wanted.
+class FusedConvolution(nn.Module):
+    """A convolution with bias, followed by a sum and a ReLU if wanted, as a device does them in one pass.
 
     Args:
         conv: The convolution to take weights and geometry from.
@@ -41,6 +41,17 @@ class FusedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, relu: bool, sums: bool = False) -> None:
         super().__init__()
+
+    def add_to(self, total: Tensor, x: Tensor, owned: bool) -> Tensor:
+        """The sum of ``total`` and the convolution of ``x``, with the ReLU; over ``total`` if ``owned``."""
+        raise NotImplementedError
+
+
+class CpuConvolution(FusedConvolution):
+    """By oneDNN, with weights in its own order."""
+
+    def __init__(self, conv: nn.Conv2d, relu: bool, sums: bool = False) -> None:
+        super().__init__(conv, relu, sums)
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.weight = conv.weight.detach()
         self.bias = conv.bias
@@ -65,8 +76,10 @@ class FusedConv2d(nn.Module):
             x, self.weight, self.bias, *self.geometry, self.activation, [], ""
         )
 
-    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """Adds the convolution of ``x`` to ``total`` in place, then applies the ReLU."""
+    def add_to(self, total: Tensor, x: Tensor, owned: bool) -> Tensor:
+        """See :class:`FusedConvolution`."""
+        if not owned:
+            total = total.clone(memory_format=torch.preserve_format)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             total, x, self.weight, self.bias, *self.geometry, "add", 1.0, self.activation, [], ""
         )
@@ -97,30 +110,36 @@ class FusedResidualBlock(nn.Module):
         convs: The block's convolutions, norms already folded in.
         shortcut: The convolution (or pooling and convolution) of the shortcut; None for the identity.
         owns_input: Whether nobody else needs the input, so that the sum can be written over it.
+        conv_class: The device's fused convolution.
     """
 
-    def __init__(self, convs: list[nn.Conv2d], shortcut: nn.Module | None, owns_input: bool) -> None:
+    def __init__(
+        self,
+        convs: list[nn.Conv2d],
+        shortcut: nn.Module | None,
+        owns_input: bool,
+        conv_class: type[FusedConvolution],
+    ) -> None:
         super().__init__()
         *first, last = convs
-        inner = [FusedConv2d(conv, relu=True) for conv in first]
-        self.convs = nn.ModuleList([*inner, FusedConv2d(last, relu=True, sums=True)])
+        inner = [conv_class(conv, relu=True) for conv in first]
+        self.convs = nn.ModuleList([*inner, conv_class(last, relu=True, sums=True)])
         self.shortcut = shortcut
         if shortcut is not None:
-            fuse_convolutions(shortcut)
-        self.owns_input = owns_input
+            fuse_convolutions(shortcut, conv_class)
+        self.owns_total = owns_input or shortcut is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the block on (batch, channels, height, width)."""
-        if self.shortcut is not None:
-            total = self.shortcut(x)
-        else:
-            total = x if self.owns_input else x.clone(memory_format=torch.preserve_format)
+        total = x if self.shortcut is None else self.shortcut(x)
         for conv in self.convs[:-1]:
             x = conv(x)
-        return self.convs[-1].add_to(total, x)
+        return self.convs[-1].add_to(total, x, self.owns_total)
 
 
-def fuse_residual_block(block: nn.Module, owns_input: bool) -> FusedResidualBlock | None:
+def fuse_residual_block(
+    block: nn.Module, owns_input: bool, conv_class: type[FusedConvolution]
+) -> FusedResidualBlock | None:
     """The fused form of a ResNet block of timm or Transformers, or None for a block with anything special.
 
     Batch norms must have been folded: what is left of them is an identity.
@@ -141,22 +160,24 @@ def fuse_residual_block(block: nn.Module, owns_input: bool) -> FusedResidualBloc
     plain = all(module is None or isinstance(module, nn.Identity) for module in special)
     relus = all(isinstance(module, nn.ReLU) for module in activations)
     fusable = all(_is_plain(conv) for conv in convs)
-    return FusedResidualBlock(convs, shortcut, owns_input) if plain and relus and fusable else None
+    if not (plain and relus and fusable):
+        return None
+    return FusedResidualBlock(convs, shortcut, owns_input, conv_class)
 
 
 def _is_plain(module: Any) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.bias is not None
 
 
-def fuse_convolutions(module: nn.Module) -> None:
+def fuse_convolutions(module: nn.Module, conv_class: type[FusedConvolution]) -> None:
     """Replaces every plain convolution inside ``module``."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if _is_plain(child):
-                setattr(parent, name, FusedConv2d(child, relu=False))
+                setattr(parent, name, conv_class(child, relu=False))
 
 
-def fuse_stem(encoder: nn.Module) -> None:
+def fuse_stem(encoder: nn.Module, conv_class: type[FusedConvolution]) -> None:
     """Joins the first convolution of a timm or Transformers ResNet with its ReLU, norms folded."""
     stem = encoder.model
     names = ("conv1", "bn1", "act1")
@@ -164,22 +185,22 @@ def fuse_stem(encoder: nn.Module) -> None:
         stem, names = stem.embedder.embedder, ("convolution", "normalization", "activation")
     conv, norm, activation = (getattr(stem, name, None) for name in names)
     if _is_plain(conv) and isinstance(norm, nn.Identity) and isinstance(activation, nn.ReLU):
-        setattr(stem, names[0], FusedConv2d(conv, relu=True))
+        setattr(stem, names[0], conv_class(conv, relu=True))
         setattr(stem, names[2], nn.Identity())
 
 
-def fuse_backbone(encoder: nn.Module) -> int:
+def fuse_backbone(encoder: nn.Module, conv_class: type[FusedConvolution] = CpuConvolution) -> int:
     """Replaces every plain residual block inside ``encoder``; returns how many."""
     count = 0
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             # A stage's output is a feature map; what one block of a stage hands to the next is not.
-            fused = fuse_residual_block(child, owns_input=name.isdigit() and int(name) > 0)
+            fused = fuse_residual_block(child, name.isdigit() and int(name) > 0, conv_class)
             if fused is not None:
                 setattr(parent, name, fused)
                 count += 1
     if count:
-        fuse_stem(encoder)
+        fuse_stem(encoder, conv_class)
     return count
 
 

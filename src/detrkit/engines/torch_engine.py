@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.engines import fused
+from detrkit.engines import fused, fused_cuda
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
+from detrkit.models.segmentation import SegmentationModel
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,19 @@ def prepare(
         for encoder in encoders:
             fused.fuse_backbone(encoder)
         fused.fuse_transformer(model)
+    elif fuse and model.device.type == "cuda" and fused_cuda.available():
+        for encoder in encoders:
+            fused.fuse_backbone(encoder, fused_cuda.CudaConvolution)
+        fused_cuda.fuse_transformer(model)
     return model
+
+
+def parts_of_fixed_shapes(model: PreTrainedModel) -> list[nn.Module]:
+    """The parts whose shapes follow from those of their inputs; the number of masks depends on the image."""
+    if not isinstance(model, SegmentationModel):
+        return [model]
+    base = model.detector.model
+    return [base.backbone.conv_encoder, base.encoder, base.decoder]
 
 
 @torch.no_grad()

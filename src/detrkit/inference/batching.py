@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 # Up to this many groups' worth of items wait for others that they can be run with, before a smaller group is
@@ -56,6 +58,42 @@ def read_ahead(items: Iterable[_Item], depth: int) -> Iterator[_Item]:
         abandoned.set()
         room.release()
         thread.join(_PATIENCE)
+
+
+def map_in_threads(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
+    """Applies a function to items in several threads and gives the results in the order of the items.
+
+    Args:
+        function: What to apply; it is called in several threads at once.
+        items: Its arguments, iterated over in the caller's thread. Twice as many as there are threads are
+            worked on ahead of the result that is asked for.
+        threads: How many.
+
+    Returns:
+        An iterator of the results. An error of ``function`` or ``items`` is raised in its place.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    iterator = iter(items)
+    pending: deque[Future[_Result]] = deque()
+    stop: Exception | None = None
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="detrkit-read-ahead")
+    try:
+        while pending or stop is None:
+            while stop is None and len(pending) < 2 * threads:
+                try:
+                    pending.append(pool.submit(function, next(iterator)))
+                except Exception as error:  # StopIteration too; the results before it come first
+                    stop = error
+            if pending:
+                yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    if stop is not None and not isinstance(stop, StopIteration):
+        raise stop
 
 
 def run_in_groups(

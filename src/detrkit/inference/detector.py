@@ -27,9 +27,9 @@ from detrkit.common.progress import with_progress
 from detrkit.engines import check_engine, start
 from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
-from detrkit.inference.batching import read_ahead, run_in_groups
+from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
-from detrkit.inference.prepared import ImageSource, PreparedImage, is_one_image, prepare_image
+from detrkit.inference.prepared import ImageSource, PreparedImage, is_one_image, prepare_image, to_device
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -46,6 +46,9 @@ _Result = TypeVar("_Result")
 
 # Images of one processed size.
 _Batch = Sequence[PreparedImage]
+
+# Threads that read images for a GPU, which takes a few hundred a second; a thread reads about a hundred.
+_READERS = 8
 
 # What a prediction keeps of the outputs.
 _RESULT_FIELDS = ("logits", "pred_boxes", "pred_masks")
@@ -411,7 +414,10 @@ class Detector:
         exif_orientation: bool,
     ) -> Iterator[_Result]:
         """The result of each image, in order."""
-        prepared = (self._prepare(source, exif_orientation) for source in images)
+        prepare = partial(self._prepare, exif_orientation=exif_orientation)
+        # On a CPU the model needs the cores itself.
+        threads = min(_READERS, os.cpu_count() or 1) if self._device.type == "cuda" else 1
+        prepared = map_in_threads(prepare, images, threads)
         ready = read_ahead(prepared, depth=batch_size + 1)
         return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
 
@@ -431,7 +437,13 @@ class Detector:
         return list(with_progress(results, total, description))
 
     def _prepare(self, source: ImageSource, exif_orientation: bool) -> PreparedImage:
-        return prepare_image(source, self.processor, exif_orientation=exif_orientation, limits=self.limits)
+        return prepare_image(
+            source,
+            self.processor,
+            exif_orientation=exif_orientation,
+            limits=self.limits,
+            for_gpu=self._device.type == "cuda",
+        )
 
     def _detect(self, batch: _Batch, threshold: float, masks: bool) -> Iterator[Detections]:
         """The detections of images of one processed size."""
@@ -472,19 +484,17 @@ class Detector:
         """A model's outputs for images of one processed size."""
         import torch
 
-        inputs = {
-            "pixel_values": torch.cat([item.pixel_values for item in batch]).to(self._device, self._dtype)
-        }
-        if any(item.pixel_mask is not None for item in batch):
-            whole = torch.ones(1, *batch[0].frame.padded_size, dtype=torch.long)
-            masks = [whole if item.pixel_mask is None else item.pixel_mask for item in batch]
-            inputs["pixel_mask"] = torch.cat(masks).to(self._device)
+        scaling = self.processor.pixel_scaling if self._device.type == "cuda" else None
+        inputs = to_device(batch, self._device, self._dtype, scaling)
         with torch.inference_mode():
             outputs = model(**inputs)
         if self._excess is not None:
             self._excess.check()
-        # Half precision would round box corners to whole pixels and more.
-        outputs["logits"], outputs["pred_boxes"] = outputs["logits"].float(), outputs["pred_boxes"].float()
+        # Half precision would round box corners to whole pixels and more. A GPU that is asked for each of
+        # these few numbers takes longer than a CPU that has them all; masks stay where they are.
+        place = outputs["logits"].device if outputs.get("pred_masks") is not None else "cpu"
+        for name in ("logits", "pred_boxes"):
+            outputs[name] = outputs[name].float().to(place)
         return outputs
 
     @property

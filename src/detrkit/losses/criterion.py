@@ -165,7 +165,8 @@ class _UnwantedLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *matched: Tensor) -> Tensor:
         probability = logits.sigmoid()
-        probability[matched] = 0  # makes both the loss and its derivative 0
+        # Makes both the loss and its derivative 0. A plain 0 would be copied to the device, which waits.
+        probability.index_put_(matched, probability.new_zeros(()))
         surprise = F.softplus(logits)  # -log(1 - probability)
         # d/dx p^2 s = p^2 (2 (1 - p) s + p), as dp/dx = p (1 - p) and ds/dx = p
         derivative = torch.addcmul(surprise, surprise, probability, value=-1).mul_(2).add_(probability)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import TypeAlias
 
@@ -56,7 +58,7 @@ def make_pixels(
         batch = np.empty((len(sizes), 3, *(padded or sizes[0])), dtype)
 
     jobs = []
-    threads = torch.get_num_threads()
+    threads = _threads.get() or torch.get_num_threads()
     for out, raster, size in zip(batch, rasters, sizes):
         inside = out[:, : size[0], : size[1]]
         fill_padding(out, *size, 0)
@@ -72,6 +74,19 @@ def make_pixels(
 
 
 _helpers: dict[int, ThreadPoolExecutor] = {}
+
+# How many threads share the images of a call; None for as many as PyTorch uses.
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def image_threads(count: int | None) -> Iterator[None]:
+    """Inside this block calls of processors use so many threads: one where many images are read at once."""
+    token = _threads.set(count)
+    try:
+        yield
+    finally:
+        _threads.reset(token)
 
 
 def _helper_threads() -> ThreadPoolExecutor:

@@ -47,7 +47,7 @@ from detrkit.processing.options import (
     pad_size_dict,
     tensor_kind,
 )
-from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD
+from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling
 from detrkit.processing.post_processing import (
     Candidates,
     Outputs,
@@ -371,6 +371,11 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             TypeError: One is of a type that it cannot be.
         """
         pillow_filter(Settings.of(self, {}).resample)
+
+    @property
+    def pixel_scaling(self) -> PixelScaling | None:
+        """What turns bytes into the network's input; None where bytes stay bytes."""
+        return Settings.of(self, {}).scaling
 
 
 def _make_targets(

@@ -96,7 +96,7 @@ class DecoderLayer(TransformerLayer):
         value = self.sa_v_proj(x)
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
         update, self_weights = self.self_attn(query, key, value, query_mask, output_attentions)
-        x = self.self_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.self_attn_layer_norm)
 
         query, key = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory)
         key_places = self.ca_kpos_proj(positions)
@@ -110,7 +110,7 @@ class DecoderLayer(TransformerLayer):
             memory_mask,
             output_attentions,
         )
-        x = self.encoder_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.encoder_attn_layer_norm)
         return self.feed_forward(x), self_weights, cross_weights
 
     def _side_by_side(self, content: Tensor, places: Tensor) -> Tensor:

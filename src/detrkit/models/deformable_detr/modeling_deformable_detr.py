@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.kernels.constants import constant
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
@@ -109,11 +110,7 @@ class FeatureLevels:
 
     def _extents(self, like: Tensor) -> Tensor:
         """Width and height of each level: (levels, 2), of the type and on the device of ``like``."""
-        if torch.compiler.is_exporting():
-            # The numbers that ``new_tensor`` gets would become constants of the graph.
-            extents = [like.new_full((), size) for height, width in self.shapes for size in (width, height)]
-            return torch.stack(extents).unflatten(0, (-1, 2))
-        return like.new_tensor([(width, height) for height, width in self.shapes])
+        return constant(tuple((width, height) for height, width in self.shapes), like.dtype, like.device)
 
     def pixel_centres(self) -> Tensor:
         """Centre of every pixel relative to the real image: (batch or 1, pixels, 2) float32, x then y."""
@@ -209,7 +206,7 @@ class EncoderLayer(TransformerLayer):
     def forward(self, x: Tensor, around: Surroundings, levels: FeatureLevels) -> tuple[Tensor, Samples]:
         """One layer; ``x`` is (batch, pixels, d_model)."""
         update, samples = self.self_attn(x + levels.positions, around, x, levels)
-        x = self.self_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         return self.feed_forward(x), samples
 
 
@@ -269,9 +266,9 @@ class DecoderLayer(TransformerLayer):
         """One layer; see :meth:`Decoder.forward` for the shapes."""
         placed = x + query_positions
         update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
-        x = self.self_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         update, samples = self.encoder_attn(x + query_positions, around, memory, levels)
-        x = self.encoder_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.encoder_attn_layer_norm)
         return self.feed_forward(x), self_weights, samples
 
 

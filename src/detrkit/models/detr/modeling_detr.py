@@ -41,11 +41,11 @@ class DecoderLayer(TransformerLayer):
         """One layer; see :meth:`Decoder.forward` for the shapes."""
         placed = x + query_positions
         update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
-        x = self.self_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         update, cross_weights = self.encoder_attn(
             x + query_positions, placed_memory, memory, memory_mask, output_attentions
         )
-        x = self.encoder_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.encoder_attn_layer_norm)
         return self.feed_forward(x), self_weights, cross_weights
 
 

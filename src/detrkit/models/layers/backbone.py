@@ -222,10 +222,9 @@ def padding_mask(pixel_mask: Tensor | None, pixel_values: Tensor) -> Tensor | No
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
     if tuple(pixel_mask.shape) != expected:
         raise ValueError(f"pixel_mask must be {expected} to fit pixel_values, not {tuple(pixel_mask.shape)}")
-    # A graph must not depend on values, and looking at them costs one synchronisation on a GPU.
-    if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(pixel_mask.all()):
-        return None
-    return pixel_mask
+    # A graph must not depend on values, and reading them from a GPU would make Python wait for its work.
+    unread = torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_mask.is_cuda
+    return pixel_mask if unread or not bool(pixel_mask.all()) else None
 
 
 def downsample_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:

@@ -44,14 +44,14 @@ class TransformerLayer(GradientCheckpointingLayer):
         nn.init.xavier_uniform_(self.fc1.weight)
         nn.init.xavier_uniform_(self.fc2.weight)
 
-    def add(self, x: Tensor, update: Tensor) -> Tensor:
-        """The residual sum, with dropout on the update."""
-        return x + dropout(update, self.dropout, self.training)
+    def add_and_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """The normalised residual sum, with dropout on the update."""
+        return norm(x + dropout(update, self.dropout, self.training))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward sub-layer with its residual sum and norm."""
         hidden = dropout(self.activation_fn(self.fc1(x)), self.activation_dropout, self.training)
-        return self.final_layer_norm(self.add(x, self.fc2(hidden)))
+        return self.add_and_norm(x, self.fc2(hidden), self.final_layer_norm)
 
 
 class EncoderLayer(TransformerLayer):
@@ -68,7 +68,7 @@ class EncoderLayer(TransformerLayer):
         """One layer; ``x`` and ``positions`` are (batch, height x width, d_model)."""
         placed = x + positions
         update, weights = self.self_attn(placed, placed, x, mask, output_attentions)
-        x = self.self_attn_layer_norm(self.add(x, update))
+        x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         return self.feed_forward(x), weights
 
 
