@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.text import did_you_mean
-from detrkit.families import FAMILIES
 
 Task = Literal["detection", "panoptic"]
 
@@ -43,6 +42,7 @@ class ReleasedCheckpoint:
         pq: Published panoptic quality in percent (panoptic checkpoints).
         params: Published number of parameters, in millions.
         gflops: Published cost of one image, in GFLOPs.
+        speed: Published speed on a V100.
         num_labels: Outputs of the class head, no-object not counted.
         num_queries: Object queries, or proposals of a two-stage model.
         num_feature_levels: Feature maps that the encoder attends to.
@@ -53,7 +53,7 @@ class ReleasedCheckpoint:
     name: str
     hub_id: str | None
     family: str
-    task: Task
+    task: Task = "detection"
     backbone: str
     dilation: bool = False
     url: str
@@ -65,198 +65,102 @@ class ReleasedCheckpoint:
     pq: float | None = None
     params: float | None = None
     gflops: float | None = None
+    speed: str = ""
     num_labels: int = 91
     num_queries: int = 300
     num_feature_levels: int = 1
     with_box_refine: bool = False
     two_stage: bool = False
 
-    @property
-    def repository(self) -> str:
-        """Address of the original implementation."""
-        return FAMILIES[self.family].repository
 
-
-def _detr(
-    name: str, file: str, backbone: str, ap: tuple[float, ...], params: float, gflops: float
-) -> ReleasedCheckpoint:
-    return ReleasedCheckpoint(
-        name=name,
-        hub_id=f"facebook/{name}",
-        family="detr",
-        task="detection",
-        backbone=backbone,
-        dilation=name.endswith("-dc5"),
-        url=f"https://dl.fbaipublicfiles.com/detr/{file}",
-        ap=ap[0],
-        ap_small=ap[1],
-        ap_medium=ap[2],
-        ap_large=ap[3],
-        params=params,
-        gflops=gflops,
-        num_queries=100,
-    )
-
-
-def _panoptic(
-    name: str, file: str, backbone: str, ap: float, mask_ap: float, pq: float
-) -> ReleasedCheckpoint:
-    return ReleasedCheckpoint(
-        name=name,
-        hub_id=f"facebook/{name}",
-        family="detr",
-        task="panoptic",
-        backbone=backbone,
-        dilation="-dc5-" in name,
-        url=f"https://dl.fbaipublicfiles.com/detr/{file}",
-        ap=ap,
-        mask_ap=mask_ap,
-        pq=pq,
-        num_labels=250,
-        num_queries=100,
-    )
-
-
-def _conditional(
+def _checkpoint(
     name: str,
-    file: str,
-    backbone: str,
-    ap: tuple[float, ...],
-    params: float,
-    gflops: float,
-    hub_id: str | None,
+    url: str,
+    ap: tuple[float, float | None, float | None, float | None],
+    params: float | None,
+    gflops: float | None,
+    **more: Any,
 ) -> ReleasedCheckpoint:
+    """A row of the tables below; ``ap`` is that of all, small, medium and large objects."""
     return ReleasedCheckpoint(
         name=name,
-        hub_id=hub_id,
-        family="conditional_detr",
-        task="detection",
-        backbone=backbone,
-        dilation=name.endswith("-dc5"),
-        url=f"https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/{file}",
+        url=url,
+        backbone="resnet101" if "resnet-101" in name else "resnet50",
+        dilation="-dc5" in name,
+        params=params,
+        gflops=gflops,
         ap=ap[0],
         ap_small=ap[1],
         ap_medium=ap[2],
         ap_large=ap[3],
-        params=params,
-        gflops=gflops,
+        **more,
     )
 
 
-def _deformable(
-    name: str,
-    drive_id: str,
-    ap: tuple[float, ...],
-    params: float,
-    gflops: float,
-    *,
-    levels: int = 4,
-    with_box_refine: bool = False,
-    two_stage: bool = False,
-) -> ReleasedCheckpoint:
-    return ReleasedCheckpoint(
-        name=name,
-        hub_id=f"SenseTime/{name}",
-        family="deformable_detr",
-        task="detection",
-        backbone="resnet50",
-        dilation=name.endswith("-dc5"),
-        url=f"https://drive.google.com/file/d/{drive_id}/view",
-        ap=ap[0],
-        ap_small=ap[1],
-        ap_medium=ap[2],
-        ap_large=ap[3],
-        params=params,
-        gflops=gflops,
-        num_feature_levels=levels,
-        with_box_refine=with_box_refine,
-        two_stage=two_stage,
-    )
+_DETR = "https://dl.fbaipublicfiles.com/detr"
+_CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/ConditionalDETR"
+_REFINED = {"with_box_refine": True}
 
-
+# fmt: off
 _RELEASED = (
-    _detr("detr-resnet-50", "detr-r50-e632da11.pth", "resnet50", (42.0, 20.5, 45.8, 61.1), 41, 86),
-    _detr("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5.pth", "resnet50", (43.3, 22.5, 47.3, 61.1), 41, 187),
-    _detr("detr-resnet-101", "detr-r101-2c7b67e5.pth", "resnet101", (43.5, 21.9, 48.0, 61.8), 60, 152),
-    _detr(
-        "detr-resnet-101-dc5", "detr-r101-dc5-a2e86def.pth", "resnet101", (44.9, 23.7, 49.5, 62.3), 60, 253
+    *(
+        _checkpoint(
+            name, f"{_DETR}/{file}.pth", ap, params, gflops,
+            family="detr", hub_id=f"facebook/{name}", num_queries=100, speed=f"{seconds} s an image",
+        )
+        for name, file, ap, params, gflops, seconds in (
+            ("detr-resnet-50", "detr-r50-e632da11", (42.0, 20.5, 45.8, 61.1), 41, 86, "0.036"),
+            ("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5", (43.3, 22.5, 47.3, 61.1), 41, 187, "0.083"),
+            ("detr-resnet-101", "detr-r101-2c7b67e5", (43.5, 21.9, 48.0, 61.8), 60, 152, "0.050"),
+            ("detr-resnet-101-dc5", "detr-r101-dc5-a2e86def", (44.9, 23.7, 49.5, 62.3), 60, 253, "0.097"),
+        )
     ),
-    _panoptic("detr-resnet-50-panoptic", "detr-r50-panoptic-00ce5173.pth", "resnet50", 38.8, 31.1, 43.4),
-    _panoptic(
-        "detr-resnet-50-dc5-panoptic", "detr-r50-dc5-panoptic-da08f1b1.pth", "resnet50", 40.2, 31.9, 44.6
+    *(
+        _checkpoint(
+            name, f"{_DETR}/{file}.pth", (ap, None, None, None), None, None,
+            family="detr", task="panoptic", hub_id=f"facebook/{name}", num_labels=250, num_queries=100,
+            mask_ap=mask_ap, pq=pq,
+        )
+        for name, file, ap, mask_ap, pq in (
+            ("detr-resnet-50-panoptic", "detr-r50-panoptic-00ce5173", 38.8, 31.1, 43.4),
+            ("detr-resnet-50-dc5-panoptic", "detr-r50-dc5-panoptic-da08f1b1", 40.2, 31.9, 44.6),
+            ("detr-resnet-101-panoptic", "detr-r101-panoptic-40021d53", 40.1, 33.0, 45.1),
+        )
     ),
-    _panoptic("detr-resnet-101-panoptic", "detr-r101-panoptic-40021d53.pth", "resnet101", 40.1, 33.0, 45.1),
-    _conditional(
-        "conditional-detr-resnet-50",
-        "ConditionalDETR_r50_epoch50.pth",
-        "resnet50",
-        (41.0, 20.6, 44.3, 59.3),
-        44,
-        90,
-        "microsoft/conditional-detr-resnet-50",
+    *(
+        _checkpoint(
+            name, f"{_CONDITIONAL}_{file}_epoch50.pth", ap, params, gflops,
+            family="conditional_detr", hub_id=hub_id,
+        )
+        for name, file, ap, params, gflops, hub_id in (
+            ("conditional-detr-resnet-50", "r50", (41.0, 20.6, 44.3, 59.3), 44, 90,
+             "microsoft/conditional-detr-resnet-50"),
+            ("conditional-detr-resnet-50-dc5", "r50dc5", (43.7, 23.9, 47.6, 60.1), 44, 195, None),
+            ("conditional-detr-resnet-101", "r101", (42.8, 21.7, 46.6, 60.9), 63, 156, None),
+            ("conditional-detr-resnet-101-dc5", "r101dc5", (45.0, 26.1, 48.9, 62.8), 63, 262, None),
+        )
     ),
-    _conditional(
-        "conditional-detr-resnet-50-dc5",
-        "ConditionalDETR_r50dc5_epoch50.pth",
-        "resnet50",
-        (43.7, 23.9, 47.6, 60.1),
-        44,
-        195,
-        None,
-    ),
-    _conditional(
-        "conditional-detr-resnet-101",
-        "ConditionalDETR_r101_epoch50.pth",
-        "resnet101",
-        (42.8, 21.7, 46.6, 60.9),
-        63,
-        156,
-        None,
-    ),
-    _conditional(
-        "conditional-detr-resnet-101-dc5",
-        "ConditionalDETR_r101dc5_epoch50.pth",
-        "resnet101",
-        (45.0, 26.1, 48.9, 62.8),
-        63,
-        262,
-        None,
-    ),
-    _deformable(
-        "deformable-detr-single-scale",
-        "1WEjQ9_FgfI5sw5OZZ4ix-OKk-IJ_-SDU",
-        (39.4, 20.6, 43.0, 55.5),
-        34,
-        78,
-        levels=1,
-    ),
-    _deformable(
-        "deformable-detr-single-scale-dc5",
-        "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
-        (41.5, 24.1, 45.3, 56.0),
-        34,
-        128,
-        levels=1,
-    ),
-    _deformable("deformable-detr", "1nDWZWHuRwtwGden77NLM9JoWe-YisJnA", (44.5, 27.1, 47.6, 59.6), 40, 173),
-    _deformable(
-        "deformable-detr-with-box-refine",
-        "1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI",
-        (46.2, 28.3, 49.2, 61.5),
-        41,
-        173,
-        with_box_refine=True,
-    ),
-    _deformable(
-        "deformable-detr-with-box-refine-two-stage",
-        "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
-        (46.9, 29.6, 50.1, 61.6),
-        41,
-        173,
-        with_box_refine=True,
-        two_stage=True,
+    *(
+        _checkpoint(
+            name, f"https://drive.google.com/file/d/{file}/view", ap, params, gflops,
+            family="deformable_detr", hub_id=f"SenseTime/{name}", speed=f"{rate} images a second",
+            num_feature_levels=levels, **more,
+        )
+        for name, file, ap, params, gflops, rate, levels, more in (
+            ("deformable-detr-single-scale", "1WEjQ9_FgfI5sw5OZZ4ix-OKk-IJ_-SDU",
+             (39.4, 20.6, 43.0, 55.5), 34, 78, "27.0", 1, {}),
+            ("deformable-detr-single-scale-dc5", "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
+             (41.5, 24.1, 45.3, 56.0), 34, 128, "22.1", 1, {}),
+            ("deformable-detr", "1nDWZWHuRwtwGden77NLM9JoWe-YisJnA",
+             (44.5, 27.1, 47.6, 59.6), 40, 173, "15.0", 4, {}),
+            ("deformable-detr-with-box-refine", "1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI",
+             (46.2, 28.3, 49.2, 61.5), 41, 173, "15.0", 4, _REFINED),
+            ("deformable-detr-with-box-refine-two-stage", "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
+             (46.9, 29.6, 50.1, 61.6), 41, 173, "14.5", 4, _REFINED | {"two_stage": True}),
+        )
     ),
 )
+# fmt: on
 
 #: Every released checkpoint by its short name.
 REGISTRY: dict[str, ReleasedCheckpoint] = {entry.name: entry for entry in _RELEASED}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from detrkit.processing.annotations import COCO_PANOPTIC
 
 # What both the tensors and the registry say; they have to agree.
 _SHARED_FACTS = ("family", "task", "backbone", "num_feature_levels", "with_box_refine", "two_stage")
+_SIZES = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")
 
 # Largest change of the outputs when a model is written and read back: kernels round differently on memory
 # of another alignment. A lost option, such as the dilation, changes them by far more.
@@ -114,16 +115,12 @@ def _options(
         "dilation": entry.dilation,
         "position_embedding_type": architecture.position_embedding_type,
         "num_queries": architecture.num_queries or entry.num_queries,
-        "d_model": architecture.d_model,
-        "encoder_layers": architecture.encoder_layers,
-        "decoder_layers": architecture.decoder_layers,
-        "encoder_ffn_dim": architecture.encoder_ffn_dim,
-        "decoder_ffn_dim": architecture.decoder_ffn_dim,
         "encoder_attention_heads": architecture.attention_heads,
         "decoder_attention_heads": architecture.attention_heads,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        **{name: getattr(architecture, name) for name in own if hasattr(config_class, name)},
+        **_take(_SIZES, architecture),
+        **_take([name for name in own if hasattr(config_class, name)], architecture),
     }
 
 
@@ -143,19 +140,10 @@ def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
     family = FAMILIES[entry.family]
     config = family.load(family.config)()
     return Architecture(
-        family=entry.family,
-        task=entry.task,
-        backbone=entry.backbone,
         num_labels=entry.num_labels,
         num_queries=None if entry.two_stage else entry.num_queries,
-        d_model=config.d_model,
-        encoder_layers=config.encoder_layers,
-        decoder_layers=config.decoder_layers,
-        encoder_ffn_dim=config.encoder_ffn_dim,
-        decoder_ffn_dim=config.decoder_ffn_dim,
-        num_feature_levels=entry.num_feature_levels,
-        with_box_refine=entry.with_box_refine,
-        two_stage=entry.two_stage,
+        **_take(_SHARED_FACTS, entry),
+        **_take(_SIZES, config),
     )
 
 
@@ -167,10 +155,10 @@ def released_model(entry: ReleasedCheckpoint) -> tuple[type[DetrFamilyPreTrained
 
 
 def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> None:
-    facts = _facts(architecture)
-    if _facts(entry) == facts:
+    facts = _take(_SHARED_FACTS, architecture)
+    if _take(_SHARED_FACTS, entry) == facts:
         return
-    fitting = [other for other in REGISTRY.values() if _facts(other) == facts]
+    fitting = [other for other in REGISTRY.values() if _take(_SHARED_FACTS, other) == facts]
     # Dilation leaves no trace in the tensors, so the name decides.
     fitting = [other for other in fitting if other.dilation == entry.dilation] or fitting
     names = " or ".join(other.name for other in fitting)
@@ -178,8 +166,9 @@ def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> N
     raise CheckpointError(f"the checkpoint is {_describe(architecture)}, not {entry.name}; {remedy}")
 
 
-def _facts(source: Architecture | ReleasedCheckpoint) -> tuple[Any, ...]:
-    return tuple(getattr(source, name) for name in _SHARED_FACTS)
+def _take(names: Iterable[str], source: object) -> dict[str, Any]:
+    """Attributes by their names."""
+    return {name: getattr(source, name) for name in names}
 
 
 def _describe(architecture: Architecture) -> str:

@@ -23,19 +23,6 @@ from detrkit.hub.cards import (
 if TYPE_CHECKING:
     from detrkit.conversion.original import Architecture
 
-# Seconds or images a second on a V100, as the authors' READMEs have them.
-_PUBLISHED_SPEEDS = {
-    "detr-resnet-50": "0.036 s an image",
-    "detr-resnet-50-dc5": "0.083 s an image",
-    "detr-resnet-101": "0.050 s an image",
-    "detr-resnet-101-dc5": "0.097 s an image",
-    "deformable-detr-single-scale": "27.0 images a second",
-    "deformable-detr-single-scale-dc5": "22.1 images a second",
-    "deformable-detr": "15.0 images a second",
-    "deformable-detr-with-box-refine": "15.0 images a second",
-    "deformable-detr-with-box-refine-two-stage": "14.5 images a second",
-}
-
 # AP50 and AP75, which the authors give for one checkpoint only.
 _PUBLISHED_THRESHOLDS = {"detr-resnet-50": {"AP50": 62.3, "AP75": 44.3}}
 
@@ -247,11 +234,10 @@ def _reproduction(entry: ReleasedCheckpoint, model: str) -> Iterable[str]:
 def _size_and_speed(entry: ReleasedCheckpoint, facts: Facts) -> Iterable[str]:
     parameters = "" if entry.params is None else f"{entry.params:g} M"
     cost = "" if entry.gflops is None else f"{entry.gflops:g} G"
-    speed = _PUBLISHED_SPEEDS.get(entry.name, "")
     rows = facts.size_rows(parameters, cost)
-    rows += [["speed on a V100", "", speed]] if speed else []
+    rows += [["speed on a V100", "", entry.speed]] if entry.speed else []
     rows += facts.speed_rows()
-    columns = 3 if parameters or cost or speed else 2
+    columns = 3 if parameters or cost or entry.speed else 2
     headings = ["", "counted or measured by us", "published"]
     if rows:
         yield table(headings[:columns], [row[:columns] for row in rows])
