@@ -15,8 +15,8 @@ from hypothesis import settings
 from PIL import Image
 from transformers import ResNetConfig
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the subprocesses
-torch.set_num_threads(1)
+# One thread each, here and in the processes that tests start, unless whoever runs the tests asks for more.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 # How long an example takes says nothing about the code: the first pays for imports and caches, and others may
 # be at work on the machine.

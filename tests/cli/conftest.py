@@ -19,7 +19,7 @@ def start_detrkit(*arguments: object) -> subprocess.Popen[str]:
     """Starts ``python -m detrkit`` without the internet, for a test that stops it."""
     return subprocess.Popen(
         [sys.executable, "-m", "detrkit", *map(str, arguments)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stderr=subprocess.PIPE,
         text=True,
         # A process started from one that ignores interrupts would ignore them too.
@@ -44,7 +44,7 @@ def detrkit(working_directory: Path) -> Run:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "detrkit", *map(str, arguments)],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(environment or {})},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
             cwd=working_directory,
             capture_output=True,
             text=True,

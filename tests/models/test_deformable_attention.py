@@ -144,7 +144,7 @@ def test_gathering_equals_grid_sample(shapes, batch, queries, heads, head_dim, p
 @implementations
 def test_samples_off_the_map_or_without_place_count_as_zero(implementation):
     places = [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.5, -1.5]
-    inputs = make(batch=1, queries=2 * len(places))
+    inputs = make(batch=1, queries=2 * len(places), heads=1)
     without = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.no_grad():
         for query, place in enumerate(places * 2):  # along x, then along y
@@ -160,7 +160,7 @@ def test_samples_off_the_map_or_without_place_count_as_zero(implementation):
 
 @implementations
 def test_a_level_without_pixels_contributes_nothing(implementation):
-    inputs = make([(0, 3), (3, 2), (4, 0)])
+    inputs = make([(0, 3), (3, 2), (4, 0)], batch=1)
     got = run(inputs, [(0, 3), (3, 2), (4, 0)], implementation)
     middle = [
         x.detach().clone().requires_grad_()
@@ -191,7 +191,7 @@ def test_nothing_to_do(implementation, none_of):
 @implementations
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_only_at_the_end(implementation, dtype):
-    half = make(dtype=dtype, batch=1, queries=2)
+    half = make(dtype=dtype, batch=1, queries=2, heads=1)
     single = [x.detach().float().requires_grad_() for x in half]
     got, expected = run(half, SHAPES, implementation), run(single, SHAPES, "grid_sample")
     assert [x.dtype for x in got] == [dtype] * 4
@@ -207,7 +207,7 @@ def test_half_precision_is_rounded_only_at_the_end(implementation, dtype):
 @implementations
 def test_half_precision_values_with_exact_locations(implementation):
     """As under autocast: a half precision value, float32 locations and weights, each with its gradient."""
-    value, locations, weights = make(dtype=torch.float32, batch=1, queries=2)
+    value, locations, weights = make(dtype=torch.float32, batch=1, queries=2, heads=1)
     inputs = [value.detach().bfloat16().requires_grad_(), locations, weights]
     got = run(inputs, SHAPES, implementation)
     assert [x.dtype for x in got] == [torch.bfloat16] * 2 + [torch.float32] * 2
@@ -231,7 +231,7 @@ def test_inputs_may_be_views(implementation):
 @implementations
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 def test_only_gradients_that_are_wanted_come_back(implementation, wanted):
-    inputs = make(batch=1, queries=2)
+    inputs = make(batch=1, queries=2, heads=1)
     expected = run(inputs, SHAPES, "grid_sample")[1 + wanted]
     some = [x.detach().requires_grad_(position == wanted) for position, x in enumerate(inputs)]
     result = deformable_attention(some[0], SHAPES, *some[1:], implementation)

@@ -58,6 +58,18 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def real_charts() -> None:
+    """Marks a test that looks at the charts of a run."""
+
+
+@pytest.fixture(autouse=True)
+def empty_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves charts empty in the other tests: drawing them takes nearly half the time of a run of seconds."""
+    if "real_charts" not in request.fixturenames:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
+
+
+@pytest.fixture
 def recipe(annotations: Path, tiny_deformable_detr: Path, tmp_path: Path) -> MakeRecipe:
     """Makes recipes of runs over the six pictures with the tiny Deformable DETR, three steps an epoch."""
 

@@ -112,7 +112,7 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(
 @pytest.mark.parametrize("command", ["export --to onnx {}/onnx", "train --output {}/run"])
 def test_a_full_disk_under_a_model_leaves_no_half_of_it(
     detrkit_here: Run,  # noqa: F811
-    tiny_deformable_detr: Path,
+    tiny_detr: Path,
     annotations: Path,
     small_disk: Path,
     command: str,
@@ -131,7 +131,7 @@ def test_a_full_disk_under_a_model_leaves_no_half_of_it(
             "--workers",
             0,
         ]
-    done = detrkit_here(name, "--model", tiny_deformable_detr, *options)
+    done = detrkit_here(name, "--model", tiny_detr, *options)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr.splitlines()[-1]
