@@ -128,7 +128,7 @@ def test_a_finished_document_is_left_alone(
     done = detrkit_here(*command, "--resume")
     after = (tmp_path / "out.json").stat()
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert "holds all 6 images already" in done.stderr
+    assert "already contains all 6 images" in done.stderr
     # Neither another file nor other content; that it was read is no change.
     for kept in ("st_ino", "st_size", "st_mtime_ns"):
         assert getattr(after, kept) == getattr(before, kept)
@@ -218,7 +218,7 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     assert "Traceback" not in messages
     if kind == signal.SIGINT:
         assert process.returncode == 130
-        assert "Go on with --resume" in messages
+        assert "Continue with --resume" in messages
         assert len(json.loads(out.read_bytes())["images"]) < 60
     else:
         assert not out.exists()

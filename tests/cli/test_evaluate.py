@@ -191,8 +191,8 @@ def test_mistakes_in_the_arguments_give_one_line(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
 ) -> None:
     for extra, message in (
-        (("--json", tmp_path), "--json needs a file"),
-        (("--save-dir", annotations), "--save-dir needs a folder"),
+        (("--json", tmp_path), "--json must be a file"),
+        (("--save-dir", annotations), "--save-dir must be a folder"),
         (("--panoptic-dir", tmp_path), "this model finds boxes only"),
         (("--masks",), "finds boxes only"),
         (("--limit", 0), "--limit"),

@@ -100,4 +100,4 @@ def test_the_image_and_the_place_for_pictures_are_checked(
     assert "nowhere.jpg" in done.stderr
     done = detrkit_here("explain", pictures[0], "--model", tiny_detr, "--save-dir", pictures[1])
     assert done.returncode == 2
-    assert "--save-dir needs a folder" in done.stderr
+    assert "--save-dir must be a folder" in done.stderr

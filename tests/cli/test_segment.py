@@ -134,6 +134,34 @@ def test_images_that_cannot_be_read_are_left_out(
     assert done.returncode == 2
 
 
+def test_a_run_without_any_readable_image_leaves_no_file(
+    detrkit_here: Run, tiny_panoptic: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    done = detrkit_here(
+        "segment", tmp_path / "a.png", "--model", tiny_panoptic, "--save-dir", tmp_path / "out"
+    )
+    assert done.returncode == 2
+    assert folder_of(tmp_path / "out") == {}
+
+
+def test_results_of_images_that_the_resumed_run_does_not_name_are_reported_and_kept(
+    detrkit_here: Run, tiny_panoptic: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    command = ["segment", "--model", tiny_panoptic, "-t", THRESHOLD, "--save-dir", tmp_path / "out"]
+    detrkit_here(*command, *pictures)
+    whole = folder_of(tmp_path / "out")
+    done = detrkit_here(*command, *pictures[:3], "--resume")
+    assert done.returncode == 0
+    assert "Left out: the results of 1 image of the earlier run" in done.stderr
+    assert len(assert_consistent(tmp_path / "out")["images"]) == 3
+    assert "unfinished.jsonl" in folder_of(tmp_path / "out")
+    for path in pictures[:3]:
+        path.write_bytes(b"")  # their results are there, so they are not read again
+    assert detrkit_here(*command, *pictures, "--resume").returncode == 0
+    assert folder_of(tmp_path / "out") == whole
+
+
 def test_a_model_without_masks_is_refused_in_one_line(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path]
 ) -> None:
@@ -169,7 +197,7 @@ def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     assert not (out / "panoptic.json").exists()
     if kind == signal.SIGINT:
         assert process.returncode == 130
-        assert "finish with --resume" in messages
+        assert "Continue with --resume" in messages
         assert "Traceback" not in messages
     for path in out.glob("p*/*.png"):
         if not path.name.startswith("."):
@@ -217,7 +245,7 @@ def test_the_files_are_evaluated_to_the_recorded_numbers(
     truth, recorded = PANOPTIC / "panoptic_val2017.json", PANOPTIC / "panoptic_predictions"
     predictions = read_json(recorded.with_suffix(".json"))
     detector = Recorded(recorded, predictions, read_json(truth)["categories"])
-    monkeypatch.setattr("detrkit.cli.segment.load_detector", lambda *_, **__: detector)
+    monkeypatch.setattr("detrkit.cli.options.load_detector", lambda *_, **__: detector)
     sizes = {image["id"]: (image["width"], image["height"]) for image in read_json(truth)["images"]}
     images = []
     for entry in predictions["annotations"]:

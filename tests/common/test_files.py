@@ -146,3 +146,15 @@ def test_a_place_to_write_into_is_checked_and_left_as_it_was(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DetrkitError, match=r"file/inside .*Not a directory.*choose another place"):
         check_writable(tmp_path / "file" / "inside")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no /dev/fd")
+def test_a_pipe_that_has_no_name_is_written_to():
+    read, write = os.pipe()
+    try:
+        with atomic_file(f"/dev/fd/{write}") as temporary:
+            temporary.write_text("42")
+        assert os.read(read, 100) == b"42"
+    finally:
+        os.close(read)
+        os.close(write)

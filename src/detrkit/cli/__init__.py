@@ -1,9 +1,8 @@
 """The command line: ``detrkit COMMAND``, one module a command.
 
-Results go to stdout or to files, messages and progress to stderr. The exit status is 0 when all went well,
-1 when some of the images could not be used or detrkit itself failed, 2 for a user's mistake, 130 when
-interrupted.
-Modules of commands import torch only when they run, so that help and the list of models come at once.
+Results go to stdout or to files, messages and progress to stderr. The exit status is 0 after success, 1 if
+some of the images could not be used or detrkit itself failed, 2 after a user's mistake, 130 after an
+interrupt. Commands import torch only when they run, so that help and the list of models appear at once.
 """
 
 from __future__ import annotations
@@ -55,9 +54,7 @@ def _top(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -68,7 +65,7 @@ def _top(
 def main() -> None:
     """Runs the command line on ``sys.argv`` and ends the process with its exit status."""
     status = run(sys.argv[1:])
-    # All is written. An interrupt while Python clears up has nothing to stop but would print a traceback.
+    # All is written. An interrupt while Python shuts down would only print a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
@@ -78,7 +75,7 @@ def run(arguments: list[str]) -> int:
     """Runs the command line.
 
     Args:
-        arguments: What follows the program's name.
+        arguments: The arguments after the program's name.
 
     Returns:
         The exit status.
@@ -104,9 +101,9 @@ def run(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _interrupts_that_are_not_lost() -> Iterator[None]:
-    """Repeats an interrupt that came where Python can raise nothing, such as in a weak reference's callback.
+    """Repeats an interrupt that arrives where Python cannot raise, such as in a weak reference's callback.
 
-    Python would print a traceback there and go on as if nobody had asked it to stop.
+    Python would print a traceback there and carry on.
     """
     before = sys.unraisablehook
 
@@ -132,8 +129,8 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
 
 
 def _report(error: Exception) -> int:
-    """Prints what went wrong on one line of stderr; returns the exit status."""
-    # Typer brings its own copy of click in some versions, so its errors are told by what they can do.
+    """Prints an error on one line of stderr; returns the exit status."""
+    # Some versions of typer contain their own copy of click, so its errors are recognised by a method.
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "detrkit"

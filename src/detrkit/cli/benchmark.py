@@ -1,4 +1,4 @@
-"""``detrkit benchmark``: how fast a model runs here, beside what the machine could do."""
+"""``detrkit benchmark``: the speed of a model on this machine, compared with the machine's limit."""
 
 from __future__ import annotations
 
@@ -6,119 +6,151 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detrkit.cli.options import Debug, Dtype, Model
+from detrkit.cli import options
+from detrkit.cli.output import check_output_file
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.terminal import print_table, quiet_libraries, say
 
-# A side's name in the table.
+if TYPE_CHECKING:
+    from detrkit.benchmark.sides import Settings
+    from detrkit.benchmark.turns import Times
+
+# The name of this side in the table.
 _TRANSFORMERS = "transformers"
 
 
-def benchmark(
-    model: Model = "detr-resnet-50",
-    engines: Annotated[
-        str | None, typer.Option(help="Some of torch,compile,onnx,openvino.  [default: torch]")
-    ] = None,
-    size: Annotated[str, typer.Option(help="Height x width of an image as the model sees it.")] = "800x1066",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is taken.")] = 5,
-    transformers: Annotated[
-        bool, typer.Option("--transformers", help="Compare with Transformers, in turns with each engine.")
-    ] = False,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="Take only the architecture of a name from: detrkit models."),
-    ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Dtype = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="[default: as many as there are cores]")] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Add the rows to this file.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Measure how fast a model runs on this machine.
+Engines = Annotated[str | None, typer.Option(help="Some of torch,compile,onnx,openvino.  [default: torch]")]
+Size = Annotated[str, typer.Option(help="Height x width of the input images in pixels.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of images at once.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Number of runs; the median is reported.")]
+WithTransformers = Annotated[
+    bool, typer.Option("--transformers", help="Compare with Transformers, alternating with the engines.")
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option("--random-weights", help="Use only the architecture of --model, with random weights."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="[default: number of cores]")]
+CsvFile = Annotated[Path | None, typer.Option("--csv", help="Append the results to this file.")]
 
-    Each engine runs in a process of its own, as in `detrkit detect`, and they take turns. The table has
-    medians of the model alone (forward) and from pictures to boxes (end to end), and the share of the limit:
-    the time that the model's multiply-adds take in large matrix products here, divided by the time of the
-    forward pass. Nothing else should run on the machine meanwhile.
+
+def benchmark(
+    model: options.Model = "detr-resnet-50",
+    engines: Engines = None,
+    size: Size = "800x1066",
+    batch_size: BatchSize = 1,
+    repeats: Repeats = 5,
+    transformers: WithTransformers = False,
+    random_weights: RandomWeights = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: options.Dtype = "float32",
+    threads: Threads = None,
+    csv_file: CsvFile = None,
+    debug: options.Debug = False,
+) -> None:
+    """Measure the speed of a model on this machine.
+
+    Each engine runs in its own process, as in `detrkit detect`, and the engines alternate. The table shows
+    medians of the model alone (forward) and from image to boxes (end to end). The share of the limit is the
+    time that the model's multiply-adds take in large matrix products, divided by the time of the forward
+    pass. For reliable numbers, run nothing else on the machine.
     """
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.engines import check_engine
-    from detrkit.engines.names import EXPORTED_ENGINES
 
     height, width = parse_size(size)
-    chosen = [name.strip() for name in engines.split(",")] if engines else None
-    for name in chosen or ():
+    chosen = [name.strip() for name in engines.split(",")] if engines else []
+    for name in chosen:
         check_engine(name)
     name = model if random_weights else resolve_model(model)
-    if csv_file is not None and csv_file.is_dir():
-        raise DetrkitError(f"--csv needs a file, but {csv_file} is a folder")
+    check_output_file("--csv", csv_file)
     if not debug:
         quiet_libraries()
     from detrkit.benchmark import machine, models
     from detrkit.benchmark.report import append_csv, make_rows
-    from detrkit.benchmark.sides import Settings
-    from detrkit.benchmark.turns import disagreement, in_turns
-    from detrkit.checkpoints.loading import manifest_of
-    from detrkit.engines.placement import place
+    from detrkit.benchmark.turns import in_turns
 
     threads = threads or os.cpu_count() or 1
+    common: dict[str, Any] = {"height": height, "width": width, "batch": batch_size, "threads": threads}
+    common |= {"device": device, "dtype": dtype}
     with tempfile.TemporaryDirectory() as folder:
         if random_weights:
             name = os.path.join(folder, "model")  # noqa: PTH118 - a Hub id is text too
             models.save_random(model, Path(name))
-        manifest = manifest_of(name)
-        runs_on = manifest.engine if manifest else None
-        chosen = chosen or [runs_on or "torch"]
-        for engine in chosen:
-            place(engine, device, dtype)
-        common: dict[str, Any] = {"height": height, "width": width, "batch": batch_size, "threads": threads}
-        common |= {"device": device, "dtype": dtype}
-        say("Counting the model's arithmetic and measuring the machine's ...")
+        chosen = _check_engines(name, chosen, device, dtype)
+        say("Counting the model's operations and measuring the machine ...")
         cost = models.cost_of(name, (height, width))
         rate = machine.matrix_rate(threads, device, dtype)
-        common["threshold"] = (
-            0.0 if runs_on else models.threshold_of(name, {**common, "maker": "", "model": ""})
-        )
-
-        sides = {}
-        for engine in dict.fromkeys(chosen):
-            source = name
-            if engine in EXPORTED_ENGINES and runs_on is None:
-                say(f"Exporting for {engine} ...")
-                source = os.path.join(folder, engine)  # noqa: PTH118
-                models.export(name, engine, Path(source))
-            maker = "detrkit.benchmark.sides:detrkit_side"
-            sides[engine] = Settings(maker=maker, model=source, engine=engine, **common)
-        if transformers:
-            maker = "detrkit.benchmark.sides:transformers_side"
-            sides[_TRANSFORMERS] = Settings(maker=maker, model=name, **common)
+        sides = _sides(name, chosen, common, Path(folder), transformers=transformers)
         results = in_turns(sides, repeats)
         rate = max(rate, machine.matrix_rate(threads, device, dtype))
 
     configuration = machine.columns(threads, device)
-    reference = _TRANSFORMERS if transformers else None
-    settings = next(iter(sides.values()))
     rows = make_rows(
         results,
-        settings,
+        next(iter(sides.values())),
         cost,
         rate,
-        reference=reference,
+        reference=_TRANSFORMERS if transformers else None,
         about={"model": model, "allocator": "as is"},
         configuration=configuration,
     )
     if csv_file is not None:
         append_csv(csv_file, rows)
-    _print_results(rows, reference is not None)
+    _print_results(rows, transformers)
     say(
         f"{height}x{width}, batch {batch_size}, {dtype}, {configuration['processor']}, {threads} threads; "
         f"{cost.macs / 1e9:.1f} GMAC an image; matrix products {rate:.0f} GFLOP/s."
     )
+    _check_results(results, dtype)
+
+
+def _check_engines(name: str, chosen: Sequence[str], device: str, dtype: str) -> list[str]:
+    """The engines to measure, after checking that each runs on the device."""
+    from detrkit.checkpoints.loading import manifest_of
+    from detrkit.engines.placement import place
+
+    manifest = manifest_of(name)
+    engines = list(dict.fromkeys(chosen)) or [manifest.engine if manifest else "torch"]
+    for engine in engines:
+        place(engine, device, dtype)
+    return engines
+
+
+def _sides(
+    name: str, engines: Sequence[str], common: dict[str, Any], folder: Path, *, transformers: bool
+) -> dict[str, Settings]:
+    """The settings of each engine, and of Transformers; models are exported into a folder if necessary."""
+    from detrkit.benchmark import models
+    from detrkit.benchmark.sides import Settings
+    from detrkit.checkpoints.loading import manifest_of
+    from detrkit.engines.names import EXPORTED_ENGINES
+
+    exported = manifest_of(name) is not None
+    threshold = 0.0 if exported else models.threshold_of(name, {**common, "maker": "", "model": ""})
+    sides = {}
+    for engine in engines:
+        source = name
+        if engine in EXPORTED_ENGINES and not exported:
+            say(f"Exporting for {engine} ...")
+            source = str(folder / engine)
+            models.export(name, engine, Path(source))
+        maker = "detrkit.benchmark.sides:detrkit_side"
+        sides[engine] = Settings(maker=maker, model=source, engine=engine, threshold=threshold, **common)
+    if transformers:
+        maker = "detrkit.benchmark.sides:transformers_side"
+        sides[_TRANSFORMERS] = Settings(maker=maker, model=name, threshold=threshold, **common)
+    return sides
+
+
+def _check_results(results: Sequence[Times], dtype: str) -> None:
+    """Fails if engines disagree, or if one did not run."""
+    from detrkit.benchmark.turns import disagreement
+
     wrong = disagreement(results)
     if wrong and dtype == "float32":
         raise DetrkitError("; ".join(f"{name} {said}" for name, said in wrong.items()))
@@ -130,10 +162,10 @@ def benchmark(
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of "800x1066".
+    """Height and width of a size such as "800x1066".
 
     Raises:
-        SettingError: It is none.
+        SettingError: ``text`` is not a size.
     """
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):

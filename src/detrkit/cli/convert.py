@@ -1,4 +1,4 @@
-"""``detrkit convert``: an original checkpoint to a model folder."""
+"""``detrkit convert``: converts an original checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from detrkit.cli.options import Debug
+from detrkit.cli import options
 from detrkit.common.errors import SettingError
 from detrkit.common.terminal import quiet_libraries, say
 from detrkit.hub import upload as hub
@@ -21,7 +21,7 @@ def convert(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", metavar="NAME", help="Which released checkpoint it is: see detrkit models."
+            "--model", "-m", metavar="NAME", help="Name of the released checkpoint, from: detrkit models."
         ),
     ],
     push_to_hub: Annotated[
@@ -29,17 +29,17 @@ def convert(
     ] = False,
     hub_id: Annotated[
         str | None,
-        typer.Option(help="Repository on the Hub.  [default: OUTPUT's name, under your account]"),
+        typer.Option(help="Repository on the Hub.  [default: the name of OUTPUT, under your account]"),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     handler: Annotated[
-        bool, typer.Option("--handler", help="Upload a handler.py for Inference Endpoints as well.")
+        bool, typer.Option("--handler", help="Also upload a handler.py for Inference Endpoints.")
     ] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Convert a checkpoint of an original repository to a model folder.
 
-    The folder holds config.json, preprocessor_config.json, model.safetensors and a model card.
+    The folder contains config.json, preprocessor_config.json, model.safetensors and a model card.
     """
     from detrkit.checkpoints.registry import find_checkpoint
 
@@ -47,7 +47,7 @@ def convert(
     if push_to_hub:
         hub.check_login()  # nor should a missing login
     elif hub_id is not None or private or handler:
-        raise SettingError("--hub-id, --private and --handler need --push-to-hub")
+        raise SettingError("--hub-id, --private and --handler require --push-to-hub")
     if not debug:
         quiet_libraries()
     from detrkit.conversion.convert import convert_checkpoint

@@ -1,90 +1,74 @@
-"""``detrkit explain``: pictures of what a detector attends to, and of where its queries fire."""
+"""``detrkit explain``: drawings of what a detector attends to, and of where its queries find objects."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.options import (
-    AllowPrivate,
-    Debug,
-    MaxBytes,
-    MaxPixels,
-    image_limits,
-    load_detector,
-)
-from detrkit.cli.output import check_save_dir, picture_names, save_picture
-from detrkit.cli.run import ImageRun
+from detrkit.cli import options
+from detrkit.cli.output import check_save_dir, drawing_names, save_image
+from detrkit.cli.run import ImageReader
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.terminal import count, say
 from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from detrkit.inference.detector import Detector
 
 
+MaxDetections = Annotated[
+    int, typer.Option(min=1, help="Maximum number of objects to show, highest scores first.")
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="X,Y",
+        help="Show the encoder's attention at this point, in pixels of the image; can be repeated.  "
+        "[default: the centres of the objects]",
+    ),
+]
+Layer = Annotated[
+    int, typer.Option(help="Layer of encoder and decoder, from 0; negative numbers count from the end.")
+]
+Queries = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGES", help="Show where each query finds objects in these images: a folder or pattern."
+    ),
+]
+
+
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or address.")],
-    save_dir: Annotated[Path, typer.Option(help="Write the pictures here.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
-    ] = "detr-resnet-50",
-    threshold: Annotated[
-        float, typer.Option("--threshold", "-t", min=0, max=1, help="Show only objects with a higher score.")
-    ] = 0.5,
-    detections: Annotated[
-        int, typer.Option(min=1, help="Most objects to show, the most confident ones.")
-    ] = 8,
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X,Y",
-            help="Show the encoder's attention here, in pixels of the image; can be repeated.  "
-            "[default: the centres of the objects]",
-        ),
-    ] = None,
-    layer: Annotated[
-        int, typer.Option(help="Layer of encoder and decoder, from 0; negative numbers count from the last.")
-    ] = -1,
-    queries: Annotated[
-        str | None,
-        typer.Option(metavar="IMAGES", help="Show which queries fire where in these: a folder or pattern."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: a GPU where there is one]")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Most of the images of --queries that go through the model at once.")
-    ] = 1,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    exif_orientation: Annotated[
-        bool,
-        typer.Option(
-            "--exif-orientation/--no-exif-orientation", help="Turn images as their EXIF entry says."
-        ),
-    ] = False,
-    max_pixels: MaxPixels = None,
-    max_bytes: MaxBytes = None,
-    allow_private_addresses: AllowPrivate = False,
-    debug: Debug = False,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or URL.")],
+    save_dir: Annotated[Path, typer.Option(help="Write the drawings here.")],
+    model: options.Model = "detr-resnet-50",
+    threshold: options.Threshold = 0.5,
+    detections: MaxDetections = 8,
+    point: Points = None,
+    layer: Layer = -1,
+    queries: Queries = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 1,
+    revision: options.Revision = None,
+    exif_orientation: options.ExifOrientation = False,
+    max_pixels: options.MaxPixels = None,
+    max_bytes: options.MaxBytes = None,
+    allow_private_addresses: options.AllowPrivate = False,
+    debug: options.Debug = False,
 ) -> None:
     """Draw what a detector attends to in an image.
 
     Writes NAME_decoder.png, what the query of each detected object attends to; NAME_encoder.png, what the
-    encoder attends to from chosen points; and with `--queries` NAME_queries.png, where each query found
+    encoder attends to from chosen points; and with `--queries`, NAME_queries.png, where each query finds
     objects in many images. Images of `--queries` that cannot be read are reported and left out; the exit
     status is then 1.
     """
-    from detrkit.attention.drawing import draw_attention, draw_panels
-    from detrkit.attention.maps import (
-        NothingDetectedError,
-        check_points,
-        decoder_attention,
-        encoder_attention,
-    )
+    from detrkit.attention.maps import check_points
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.inference.prepared import read_image
 
@@ -93,56 +77,81 @@ def explain(
     inputs, mistakes = find_images([queries]) if queries is not None else ([], [])
     if mistakes:
         raise ImageError(mistakes[0])
-    limits = image_limits(max_pixels, max_bytes, allow_private_addresses)
-    picture = read_image(image, exif_orientation=exif_orientation, limits=limits)
-    points: Sequence[Sequence[float]] = check_points(
-        [_parse_point(text) for text in point or ()], (picture.height, picture.width)
-    )
+    limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
+    loaded = read_image(image, exif_orientation=exif_orientation, limits=limits)
+    points = check_points([_parse_point(text) for text in point or ()], (loaded.height, loaded.width))
 
-    detector = load_detector(model, debug=debug, engine="torch", device=device, revision=revision)
-    stem = save_dir / Path(picture_names([ImageInput(image)])[0]).stem
+    detector = options.load_detector(model, debug=debug, engine="torch", device=device, revision=revision)
+    stem = str(save_dir / Path(drawing_names([ImageInput(image)])[0]).stem)
+    drawings = _draw_attention(detector, loaded, threshold, layer, detections, points, required=not inputs)
     written = []
-    try:
-        found = decoder_attention(detector, picture, threshold, layer=layer)[:detections]
-    except NothingDetectedError as error:
-        if not points and not inputs:
-            raise
-        say(f"{error}.")
-    else:
-        written.append(Path(f"{stem}_decoder.png"))
-        save_picture(draw_attention(picture, found), written[-1])
-        # A box may reach over the border, and so may its centre.
-        points = points or found.points.clip(0, picture.size).tolist()
-    if points:
-        attention = encoder_attention(detector, picture, points, layer=layer)
-        written.append(Path(f"{stem}_encoder.png"))
-        save_picture(draw_panels(picture, attention), written[-1])
+    for name, drawing in drawings:
+        written.append(Path(f"{stem}_{name}.png"))
+        save_image(drawing, written[-1])
     failed = 0
     if inputs:
         written.append(Path(f"{stem}_queries.png"))
-        run = ImageRun(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
-        _draw_queries(detector, run, threshold, batch_size, written[-1])
-        failed = len(run.failures)
-    say(f"{count(len(written), 'picture')}: {', '.join(map(str, written))}.")
+        reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
+        save_image(_draw_queries(detector, reader, threshold, batch_size), written[-1])
+        failed = len(reader.failures)
+    say(f"{count(len(written), 'drawing')}: {', '.join(map(str, written))}.")
     if failed:
         say(f"{failed} of {len(inputs)} images of --queries could not be read.")
         raise typer.Exit(1)
 
 
-def _draw_queries(detector: Detector, run: ImageRun, threshold: float, batch_size: int, path: Path) -> None:
-    """Writes the picture of where queries fire in images."""
+def _draw_attention(
+    detector: Detector,
+    image: Image,
+    threshold: float,
+    layer: int,
+    most: int,
+    points: Sequence[Sequence[float]],
+    *,
+    required: bool,
+) -> Iterator[tuple[str, Image]]:
+    """Name and drawing of the decoder's attention to the objects, and of the encoder's from points.
+
+    Args:
+        detector: The model.
+        image: The image.
+        threshold: Only objects with a higher score are shown.
+        layer: Layer of encoder and decoder.
+        most: Maximum number of objects.
+        points: X and y of each point in pixels; the centres of the objects if empty.
+        required: Whether it is an error if nothing is detected and no point given.
+    """
+    from detrkit.attention.drawing import draw_attention, draw_panels
+    from detrkit.attention.maps import NothingDetectedError, decoder_attention, encoder_attention
+
+    try:
+        found = decoder_attention(detector, image, threshold, layer=layer)[:most]
+    except NothingDetectedError as error:
+        if required and not points:
+            raise
+        say(f"{error}.")
+    else:
+        yield "decoder", draw_attention(image, found)
+        # A box may extend beyond the image, and so may its centre.
+        points = points or found.points.clip(0, image.size).tolist()
+    if points:
+        yield "encoder", draw_panels(image, encoder_attention(detector, image, points, layer=layer))
+
+
+def _draw_queries(detector: Detector, reader: ImageReader, threshold: float, batch_size: int) -> Image:
+    """Draws where in the images each query finds objects."""
     from detrkit.attention.drawing import draw_queries
     from detrkit.attention.maps import query_statistics
 
-    pictures = (picture for _, picture in run.read())
-    statistics = query_statistics(detector, pictures, threshold, batch_size, total=len(run.inputs))
-    save_picture(draw_queries(statistics), path)
+    images = (image for _, image in reader)
+    statistics = query_statistics(detector, images, threshold, batch_size, total=len(reader.inputs))
+    return draw_queries(statistics)
 
 
 def _parse_point(text: str) -> tuple[float, float]:
-    """Two numbers with a comma between them."""
+    """X and Y of "X,Y", in pixels."""
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise SettingError(f"--point needs X,Y in pixels, such as --point 320,240, not {text!r}") from error
+        raise SettingError(f"--point must be X,Y in pixels, such as --point 320,240, not {text!r}") from error
     return x, y

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detrkit.cli.options import Debug
-from detrkit.cli.run import ImageRun
+from detrkit.cli import options
+from detrkit.cli.run import ImageReader
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, print_table, quiet_libraries, say
@@ -20,41 +20,45 @@ from detrkit.inference.inputs import find_images
 if TYPE_CHECKING:
     from rich.table import Table
 
-# More images hardly change the ranges that are measured on them.
+# More images hardly change the measured ranges.
 _CALIBRATION_IMAGES = 128
+
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Quantise large layers to int8; OpenVINO only, with --calibration.")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"Folder of images to measure value ranges on; uses up to {_CALIBRATION_IMAGES} of them."
+    ),
+]
+Annotations = Annotated[
+    Path | None, typer.Option(help="COCO instances JSON to measure the AP that int8 costs.")
+]
+ImageFolder = Annotated[
+    Path | None, typer.Option(help="Folder of the annotated images.  [default: that of --calibration]")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch before writing the folder.")
+]
 
 
 def export(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
-    ],
+    model: options.Model,
     to: Annotated[str, typer.Option("--to", help="onnx or openvino.")],
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise large layers to int8; OpenVINO only, with --calibration.")
-    ] = False,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Folder of images like those that the model is for; {_CALIBRATION_IMAGES} of them are used."
-        ),
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="COCO instances JSON: measure what int8 costs in AP.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the annotated images.  [default: that of --calibration]")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Compare with PyTorch before the folder is kept.")
-    ] = True,
-    debug: Debug = False,
+    int8: Int8 = False,
+    calibration: Calibration = None,
+    annotations: Annotations = None,
+    images: ImageFolder = None,
+    revision: options.Revision = None,
+    verify: Verify = True,
+    debug: options.Debug = False,
 ) -> None:
     """Export a model for onnxruntime or OpenVINO.
 
-    The folder holds the model with free batch size, height and width, its config and its image processor, and
-    works as `--model` of the other commands. Needs the extra `export`.
+    The folder contains the model with variable batch size, height and width, its configuration and its image
+    processor. The other commands take it as `--model`. Requires the extra `export`.
     """
     from detrkit.checkpoints.registry import resolve_model
 
@@ -70,17 +74,17 @@ def export(
     check_format(to, int8=int8)
     sample = None if calibration is None else _calibration_images(calibration, debug)
     loaded, processor = load_pretrained(name, revision)
-    pictures = images or calibration
+    folder = images or calibration
     measure = None
-    if annotations is not None and pictures is not None:
-        measure = partial(evaluate_detector, images_dir=pictures, annotations_file=annotations, masks=False)
+    if annotations is not None and folder is not None:
+        measure = partial(evaluate_detector, images_dir=folder, annotations_file=annotations, masks=False)
         # A copy, as a detector changes its model; and before the export, as it shows mistakes in annotations.
         before = measure(Detector(copy.deepcopy(loaded), processor, device="cpu")).stats
     exported = export_model(loaded, output, to, processor=processor, verify=verify, calibration=sample)
     if verify:
         largest = max(exported.differences.values())
         stage = "Before quantisation, on" if int8 else "On"
-        say(f"{stage} images of three sizes the results differ from PyTorch's by at most {largest:.1g}.")
+        say(f"{stage} images of three sizes, the results differ from PyTorch's by at most {largest:.1g}.")
     if sample is not None:
         say(f"Calibrated int8 on {count(len(sample), 'image')} of {calibration}.")
     if measure is not None:
@@ -91,30 +95,29 @@ def export(
 def _check_settings(
     int8: bool, calibration: Path | None, annotations: Path | None, images: Path | None
 ) -> None:
-    """Raises a SettingError where options do not fit each other."""
+    """Raises a SettingError for options that do not fit together."""
     if int8 and calibration is None:
-        raise SettingError("--int8 measures ranges on images: give a folder of some with --calibration")
+        raise SettingError("--int8 requires --calibration DIR, a folder of images to measure value ranges on")
     if not int8 and any(option is not None for option in (calibration, annotations, images)):
-        raise SettingError("--calibration, --annotations and --images are for --int8")
+        raise SettingError("--calibration, --annotations and --images require --int8")
     if images is not None and annotations is None:
-        raise SettingError("--images are those of --annotations, which is missing")
+        raise SettingError("--images requires --annotations FILE")
 
 
 def _calibration_images(folder: Path, debug: bool) -> list[str]:
-    """Readable images of a folder, evenly spread over it; the others among them are reported on stderr.
+    """Readable images of a folder, evenly spaced; unreadable ones are reported on stderr.
 
     Raises:
-        ImageError: There are none.
+        ImageError: The folder contains no readable image.
     """
     if not folder.is_dir():
-        raise ImageError(f"there is no folder {folder} of images to calibrate with")
+        raise ImageError(f"--calibration folder not found: {folder}")
     found, mistakes = find_images([str(folder)])
     if mistakes:
         raise ImageError(f"cannot calibrate: {mistakes[0]}")
     step = max(1.0, len(found) / _CALIBRATION_IMAGES)
     chosen = [found[int(i * step)] for i in range(min(len(found), _CALIBRATION_IMAGES))]
-    run = ImageRun(chosen, exif_orientation=False, debug=debug)
-    readable = with_progress(run.read(), len(chosen), "Reading")
+    readable = with_progress(ImageReader(chosen, debug=debug), len(chosen), "Reading")
     sample = [chosen[position].source for position, _ in readable]
     if not sample:
         raise ImageError(f"cannot calibrate: no image in {folder} can be read")
@@ -122,7 +125,7 @@ def _calibration_images(folder: Path, debug: bool) -> list[str]:
 
 
 def _cost_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
-    """AP in percent of the model and of its int8 form, and the difference."""
+    """AP in percent of the float32 and the int8 model, and the difference."""
     from rich import box
     from rich.table import Table
 

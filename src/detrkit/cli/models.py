@@ -1,4 +1,4 @@
-"""``detrkit models``: the models with a name."""
+"""``detrkit models``: the models that have a short name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from detrkit.cli.options import Debug
+from detrkit.cli import options
 from detrkit.common.terminal import print_table
 
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
-    """List the models with a name: the released checkpoints, with size and published accuracy on COCO."""
+    """List the models that have a short name, with size and published accuracy on COCO."""
     from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 
     if as_json:
@@ -42,7 +42,7 @@ def models(
             _number(entry.pq, decimals=1),
         )
     for name in BUNDLED:
-        table.add_row(name, "(comes with detrkit)")
+        table.add_row(name, "(bundled)")
     print_table(table)
 
 
@@ -51,7 +51,7 @@ def _number(value: float | None, decimals: int = 0) -> str:
 
 
 def _bundled(name: str) -> dict[str, Any]:
-    """A bundled model in the fields of a released checkpoint; None where nothing was published."""
+    """A bundled model with the fields of a released checkpoint; None for fields without a published value."""
     from detrkit.checkpoints.registry import BUNDLED, ReleasedCheckpoint
 
     config = json.loads((BUNDLED[name] / "config.json").read_text(encoding="utf-8"))

@@ -15,44 +15,48 @@ from detrkit.inference.inputs import ImageInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_DRAWING_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def check_json_file(json_file: Path | None) -> None:
-    """Refuses, before any work, a folder where ``--json`` needs a file, or a place that takes none.
+def check_output_file(option: str, file: Path | None) -> None:
+    """Refuses, before any work, a file that is a folder or cannot be written.
+
+    Args:
+        option: The option that names the file.
+        file: The file; ``-`` for stdout, None if the option is not given.
 
     Raises:
-        DetrkitError: It is one.
+        DetrkitError: The file is a folder or cannot be written.
     """
-    if json_file is None or str(json_file) == "-":
+    if file is None or str(file) == "-":
         return
-    if json_file.is_dir():
-        raise DetrkitError(f"--json needs a file, but {json_file} is a folder")
-    if json_file.is_file() or not json_file.exists():  # into a pipe or device it is written directly
-        check_writable(json_file)
+    if file.is_dir():
+        raise DetrkitError(f"{option} must be a file, but {file} is a folder")
+    if file.is_file() or not file.exists():  # a pipe or device is written to directly
+        check_writable(file)
 
 
 def check_save_dir(save_dir: Path | None, inputs: Sequence[ImageInput]) -> None:
-    """Refuses, before any work, a place for pictures that takes none or where they would destroy an input.
+    """Refuses, before any work, a folder that cannot be written to or where drawings would replace inputs.
 
     Raises:
-        DetrkitError: It is one.
+        DetrkitError: ``save_dir`` is a file, cannot be written to, or contains one of the inputs.
     """
     if save_dir is None:
         return
     if save_dir.exists() and not save_dir.is_dir():
-        raise DetrkitError(f"--save-dir needs a folder, but {save_dir} is a file")
+        raise DetrkitError(f"--save-dir must be a folder, but {save_dir} is a file")
     check_writable(save_dir)
     originals = {Path(item.source).resolve() for item in inputs if not is_url(item.source)}
-    for name in picture_names(inputs):
+    for name in drawing_names(inputs):
         if (save_dir / name).resolve() in originals:
             raise DetrkitError(
                 f"--save-dir {save_dir} would overwrite the input {name}; choose another folder"
             )
 
 
-def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
-    """A file name for the drawn picture of each image: the image's own, numbered where two would be the same.
+def drawing_names(inputs: Sequence[ImageInput]) -> list[str]:
+    """A file name for the drawing of each image: the image's own, numbered if two would be the same.
 
     JPEG and PNG keep their format, others become PNG.
     """
@@ -60,8 +64,8 @@ def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
     names = []
     for item in inputs:
         path = Path(item.base_name)
-        suffix = path.suffix if path.suffix.lower() in _PICTURE_SUFFIXES else ".png"
-        # An address may hold characters that a file name may not.
+        suffix = path.suffix if path.suffix.lower() in _DRAWING_SUFFIXES else ".png"
+        # A URL may contain characters that a file name may not.
         stem = re.sub(r"[^\w.-]", "_", path.stem) if is_url(item.source) else path.stem
         name, number = f"{stem}{suffix}", 2
         while name.lower() in taken:
@@ -71,11 +75,11 @@ def picture_names(inputs: Sequence[ImageInput]) -> list[str]:
     return names
 
 
-def save_picture(picture: Image, path: Path) -> None:
-    """Writes a picture, whole or not at all.
+def save_image(image: Image, path: Path) -> None:
+    """Writes an image, complete or not at all.
 
     Raises:
         DetrkitError: It cannot be written.
     """
     with atomic_file(path) as temporary:
-        picture.save(temporary, quality=92)
+        image.save(temporary, quality=92)

@@ -1,57 +1,114 @@
-"""The images of one call of a command on their way through a model."""
+"""One driver for the commands that find something in many images: from the named images to the outputs."""
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
-from detrkit.cli.output import picture_names
+import typer
+
+from detrkit.cli.sinks import Ending, Sink
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
-from detrkit.common.terminal import say
+from detrkit.common.progress import with_progress
+from detrkit.common.terminal import count, list_failures, say
 from detrkit.inference.inputs import ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detrkit.inference.cluster import RayDetector
+    from detrkit.inference.detector import Detector
+    from detrkit.results.detections import Detections
+    from detrkit.results.panoptic import PanopticSegmentation
 
-# Whatever is found in an image; knows its ``source``.
-_Result = TypeVar("_Result", bound=Any)
+_Result = TypeVar("_Result", bound="Detections | PanopticSegmentation")
+
+Results: TypeAlias = "Iterator[tuple[int, Image | None, _Result]]"
+"""Position, image and result of each image; the image is None if another process has read it."""
 
 
-@dataclass
-class ImageRun:
-    """The images of one call on their way through a model.
+@dataclass(eq=False)
+class ImageReader:
+    """Reads the images that the user named, and reports those that cannot be read on stderr.
+
+    Iterating gives the position and the image of each readable one.
 
     Attributes:
         inputs: The images that the user named.
-        exif_orientation: Whether to turn images as their EXIF entry says.
-        debug: Whether to show tracebacks of images that cannot be read.
-        limits: How large image files may be and which addresses are asked.
-        failures: Why images could not be read so far, a line each.
+        exif_orientation: Whether to rotate images as their EXIF orientation says.
+        debug: Whether to show the tracebacks of images that cannot be read.
+        limits: Maximum sizes of images, and permitted addresses.
+        failures: One line for each image that could not be read so far.
+        todo: Positions of the images to read; all by default.
     """
 
     inputs: Sequence[ImageInput]
-    exif_orientation: bool
-    debug: bool
+    exif_orientation: bool = False
+    debug: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
     failures: list[str] = field(default_factory=list)
-    _read: deque[tuple[int, Image]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.picture_names = picture_names(self.inputs)
+        self.todo: Sequence[int] = range(len(self.inputs))
+        self._unread: Iterator[tuple[int, Image]] = self._read()
+        self._in_work: deque[tuple[int, Image]] = deque()
 
-    def read(self) -> Iterator[tuple[int, Image]]:
-        """Position and picture of every image that can be read; the others are reported on stderr."""
+    def __iter__(self) -> Iterator[tuple[int, Image]]:
+        return self._unread
+
+    def finds_an_image(self) -> bool:
+        """Whether any image that is left can be read; reads up to the first one."""
+        first = list(itertools.islice(self._unread, 1))
+        self._unread = itertools.chain(first, self._unread)
+        return bool(first)
+
+    def results(
+        self, stream: Callable[[Iterator[Image]], Iterator[_Result]], description: str
+    ) -> Results[_Result]:
+        """The result of every readable image, in order.
+
+        Args:
+            stream: Turns images into results, one each, in their order.
+            description: The label of the progress bar.
+        """
+        for result in with_progress(stream(self._images()), len(self.todo), description):
+            position, image = self._in_work.popleft()
+            result.source = self.inputs[position].source
+            yield position, image, result
+
+    def cluster_results(
+        self, detector: RayDetector, *, threshold: float, batch_size: int
+    ) -> Results[Detections]:
+        """The detections of every image that the workers of a cluster can read, in the order of completion.
+
+        Args:
+            detector: The workers.
+            threshold: Only objects with a higher score are given.
+            batch_size: Maximum number of images at once on each worker.
+        """
+        sources = [self.inputs[position].source for position in self.todo]
+        found = detector.results(
+            sources, threshold=threshold, batch_size=batch_size, exif_orientation=self.exif_orientation
+        )
+        for place, result in with_progress(found, len(sources), "Detecting"):
+            if isinstance(result, ImageError):
+                self._report(result)
+            else:
+                result.source = sources[place]
+                yield self.todo[place], None, result
+
+    def _read(self) -> Iterator[tuple[int, Image]]:
         from detrkit.inference.prepared import read_image
 
-        for position, item in enumerate(self.inputs):
+        for position in self.todo:
+            source = self.inputs[position].source
             try:
-                image = read_image(item.source, exif_orientation=self.exif_orientation, limits=self.limits)
+                image = read_image(source, exif_orientation=self.exif_orientation, limits=self.limits)
             except ImageError as error:
                 if self.debug:
                     traceback.print_exc()
@@ -59,50 +116,88 @@ class ImageRun:
             else:
                 yield position, image
 
-    def results(
-        self,
-        stream: Callable[[Iterator[Image]], Iterator[_Result]],
-        readable: Iterator[tuple[int, Image]],
-        description: str,
-    ) -> Iterator[tuple[int, Image, _Result]]:
-        """Position, picture and result of every readable image, in order.
-
-        Args:
-            stream: Turns pictures into results, one each, in their order.
-            readable: What ``read`` gives.
-            description: What the progress bar says.
-        """
-        from detrkit.common.progress import with_progress
-
-        for result in with_progress(stream(self._remember(readable)), len(self.inputs), description):
-            position, image = self._read.popleft()
-            result.source = self.inputs[position].source
-            yield position, image, result
-
-    def ray_results(self, detector: RayDetector, **options: Any) -> Iterator[tuple[int, None, Any]]:
-        """The same from the workers of a cluster: without the pictures, and in the order they get done.
-
-        Args:
-            detector: The workers.
-            options: For ``RayDetector.results``.
-        """
-        from detrkit.common.progress import with_progress
-
-        sources = [item.source for item in self.inputs]
-        found = detector.results(sources, exif_orientation=self.exif_orientation, **options)
-        for position, result in with_progress(found, len(sources), "Detecting"):
-            if isinstance(result, ImageError):
-                self._report(result)
-            else:
-                result.source = sources[position]
-                yield position, None, result
+    def _images(self) -> Iterator[Image]:
+        """Passes images on (in the detector's thread), keeping those whose results are still to come."""
+        for position, image in self:
+            self._in_work.append((position, image))
+            yield image
 
     def _report(self, error: ImageError) -> None:
         self.failures.append(str(error))
         say(str(error))
 
-    def _remember(self, readable: Iterator[tuple[int, Image]]) -> Iterator[Image]:
-        """Hands pictures on (in the detector's thread), keeping those whose results are still to come."""
-        for position, image in readable:
-            self._read.append((position, image))
-            yield image
+
+def run_images(
+    reader: ImageReader,
+    mistakes: Sequence[str],
+    sinks: Sequence[Sink[_Result]],
+    start: Callable[[], tuple[Detector, Results[_Result]]],
+    *,
+    reads_here: bool = True,
+) -> None:
+    """Takes images through a model into sinks, and tells the user how it went.
+
+    Args:
+        reader: The images.
+        mistakes: One line for each argument that names no image.
+        sinks: Where the results go. Each result goes to them in this order; the last sink records that an
+            image is done, and says what an earlier run has done.
+        start: Loads the model; gives it and an iterator over the results of ``reader``.
+        reads_here: Whether this process reads the images, so that it can look for a readable one before it
+            loads the model.
+
+    Raises:
+        typer.Exit: With status 1 if some images could not be read, 2 if none could, 130 after an interrupt.
+    """
+    total, record = len(reader.inputs), sinks[-1]
+    for mistake in mistakes:
+        say(mistake)
+    if total and (message := record.nothing_left()) is not None:
+        say(message)
+        raise typer.Exit(1 if mistakes else 0)
+    done = set.intersection(*(set(sink.begin()) for sink in sinks))
+    reader.todo = [position for position in range(total) if position not in done]
+    if reads_here and not done and not reader.finds_an_image():
+        _end_without_results(sinks, [*mistakes, *reader.failures])
+
+    detector, interrupted = None, False
+    try:
+        detector, results = start()
+        for position, image, result in results:
+            for sink in sinks:
+                sink.accept(position, image, result)
+            done.add(position)
+    except KeyboardInterrupt:
+        interrupted = True
+
+    failures = [*mistakes, *reader.failures]
+    if not done and not interrupted:
+        _end_without_results(sinks, failures)
+    ending = Ending.WITH_FAILURES if failures else Ending.COMPLETE
+    if done and detector is not None:
+        _finish(sinks, detector, sorted(done), Ending.INTERRUPTED if interrupted else ending)
+    if interrupted:
+        remedy = " Continue with --resume." if record.lasts else ""
+        say(f"Interrupted after {len(done)} of {count(total, 'image')}.{remedy}")
+        raise typer.Exit(130)
+    list_failures(failures, total + len(mistakes))
+    if failures:
+        raise typer.Exit(1)
+
+
+def _finish(sinks: Sequence[Sink[_Result]], detector: Detector, done: Sequence[int], ending: Ending) -> None:
+    """Finishes the sinks and says what they have written."""
+    written = [part for sink in reversed(sinks) for part in sink.finish(detector, done, ending)]
+    if written:
+        say("; ".join(written) + ".")
+    if left_over := sinks[-1].left_over:
+        images = count(left_over, "image")
+        say(f"Left out: the results of {images} of the earlier run that this run does not name.")
+
+
+def _end_without_results(sinks: Sequence[Sink[_Result]], failures: Sequence[str]) -> NoReturn:
+    for sink in sinks:
+        sink.abort()
+    if len(failures) > 1:
+        say("No image could be read.")
+    raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""``detrkit train``: fine-tunes a checkpoint, or trains a new model."""
+"""``detrkit train``: fine-tunes a checkpoint or trains a new model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from detrkit.training.recipe import TrainingRecipe, flag_of
 def train(debug: bool = False, **options: Any) -> None:
     """Train a detector on a COCO-format data set.
 
-    Fine-tunes a checkpoint to the classes of the data set, or with `--from-scratch` trains a new model. After
-    each epoch the model is evaluated on the validation images, and the best one is kept in the output folder,
-    which any command takes as `--model`. A run that was interrupted goes on with `--resume`.
+    Fine-tunes a checkpoint to the classes of the data set, or trains a new model with `--from-scratch`. The
+    model is evaluated on the validation images after each epoch, and the best one is kept in the output
+    folder, which every command takes as `--model`. `--resume` continues an interrupted run.
     """
     recipe = TrainingRecipe(**options)
     if not recipe.from_scratch:
@@ -34,7 +34,7 @@ def train(debug: bool = False, **options: Any) -> None:
     try:
         result = run(recipe)
     except KeyboardInterrupt:
-        say("Interrupted. The same command with --resume goes on from the last checkpoint.")
+        say("Interrupted. Run the same command with --resume to continue from the last checkpoint.")
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started
         return

@@ -54,8 +54,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         DetrkitError: The file system refuses to write (full, read-only, a folder in the way).
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     special = path.exists() and not path.is_file() and not path.is_dir()
+    if not special:  # the target of a link such as /dev/stdout has no name if it is a pipe
+        path = Path(os.path.realpath(path))
     temporary = _temporary_name(path, Path(tempfile.gettempdir()) if special else path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,16 +124,9 @@ def write_text(parts: Iterable[str], path: Path) -> None:
     """
     if str(path) == "-":
         sys.stdout.writelines(parts)
-    elif path.exists() and not path.is_file():
-        # A pipe or device such as /dev/null must not be replaced by a file.
-        try:
-            with path.open("w", encoding="utf-8") as stream:
-                stream.writelines(parts)
-        except OSError as error:
-            raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
-    else:
-        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(parts)
+        return
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(parts)
 
 
 def read_json(

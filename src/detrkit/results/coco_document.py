@@ -1,4 +1,4 @@
-"""Detections of many images on their way into one COCO document: kept on disk as they come, not in memory."""
+"""The COCO document of a run over many images, kept on disk rather than in memory while the run lasts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 
 class CocoOutput:
-    """The document of one run.
+    """The COCO document of one run.
 
-    What is found in an image is appended to a journal beside the file, so that a run which ends in any way
-    can be gone on with. For a pipe, a device or stdout it is kept in memory.
+    The detections of each image are appended to a journal beside the file, so that a run can be resumed
+    however it ended. For a pipe, a device or stdout they are kept in memory.
 
     Attributes:
-        objects: How many were found so far.
-        left_over: Results of the earlier run whose images are not among those of this one.
+        left_over: Number of results of the earlier run that belong to none of this run's images.
     """
 
     def __init__(
@@ -34,23 +33,21 @@ class CocoOutput:
         settings: dict[str, Any],
         *,
         resume: bool = False,
-        pictures: Sequence[Path] | None = None,
     ) -> None:
-        """Opens the output, with the results of an earlier run where that is to be gone on with.
+        """Opens the output, with the results of an earlier run if that is to be resumed.
 
         Args:
-            json_file: Where the document goes; ``-`` for stdout.
-            ids: Image ids of all images that the user named, those that cannot be read too.
+            json_file: The document's file; ``-`` for stdout.
+            ids: Image ids of all images that the user named, including those that cannot be read.
             names: Their file names.
             settings: What the results depend on.
             resume: Keep the results of the run that was interrupted.
-            pictures: Where each image's drawn picture goes; an earlier result without it does not count.
 
         Raises:
             DetrkitError: The journal cannot be read or written, or is of a run with other settings.
         """
         self.json_file = json_file
-        self.objects = self.left_over = 0
+        self.left_over = self._written = 0
         self._ids, self._names = ids, names
         # Position among the inputs -> the image's entry, or its place in the journal.
         self._found: dict[int, dict[str, Any] | int] = {}
@@ -58,11 +55,11 @@ class CocoOutput:
         self._journal = Journal(_journal_path(json_file), settings) if to_file else None
         if self._journal is None:
             if resume:
-                raise DetrkitError(f"--resume needs a file to go on with, and {json_file} is none")
+                raise DetrkitError(f"--resume needs a file, but {json_file} is a pipe, a device or stdout")
             return
-        self._resume(self._journal, resume, pictures)
+        self._resume(self._journal, resume)
 
-    def _resume(self, journal: Journal, resume: bool, pictures: Sequence[Path] | None) -> None:
+    def _resume(self, journal: Journal, resume: bool) -> None:
         if not (resume and journal.path.exists()):
             journal.start()
             return
@@ -71,22 +68,21 @@ class CocoOutput:
             position = positions.get(entry["image"]["file_name"])
             if position is None:
                 self.left_over += 1
-            elif position not in self._found and (pictures is None or pictures[position].is_file()):
+            else:
                 self._found[position] = place
-                self.objects += len(entry["annotations"])
 
     @property
     def lasts(self) -> bool:
-        """Whether the results outlive the process, so that another one can go on with them."""
+        """Whether the results outlive the process, so that another one can continue."""
         return self._journal is not None
 
     @property
     def done(self) -> Collection[int]:
-        """Positions of the images that have their result."""
+        """Positions of the images that have a result."""
         return self._found.keys()
 
     def add(self, position: int, detections: Detections) -> None:
-        """Keeps what was found in an image.
+        """Keeps the detections of an image; they replace earlier ones of the same image.
 
         Raises:
             DetrkitError: The journal cannot be written.
@@ -100,63 +96,68 @@ class CocoOutput:
         }
         entry = {"image": image, "annotations": detections.to_coco(self._ids[position])}
         self._found[position] = entry if self._journal is None else self._journal.add(entry)
-        self.objects += len(detections)
 
-    def write(self, names: Mapping[int, str]) -> None:
-        """Writes the document: the images in the order that they were named in.
+    def write(self, names: Mapping[int, str], positions: Collection[int] | None = None) -> int:
+        """Writes the document, with the images in the order in which they were named.
 
         Args:
-            names: Class id -> class name of the model. Those that COCO left unused ("N/A") are only listed
-                when something was found of them.
+            names: Label -> class name of the model. Those that COCO left unused ("N/A") are only listed if
+                objects of them were found.
+            positions: Positions of the images to list; None for all that have a result.
+
+        Returns:
+            Number of objects in the document.
 
         Raises:
             DetrkitError: The file cannot be written.
         """
-        write_text(self._parts(names), self.json_file)
+        write_text(self._parts(names, self.done if positions is None else positions), self.json_file)
+        return self._written
 
     def document(self, names: Mapping[int, str]) -> dict[str, Any]:
         """The document itself, as :meth:`write` writes it."""
-        return dict(json.loads("".join(self._parts(names))))
+        return dict(json.loads("".join(self._parts(names, self.done))))
 
     def close(self) -> None:
-        """Forgets what there is to go on with: all is written."""
+        """Removes the journal: all is written."""
         if self._journal is not None:
             self._journal.remove()
 
-    def _parts(self, names: Mapping[int, str]) -> Iterator[str]:
+    def _parts(self, names: Mapping[int, str], positions: Collection[int]) -> Iterator[str]:
         separator = ""
         yield '{"images": ['
-        for entry in self._entries():
+        for entry in self._entries(positions):
             yield separator + json.dumps(entry["image"])
             separator = ", "
         number, separator = 0, ""
         used = set()
         yield '], "annotations": ['
-        for entry in self._entries():
+        for entry in self._entries(positions):
             for annotation in entry["annotations"]:
                 number += 1
                 used.add(annotation["category_id"])
                 yield separator + json.dumps({**annotation, "id": number, "image_id": entry["image"]["id"]})
                 separator = ", "
+        self._written = number
         listed = {label: name for label, name in names.items() if name != "N/A" or label in used}
         categories = [{"id": label, "name": name} for label, name in sorted(listed.items())]
         yield f'], "categories": {json.dumps(categories)}}}\n'
 
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        for position in sorted(self._found):
+    def _entries(self, positions: Collection[int]) -> Iterator[dict[str, Any]]:
+        for position in sorted(positions):
             entry = self._found[position]
             if isinstance(entry, int):
                 assert self._journal is not None  # places are the journal's
                 entry = self._journal.at(entry)
-            # Of an earlier run, whose folder may have had other images before this one.
+            # An earlier run may have given it another id: its folder may have had other images before this.
             yield {**entry, "image": {**entry["image"], "id": self._ids[position]}}
 
 
 def is_complete(json_file: Path, ids: Sequence[int], names: Sequence[str]) -> bool:
-    """Whether a document of an earlier run holds all these images and nothing of it waits to be gone on with.
+    """Whether the document of an earlier run contains all these images and has no journal to continue.
 
     Raises:
-        DetrkitError: The file is no COCO document.
+        DetrkitError: The file is not a COCO document.
     """
     if _journal_path(json_file).exists() or not json_file.is_file():
         return False
@@ -165,7 +166,8 @@ def is_complete(json_file: Path, ids: Sequence[int], names: Sequence[str]) -> bo
         found = {(image["id"], image["file_name"]) for image in images}
     except (ValueError, KeyError, TypeError) as error:
         raise DetrkitError(
-            f"cannot resume: {json_file} is not a document of detrkit detect; start anew without --resume"
+            f"cannot resume: {json_file} is not a document of detrkit detect; start from scratch without "
+            "--resume"
         ) from error
     return found >= set(zip(ids, names))
 

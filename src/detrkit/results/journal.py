@@ -75,7 +75,7 @@ class Journal:
             if before != value:
                 raise DetrkitError(
                     f"cannot resume: {where} was made with {name} {before}, not {value}; use the same "
-                    "settings, or start anew without --resume"
+                    "settings, or start from scratch without --resume"
                 )
 
     def start(self, entries: Iterable[dict[str, Any]] = ()) -> list[int]:

@@ -1,0 +1,285 @@
+"""Where the results of a run go: a table, a COCO file, a panoptic folder, drawings."""
+
+from __future__ import annotations
+
+import enum
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from detrkit.cli.output import check_output_file, check_save_dir, drawing_names, save_image
+from detrkit.common.errors import DetrkitError
+from detrkit.common.files import write_json
+from detrkit.common.terminal import count, print_table
+from detrkit.inference.inputs import ImageInput, file_names, image_ids
+from detrkit.results.coco_document import CocoOutput, is_complete
+from detrkit.results.journal import Journal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from detrkit.inference.detector import Detector
+    from detrkit.results.detections import Detections
+    from detrkit.results.panoptic import PanopticSegmentation
+
+PANOPTIC_DOCUMENT = "panoptic.json"
+PNG_FOLDER = "panoptic"
+DRAWING_FOLDER = "pictures"
+_PANOPTIC_JOURNAL = "unfinished.jsonl"
+
+
+_Result = TypeVar("_Result", bound="Detections | PanopticSegmentation")
+
+
+class Ending(enum.Enum):
+    """How a run ended."""
+
+    COMPLETE = enum.auto()
+    WITH_FAILURES = enum.auto()
+    """Some of the images could not be read."""
+    INTERRUPTED = enum.auto()
+
+
+class Sink(ABC, Generic[_Result]):
+    """Takes the results of one run, an image at a time.
+
+    Making a sink refuses places that cannot be written to. Then the driver calls ``nothing_left``, ``begin``,
+    ``accept`` for each image, and ``finish``, or ``abort`` if the run has no result; after an error, nothing.
+
+    Attributes:
+        lasts: Whether the results so far outlive the process, so that another run can continue.
+        left_over: Number of results of an earlier run that belong to none of this run's images.
+    """
+
+    lasts: bool = False
+    left_over: int = 0
+
+    def nothing_left(self) -> str | None:
+        """A message if an earlier run has left nothing to do; then the model is not loaded."""
+        return None
+
+    def begin(self) -> Collection[int]:
+        """Opens the output; gives the positions of the images that an earlier run has done."""
+        return ()
+
+    @abstractmethod
+    def accept(self, position: int, image: Image | None, result: _Result) -> None:
+        """Takes the result of the image at a position of the inputs; None if another process has read it."""
+
+    @abstractmethod
+    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
+        """Writes what can only be written at the end.
+
+        Args:
+            detector: The model, for the names of its classes.
+            done: Positions of the images that have a result in every sink, in order; at least one.
+            ending: How the run ended.
+
+        Returns:
+            What was found and where it is, for the summary.
+        """
+
+    def abort(self) -> None:
+        """Removes what :meth:`begin` has made: the run has no result."""
+
+
+class ResultTable(Sink[_Result]):
+    """A table on stdout.
+
+    Args:
+        noun: What is counted in the summary.
+        columns: Headings of the columns of text after the image's.
+        numbers: Headings of the columns of numbers.
+        rows: Gives the cells of a result, a row for each object.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        columns: Sequence[str],
+        numbers: Sequence[str],
+        rows: Callable[[_Result], Iterator[Sequence[str]]],
+    ) -> None:
+        self._noun, self._columns, self._numbers, self._rows_of = noun, columns, numbers, rows
+        self._found: dict[int, tuple[str, list[Sequence[str]]]] = {}
+
+    def accept(self, position: int, image: Image | None, result: _Result) -> None:
+        """Keeps the rows of an image."""
+        self._found[position] = (result.source or "", list(self._rows_of(result)))
+
+    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
+        """Prints the table, also of an interrupted run."""
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE)
+        table.add_column("image", overflow="fold")
+        for heading in self._columns:
+            table.add_column(heading)
+        for heading in self._numbers:
+            table.add_column(heading, justify="right")
+        for position in done:
+            source, rows = self._found[position]
+            for row in rows:
+                table.add_row(Text(source), *map(Text, row))
+            if not rows:
+                table.add_row(Text(source), Text("(nothing)", style="dim"))
+        print_table(table)
+        return [_counted(sum(len(self._found[position][1]) for position in done), self._noun, done)]
+
+
+class Drawings(Sink[Any]):
+    """A folder with each image and what was found in it drawn over it."""
+
+    def __init__(self, folder: Path, inputs: Sequence[ImageInput], *, resume: bool) -> None:
+        check_save_dir(folder, inputs)
+        self._folder, self._resume = folder, resume
+        self._paths = [folder / name for name in drawing_names(inputs)]
+
+    def begin(self) -> Collection[int]:
+        """An image whose drawing is missing is not done."""
+        return [i for i, path in enumerate(self._paths) if path.is_file()] if self._resume else ()
+
+    def accept(self, position: int, image: Image | None, result: Detections | PanopticSegmentation) -> None:
+        """Writes the drawing."""
+        save_image(result.draw(image), self._paths[position])
+
+    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
+        """All is written already."""
+        return [f"drawings in {self._folder}"]
+
+
+class CocoFile(Sink["Detections"]):
+    """A COCO document, also of an interrupted run, with a journal beside it until the run is complete."""
+
+    def __init__(
+        self, json_file: Path, inputs: Sequence[ImageInput], settings: Mapping[str, Any], *, resume: bool
+    ) -> None:
+        check_output_file("--json", json_file)
+        self._file, self._settings, self._resume = json_file, dict(settings), resume
+        self._ids, self._names = image_ids(inputs), file_names(inputs)
+
+    def nothing_left(self) -> str | None:
+        """The document contains all images and has no journal."""
+        if not (self._resume and is_complete(self._file, self._ids, self._names)):
+            return None
+        images = count(len(self._ids), "image")
+        return f"{self._file} already contains all {images}; leave out --resume to start from scratch."
+
+    def begin(self) -> Collection[int]:
+        """Opens the journal."""
+        self._output = CocoOutput(self._file, self._ids, self._names, self._settings, resume=self._resume)
+        self.lasts, self.left_over = self._output.lasts, self._output.left_over
+        return self._output.done
+
+    def accept(self, position: int, image: Image | None, result: Detections) -> None:
+        """Adds the detections to the journal."""
+        self._output.add(position, result)
+
+    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
+        """Writes the document; removes the journal if no later run can need it."""
+        objects = self._output.write(detector.names, done)
+        # Who resumes may want to try the images that failed again.
+        retried = self._resume and ending is Ending.WITH_FAILURES
+        if not (self.left_over or retried or ending is Ending.INTERRUPTED):
+            self._output.close()
+        where = [] if str(self._file) == "-" else [f"results in {self._file}"]
+        return [_counted(objects, "object", done), *where]
+
+    def abort(self) -> None:
+        """Removes the journal, unless it is an earlier run's, whose images may only be out of reach now."""
+        if not self._resume:
+            self._output.close()
+
+
+class PanopticFolder(Sink["PanopticSegmentation"]):
+    """A COCO panoptic document and its PNG files, with a journal beside them until the run is complete."""
+
+    def __init__(
+        self, folder: Path, inputs: Sequence[ImageInput], settings: Mapping[str, Any], *, resume: bool
+    ) -> None:
+        check_save_dir(folder / PNG_FOLDER, inputs)
+        self._folder, self._resume = folder, resume
+        self._journal = Journal(folder / _PANOPTIC_JOURNAL, dict(settings))
+        self._ids, self._names = image_ids(inputs), file_names(inputs)
+        self._pngs = [f"{Path(name).stem}.png" for name in drawing_names(inputs)]
+        self._entries: dict[int, dict[str, Any]] = {}
+        self.lasts = True
+
+    def begin(self) -> Collection[int]:
+        """Opens the journal with the entries of an earlier run whose PNG files are there."""
+        left_over = []
+        positions = {key: position for position, key in enumerate(zip(self._ids, self._names))}
+        for entry in self._earlier_entries() if self._resume else ():
+            position = positions.get((entry["image"]["id"], entry["image"]["file_name"]))
+            if position is None:
+                left_over.append(entry)
+            elif (self._folder / PNG_FOLDER / entry["annotation"]["file_name"]).is_file():
+                self._entries[position] = entry
+        self.left_over = len(left_over)
+        self._journal.start([*self._entries.values(), *left_over])
+        return self._entries.keys()
+
+    def accept(self, position: int, image: Image | None, result: PanopticSegmentation) -> None:
+        """Writes the PNG file, then the entry: an entry stands for a complete file."""
+        png = self._pngs[position]
+        save_image(result.to_png(), self._folder / PNG_FOLDER / png)
+        height, width = result.image_size
+        entry = {
+            "image": {
+                "id": self._ids[position],
+                "file_name": self._names[position],
+                "width": width,
+                "height": height,
+            },
+            "annotation": result.to_coco(self._ids[position], png),
+        }
+        self._journal.add(entry)
+        self._entries[position] = entry
+
+    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
+        """Writes the document, unless the run was interrupted."""
+        if ending is Ending.INTERRUPTED:
+            return []
+        entries = [self._entries[position] for position in done]
+        segments = [segment for entry in entries for segment in entry["annotation"]["segments_info"]]
+        document = {
+            "info": self._journal.settings,
+            "images": [entry["image"] for entry in entries],
+            "annotations": [entry["annotation"] for entry in entries],
+            "categories": detector.categories({segment["category_id"] for segment in segments}),
+        }
+        write_json(document, self._folder / PANOPTIC_DOCUMENT)
+        if not self.left_over:
+            self._journal.remove()
+        found = _counted(len(segments), "segment", done)
+        return [found, f"{PANOPTIC_DOCUMENT} and {PNG_FOLDER} in {self._folder}"]
+
+    def abort(self) -> None:
+        """Removes the journal, unless it is an earlier run's."""
+        if not self._resume:
+            self._journal.remove()
+
+    def _earlier_entries(self) -> list[dict[str, Any]]:
+        """The entries of the journal, or of a finished document."""
+        entries = [entry for _, entry in self._journal.entries()]
+        document = self._folder / PANOPTIC_DOCUMENT
+        if entries or not document.is_file():
+            return entries
+        try:
+            finished = json.loads(document.read_bytes())
+            self._journal.check(finished.get("info"), document)
+            annotations = {entry["image_id"]: entry for entry in finished["annotations"]}
+            return [{"image": image, "annotation": annotations[image["id"]]} for image in finished["images"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DetrkitError(
+                f"cannot resume: {document} is not a document of detrkit segment; start from scratch without "
+                "--resume"
+            ) from error
+
+
+def _counted(number: int, noun: str, done: Sequence[int]) -> str:
+    return f"{count(number, noun)} in {count(len(done), 'image')}"
