@@ -123,7 +123,7 @@ def test_the_original_recipe_has_the_original_sizes():
     assert plain.sizes == scales
     first, crop, last = cropped.transforms
     assert first.sizes == [{"shortest_edge": edge} for edge in (400, 500, 600)]
-    assert (crop.least, crop.most) == (384, 600)
+    assert (crop.min_side, crop.max_side) == (384, 600)
     assert last.sizes == scales
 
 

@@ -63,8 +63,8 @@ BROKEN = {
     "missing file": (remove("a.jpg"), "missing_image", r"a\.jpg", 2, 2),
     "empty file": (overwrite("b.jpg", b""), "unreadable_image", r"b\.jpg", 2, 2),
     "no image": (overwrite("b.jpg", b"hello"), "unreadable_image", r"b\.jpg", 2, 2),
-    "other size": (replaced_picture, "size_mismatch", "b.jpg has 41x60, not 40x60", 2, 2),
-    "turned": (picture_with_orientation, "size_mismatch", "60x40, not 40x60; turned upright", 2, 2),
+    "other size": (replaced_picture, "size_mismatch", "b.jpg is 41x60, not 40x60", 2, 2),
+    "turned": (picture_with_orientation, "size_mismatch", "60x40, not 40x60; rotated by its EXIF", 2, 2),
     "negative width": (box(0, [5, 5, -2, 20]), "degenerate_box", "annotation 1 with bbox", 3, 3),
     "no height": (box(0, [5, 5, 2, 0]), "degenerate_box", "annotation 1 with bbox", 3, 3),
     "not a number": (box(1, [math.nan, 5, 2, 3]), "degenerate_box", "annotation 2 with bbox", 3, 3),
@@ -73,17 +73,17 @@ BROKEN = {
     "partly outside": (box(2, [35, 5, 10, 10]), "clipped_box", "annotation 3 by 5 pixels", 3, 4),
     "three numbers": (box(1, [1, 2, 3]), "broken_entry", "annotation 2 has bbox", 3, 3),
     "text in a box": (box(1, [1, 2, 3, "4"]), "broken_entry", "annotation 2 has bbox", 3, 3),
-    "no box": (without("annotations", 1, "bbox"), "broken_entry", "annotation 2 lacks bbox", 3, 3),
-    "no category": (without("annotations", 1, "category_id"), "broken_entry", "lacks category_id", 3, 3),
-    "no image id": (without("annotations", 1, "image_id"), "broken_entry", "2 lacks image_id", 3, 3),
-    "no file name": (without("images", 1, "file_name"), "broken_entry", "image 2 of the list lacks", 2, 2),
-    "text as id": (change("images", 1, id="b"), "broken_entry", "has id 'b', not of type integer", 2, None),
+    "no box": (without("annotations", 1, "bbox"), "broken_entry", "annotation 2 has no bbox", 3, 3),
+    "no category": (without("annotations", 1, "category_id"), "broken_entry", "has no category_id", 3, 3),
+    "no image id": (without("annotations", 1, "image_id"), "broken_entry", "2 has no image_id", 3, 3),
+    "no file name": (without("images", 1, "file_name"), "broken_entry", "image 2 in the list has no", 2, 2),
+    "text as id": (change("images", 1, id="b"), "broken_entry", "which must be an integer", 2, None),
     "no dictionary": (add("annotations", 5), "broken_entry", "is int, not a dictionary", 3, 4),
     "unknown category": (
-        change("annotations", 0, category_id=8), "unknown_category", "annotation 1 of category 8", 3, 3,
+        change("annotations", 0, category_id=8), "unknown_category", "annotation 1, category 8", 3, 3,
     ),
     "unknown image": (
-        change("annotations", 0, image_id=8), "unknown_image", "annotation 1 of image 8", 3, 3,
+        change("annotations", 0, image_id=8), "unknown_image", "annotation 1, image 8", 3, 3,
     ),
     "image id twice": (
         change("images", 2, id=2), "duplicate_image_id", r"2 \(b\.jpg\)", 1, 2,
@@ -105,7 +105,7 @@ BROKEN = {
         add("categories", {"id": 91, "name": "dog"}), "duplicate_category", r"91 \(dog\)", 3, 4,
     ),
     "category without name": (
-        add("categories", {"id": 91}), "broken_entry", "category 4 of the list lacks name", 3, 4,
+        add("categories", {"id": 91}), "broken_entry", "category 4 in the list has no name", 3, 4,
     ),
 }  # fmt: skip
 
@@ -145,7 +145,7 @@ def test_what_is_broken_is_named_and_left_out(name, tmp_path, caplog):
     message = str(caught.value)
     assert "\n" not in message
     assert str(problem) in message
-    assert message.startswith(f"{path} is not clean.")
+    assert message.startswith(f"{path} has problems.")
 
 
 def test_a_clean_data_set_has_no_problems(tmp_path, caplog):
@@ -165,10 +165,12 @@ def test_problems_of_one_kind_are_counted_in_one_line(tmp_path):
     document["annotations"][0]["category_id"] = 8
     report = check_dataset(write_dataset(tmp_path, document))
     assert list(map(str, report.problems)) == [
-        "annotation of a category that is not listed: 1 dropped (first: annotation 1 of category 8)",
-        "box without area or not finite: 2 dropped (first: annotation 2 with bbox [1, 1, 0, 0])",
+        "annotation refers to a category that is not listed: 1 dropped (first: annotation 1, category 8)",
+        "box without area or with infinite values: 2 dropped (first: annotation 2 with bbox [1, 1, 0, 0])",
     ]
-    with pytest.raises(AnnotationError, match=r"not listed: 1 .*; box without area or not finite: 2 "):
+    with pytest.raises(
+        AnnotationError, match=r"not listed: 1 .*; box without area or with infinite values: 2 "
+    ):
         check_dataset(write_dataset(tmp_path, document), strict=True)
 
 
@@ -277,13 +279,13 @@ PANOPTIC = {
     "png of another size": (break_png, "broken_panoptic", r"1\.png: 7x7", 1),
     "no annotation": (lambda d, f: objects(d).pop(), "missing_panoptic", "2", 1),
     "two annotations": (lambda d, f: objects(d).append(objects(d)[0]), "identical_annotation", "image 1", 2),
-    "no segments": (lambda d, f: objects(d)[0].pop("file_name"), "broken_entry", "lacks file_name", 1),
+    "no segments": (lambda d, f: objects(d)[0].pop("file_name"), "broken_entry", "has no file_name", 1),
     "segment without id": (
-        lambda d, f: objects(d)[0]["segments_info"][0].pop("id"), "broken_entry", "lacks id", 2,
+        lambda d, f: objects(d)[0]["segments_info"][0].pop("id"), "broken_entry", "has no id", 2,
     ),
     "unknown category": (
         lambda d, f: objects(d)[0]["segments_info"][0].update(category_id=3),
-        "unknown_category", "image 1 of category 3", 2,
+        "unknown_category", "image 1, category 3", 2,
     ),
     "segment twice": (
         lambda d, f: objects(d)[0]["segments_info"].append(objects(d)[0]["segments_info"][0]),
@@ -305,7 +307,7 @@ def test_what_is_broken_in_a_panoptic_data_set_is_left_out(name, tmp_path):
     assert len(report.dataset) == images
     for index in range(images):
         assert len(report.dataset[index][1]["masks"])
-    with pytest.raises(DetrkitError, match="is not clean"):
+    with pytest.raises(DetrkitError, match="has problems"):
         check_dataset(dataset, strict=True)
 
 

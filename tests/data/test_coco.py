@@ -132,9 +132,9 @@ def test_panoptic_segments_without_a_pixel_are_left_out(tmp_path):
     [
         ('{"images": [', r"broken\.json is not a JSON file"),
         ("\x80", r"broken\.json is not a JSON file"),
-        ("[1, 2]", "holds list, not a dictionary"),
-        ('{"images": [], "annotations": []}', "lacks the list categories"),
-        ('{"images": {}, "licenses": []}', "lacks the list images and annotations and categories"),
+        ("[1, 2]", "contains a list, not an object"),
+        ('{"images": [], "annotations": []}', "has no list categories"),
+        ('{"images": {}, "licenses": []}', "has no list images and annotations and categories"),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused_in_one_line(tmp_path, content, reason):
@@ -151,13 +151,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
         DetectionDataset.from_coco(tmp_path, tmp_path / "none.json")
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(make_document()))
-    with pytest.raises(AnnotationError, match=r"nowhere: no such folder of images"):
+    with pytest.raises(AnnotationError, match=r"nowhere: folder of images not found"):
         DetectionDataset.from_coco(tmp_path / "nowhere", path)
 
 
 def test_panoptic_files_and_folders_belong_together(tmp_path):
     document = make_panoptic(tmp_path)
-    with pytest.raises(AnnotationError, match="give the folder of their PNG files"):
+    with pytest.raises(AnnotationError, match="pass the folder of their PNG files"):
         write_dataset(tmp_path, document)
     with pytest.raises(AnnotationError, match="no panoptic annotations"):
         write_dataset(tmp_path, panoptic_dir=tmp_path / "png")
@@ -166,10 +166,10 @@ def test_panoptic_files_and_folders_belong_together(tmp_path):
 def test_names_and_ids_of_categories_must_differ(tmp_path):
     document = make_document()
     document["categories"][2]["name"] = "cat"
-    with pytest.raises(AnnotationError, match=r"category 90 \(cat\) has an id or name that another one has"):
+    with pytest.raises(AnnotationError, match=r"category 90 \(cat\) has the id or name of another category"):
         _ = write_dataset(tmp_path, document).id2label
     del document["categories"][2]["name"]
-    with pytest.raises(AnnotationError, match=r"needs an id .* and a name"):
+    with pytest.raises(AnnotationError, match=r"must have an id .* and a name"):
         _ = write_dataset(tmp_path, document).id2label
 
 

@@ -107,13 +107,13 @@ def test_yolo_labels_refer_to_upright_images(tmp_path):
     [
         (lambda f: (f / "data.yaml").unlink(), r"data\.yaml"),
         (lambda f: (f / "data.yaml").write_text("a: [1"), "is not a YAML file"),
-        (lambda f: (f / "data.yaml").write_text("train: images/train"), "lacks names"),
+        (lambda f: (f / "data.yaml").write_text("train: images/train"), "has no names"),
         (lambda f: (f / "data.yaml").write_text("names: [a]\nval: b"), r"split 'train' \(it has val\)"),
         (lambda f: (f / "data.yaml").write_text("names: [a]\ntrain: b"), r"folder .*b of the split 'train'"),
         (lambda f: (f / "labels" / "train" / "a.txt").write_text("1 2 3"), r"a\.txt"),
         (lambda f: (f / "labels" / "train" / "a.txt").write_text("x 0 0 1 1"), r"a\.txt"),
         (lambda f: (f / "labels" / "train" / "a.txt").write_text("9 0.5 0.5 1 1"), r"cannot read .* YOLO"),
-        (lambda f: (f / "labels").rename(f / "texts"), "no such folder of YOLO labels"),
+        (lambda f: (f / "labels").rename(f / "texts"), "folder of YOLO labels not found"),
         (lambda f: [p.unlink() for p in (f / "images" / "train").iterdir()], "no images in this folder"),
         (lambda f: (f / "images" / "train" / "a.jpg").write_bytes(b"x"), r"a\.jpg"),
     ],
@@ -139,9 +139,9 @@ def test_voc_folders_are_read(tmp_path):
     [
         (lambda f: (f / "Annotations" / "0.xml").write_text("<annotation>"), "Pascal VOC"),
         (lambda f: (f / "Annotations" / "0.xml").write_text("<a><object/></a>"), "name"),
-        (lambda f: (f / "Annotations").rename(f / "Labels"), "no such folder of Pascal VOC annotations"),
+        (lambda f: (f / "Annotations").rename(f / "Labels"), "folder of Pascal VOC annotations not found"),
         (lambda f: [p.unlink() for p in (f / "Annotations").iterdir()], "no XML files"),
-        (lambda f: (f / "JPEGImages").rename(f / "Pictures"), "no such folder of images"),
+        (lambda f: (f / "JPEGImages").rename(f / "Pictures"), "folder of images not found"),
     ],
 )
 def test_broken_voc_folders_give_one_clear_line(tmp_path, break_it, reason):

@@ -152,7 +152,7 @@ def test_processes_get_as_many_batches_and_all_images(image_sizes, batch_size, w
 @given(sizes, st.integers(1, 9))
 def test_dropping_the_last_batch_leaves_only_whole_ones(image_sizes, batch_size):
     if len(image_sizes) < batch_size:
-        with pytest.raises(ValueError, match="make no batch"):
+        with pytest.raises(ValueError, match="too few for a batch"):
             AspectRatioBatchSampler(image_sizes, batch_size, drop_last=True)
         return
     sampler = AspectRatioBatchSampler(image_sizes, batch_size, drop_last=True)
@@ -200,7 +200,7 @@ def test_epochs_and_seeds_differ_and_a_run_can_be_resumed():
 def test_impossible_batches_are_refused(options):
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         AspectRatioBatchSampler([(3, 4)], **options)
-    with pytest.raises(ValueError, match="0 images make no batch"):
+    with pytest.raises(ValueError, match="0 images are too few for a batch"):
         AspectRatioBatchSampler([], 2)
 
 

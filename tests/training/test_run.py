@@ -345,6 +345,6 @@ def test_a_model_that_cannot_be_uploaded_is_not_lost(recipe, monkeypatch):
     with HubServer({}) as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         chosen = recipe(epochs=1, push_to_hub=True)
-        with pytest.raises(DetrkitError, match=r"the model is in .*, but it could not be uploaded: .*401"):
+        with pytest.raises(DetrkitError, match=r"the model is in .*, but could not be uploaded: .*401"):
             train(chosen)
     assert (chosen.output / "model.safetensors").exists()

@@ -141,7 +141,7 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
         for entry in honest.infolist():
             bomb.writestr(entry.filename, honest.read(entry))
     assert (tmp_path / "bomb.pth").stat().st_size < 100_000
-    refused(tmp_path / "bomb.pth", r"is compressed, to \d+ bytes of")
+    refused(tmp_path / "bomb.pth", r"is compressed from \d+ to \d+ bytes")
 
 
 def test_a_zip_whose_entries_overlap_is_refused(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_file_of_a_folder_that_never_ends_is_refused(model: Path, name: str, k
         os.truncate(model / name, 2**42)
     else:
         (model / name).symlink_to("/dev/zero" if kind == "device" else name)
-    refused(model, "no regular file" if kind in ("device", "pipe") else "cannot read|more than")
+    refused(model, "not a regular file" if kind in ("device", "pipe") else "cannot read|more than")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_configuration_that_names_code_is_refused(
 ) -> None:
     (model / "evil.py").write_text(f"import os; os.mkdir({str(ran)!r})\n")
     change(model / name, **entries)
-    refused(model, f"refused to read .*{name}: .* which is never run")
+    refused(model, f"refused to read .*{name}: .* which detrkit never runs")
     assert not ran.exists()
 
 

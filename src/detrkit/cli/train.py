@@ -62,8 +62,8 @@ def _signature() -> inspect.Signature:
             *names,
             help=settings["help"],
             rich_help_panel=settings["group"],
-            min=settings["least"],
-            max=settings["most"],
+            min=settings["min"],
+            max=settings["max"],
         )
         default = field.default
         if field.default_factory is not dataclasses.MISSING:

@@ -1,1 +1,1 @@
-"""What every other package may use: errors, files, limits, progress, untrusted files, boxes."""
+"""What every other package may use: errors, files, limits, text, progress, untrusted files, boxes."""

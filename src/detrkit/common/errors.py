@@ -1,6 +1,6 @@
-"""Errors that a user can act on: each names the thing that is wrong and the remedy.
+"""Errors that a user can act on: each names what is wrong and what to do.
 
-The command line prints them as one line and leaves with status 2.
+The command line prints them as one line and exits with status 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SettingError(DetrkitError, ValueError):
 
 
 class TrainingError(DetrkitError, RuntimeError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class MissingExtraError(DetrkitError, ImportError):

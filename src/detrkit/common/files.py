@@ -1,4 +1,4 @@
-"""Writing files so that an interrupt or a full disk never leaves half a file under its final name."""
+"""Reading and writing files; an interrupt or a full disk never leaves half a file under its final name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from detrkit.common.text import first_line
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuses, before any work, a file or folder that cannot be written or made.
+    """Refuses, before any work, a file or folder that cannot be written or created.
 
     Args:
-        path: The file, or the folder to put files into. It need not exist, and is not made.
+        path: The file, or the folder to write files to. It need not exist, and is not created.
 
     Raises:
-        DetrkitError: The file system refuses.
+        DetrkitError: ``path`` cannot be written.
     """
     nearest = Path(os.path.realpath(path))
     try:
@@ -32,7 +32,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             nearest = nearest.parent  # it will be replaced
         while not nearest.exists():
             nearest = nearest.parent
-        # Permissions alone do not tell: root may do anything, except on a file system that takes no files.
+        # Permissions alone do not show it: root has them all, also on a read-only file system.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
@@ -42,17 +42,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary path beside ``path``; renames it into place when the block succeeds.
+    """Yields a temporary path beside ``path``, and renames it to ``path`` when the block succeeds.
 
-    A link is followed, and the file it leads to replaced. A pipe or device is written to at the end, since
-    renaming would put a file in its place.
+    A link is followed, and its target replaced. A pipe or device is written to at the end, since renaming
+    would replace it with a file.
 
     Args:
-        path: Final name. Missing parent folders are made. The temporary name keeps the suffix, so that
-            libraries which pick a format by suffix work.
+        path: Final name. Missing parent folders are created. The temporary name keeps the suffix, because
+            some libraries choose the format by it.
 
     Raises:
-        DetrkitError: The file system refuses to write (full, read-only, a folder in the way).
+        DetrkitError: The file cannot be written (disk full, read-only, ``path`` is a folder).
     """
     path = Path(path)
     special = path.exists() and not path.is_file() and not path.is_dir()
@@ -77,15 +77,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary folder beside ``path``; moves its files into ``path`` when the block succeeds.
+    """Yields a temporary folder beside ``path``, and moves its files to ``path`` when the block succeeds.
 
-    Files of the same name that ``path`` already holds are replaced, others are left alone.
+    Files in ``path`` with the same names are replaced, others are kept.
 
     Args:
-        path: Final folder, made if missing.
+        path: Final folder, created if missing.
 
     Raises:
-        DetrkitError: The file system refuses to write (full, read-only, a file in the way).
+        DetrkitError: The folder cannot be written (disk full, read-only, ``path`` is a file).
     """
     path = Path(path)
     temporary = _temporary_name(path, path.parent)
@@ -108,19 +108,19 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(document: dict[str, Any], path: Path) -> None:
-    """Writes a document into a file, whole or not at all, into a pipe or device, or for ``-`` to stdout.
+    """Writes a document to a file, completely or not at all, to a pipe or device, or for ``-`` to stdout.
 
     Raises:
-        DetrkitError: It cannot be written.
+        DetrkitError: ``path`` cannot be written.
     """
     write_text([json.dumps(document), "\n"], path)
 
 
 def write_text(parts: Iterable[str], path: Path) -> None:
-    """Writes the parts of a text like :func:`write_json`, one after the other.
+    """Writes the parts of a text in order, to the places that :func:`write_json` writes to.
 
     Raises:
-        DetrkitError: It cannot be written.
+        DetrkitError: ``path`` cannot be written.
     """
     if str(path) == "-":
         sys.stdout.writelines(parts)

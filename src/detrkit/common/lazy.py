@@ -1,4 +1,4 @@
-"""Names that a package offers and that are imported when they are first used."""
+"""Public names of a package that are imported on first use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def lazy_names(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes a package offer lazily what it imports under ``if TYPE_CHECKING``.
+    """Makes a package import lazily what it imports under ``if TYPE_CHECKING``.
 
-    The imports of that block are the only list of the package's names: type checkers follow them, and at run
-    time they are read from the package's source, as Transformers does for its own.
+    The imports in that block are the only list of the package's names. Type checkers follow them; at run time
+    they are read from the package's source, as Transformers does for its own.
 
     Args:
         package: ``__name__`` of the package.

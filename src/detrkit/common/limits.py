@@ -1,4 +1,4 @@
-"""How much of an image from elsewhere is taken before it is refused."""
+"""Limits for images from untrusted sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from detrkit.common.errors import SettingError
 
 DEFAULT_MAX_PIXELS = 178_956_970
-"""Largest image that is opened, in pixels: twice Pillow's warning limit, where Pillow itself refuses."""
+"""Maximum number of pixels of an image: twice Pillow's warning limit, above which Pillow itself refuses."""
 
 PIXELS_VARIABLE = "DETRKIT_MAX_PIXELS"
 PRIVATE_VARIABLE = "DETRKIT_ALLOW_PRIVATE_ADDRESSES"
@@ -29,17 +29,17 @@ def _default_allow_private() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What an image may take, and where it may come from.
+    """How large an image may be, and where it may come from.
 
     Attributes:
-        max_pixels: Most pixels that are decoded; None for no limit. By default what the environment variable
-            ``DETRKIT_MAX_PIXELS`` says, or else 178956970.
-        max_bytes: Most bytes that are read from an address or a pipe; None for no limit. (A file may have
+        max_pixels: Maximum number of pixels to decode; None for no limit. By default the environment variable
+            ``DETRKIT_MAX_PIXELS``, or 178956970.
+        max_bytes: Maximum number of bytes to read from a URL or a pipe; None for no limit. (A file may have
             eight bytes for each of ``max_pixels``.)
-        timeout: Seconds that an address may take altogether, from its name to its last byte.
-        max_redirects: How often an address may send on to another one.
-        allow_private: Whether an address may lead to this computer or to a network that the public internet
-            does not reach (loopback, private, link-local and the like). By default only where the environment
+        timeout: Seconds that fetching a URL may take in total, from name resolution to the last byte.
+        max_redirects: Maximum number of redirects of a URL.
+        allow_private: Whether a URL may lead to this computer or to a network that the public internet does
+            not reach (loopback, private, link-local and the like). By default only if the environment
             variable ``DETRKIT_ALLOW_PRIVATE_ADDRESSES`` is 1.
 
     Raises:
@@ -63,5 +63,5 @@ class ImageLimits:
 
     @property
     def max_file_bytes(self) -> int | None:
-        """Most bytes of a file: eight a pixel is more than any image file of that many pixels needs."""
+        """Maximum number of bytes of a file: 8 per pixel, more than an image file of that size needs."""
         return None if self.max_pixels is None else max(self.max_pixels * 8, 2**20)

@@ -1,4 +1,4 @@
-"""A progress bar for work that takes long."""
+"""A progress bar for long work."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _Item = TypeVar("_Item")
 def with_progress(
     results: Iterable[_Item], total: int | None, description: str = "Detecting"
 ) -> Iterator[_Item]:
-    """Passes results on, with a progress bar on stderr once they take more than a few seconds.
+    """Yields the results, with a progress bar on stderr once they take more than a few seconds.
 
-    There is no bar where stderr is not a terminal.
+    Shows no bar if stderr is not a terminal.
     """
     if not sys.stderr.isatty():
         yield from results

@@ -1,4 +1,4 @@
-"""Keeps the remarks of exporters, which are about their own insides, off the terminal."""
+"""Silences the internal messages of exporters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Drops Python warnings, and what these loggers say below the level of an error."""
+    """Suppresses Python warnings, and messages of these loggers below the level of an error."""
     found = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in found]
     try:

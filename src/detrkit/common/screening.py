@@ -1,7 +1,7 @@
-"""What is looked at before a checkpoint is opened: that it can be read safely, and in the memory there is.
+"""Checks before a checkpoint is opened: that it is safe to read and fits into memory.
 
-Files of unknown origin can lie about their sizes, name files elsewhere, or ask for code to be run. These
-checks read headers and lists only.
+Files of unknown origin can give false sizes, name files elsewhere, or ask for code to be run. These checks
+read headers and lists only.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from detrkit.common.errors import CheckpointError
 from detrkit.common.files import read_json
 
 MAX_WEIGHTS_BYTES = 32 * 2**30
-"""Most bytes of a checkpoint, wherever there is memory for more: a detector has less than one gibibyte."""
+"""Maximum number of bytes of a checkpoint, however much memory there is: a detector has less than 1 GiB."""
 
 MAX_JSON_BYTES = 16 * 2**20
-"""Most bytes of a configuration or an index."""
+"""Maximum number of bytes of a configuration or an index."""
 
-# Entries of a configuration that let Transformers or timm fetch or run something.
+# Configuration entries that make Transformers or timm fetch or run code.
 _CODE_ENTRIES = frozenset({"auto_map", "trust_remote_code", "code_revision", "custom_pipelines"})
+
+_REMEDY = "save or fetch the model again"
 
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def weights_limit() -> int:
-    """Most bytes of tensors that are read: what this machine's memory holds, but no more than the limit."""
+    """Maximum number of bytes of tensors: this machine's memory, at most ``MAX_WEIGHTS_BYTES``."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not everywhere known
+    except (AttributeError, ValueError, OSError):  # not known on every system
         return MAX_WEIGHTS_BYTES
     return min(MAX_WEIGHTS_BYTES, memory)
 
 
 def check_weights_file(path: Path) -> int:
-    """Refuses a file of weights that is none, or too large.
+    """Refuses a file that cannot contain weights or is too large.
 
-    A zip file (of ``torch.save``) must hold its entries as they are, which makes their sizes those in the
-    file: packed ones could be a thousand times larger.
+    The entries of a zip file (from ``torch.save``) must not be compressed: uncompressed they could be a
+    thousand times larger than the file.
 
     Args:
         path: The file, which must exist.
@@ -51,13 +53,13 @@ def check_weights_file(path: Path) -> int:
         Its size in bytes.
 
     Raises:
-        CheckpointError: It must not be read.
+        CheckpointError: The file is not a regular file, is damaged or is too large.
     """
     size = _regular_size(path)
     if size > weights_limit():
         raise CheckpointError(
-            f"refused to read {path}: {size} bytes, more than the {weights_limit()} bytes that this machine "
-            "has memory for or that a checkpoint may have"
+            f"refused to read {path}: {size} bytes exceed the limit of {weights_limit()} bytes (this "
+            f"machine's memory, at most {MAX_WEIGHTS_BYTES}); use a smaller checkpoint"
         )
     if path.suffix != ".safetensors" and is_archive(path):
         _check_archive(path, size)
@@ -65,7 +67,7 @@ def check_weights_file(path: Path) -> int:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a zip file, be it a damaged one."""
+    """Whether a file is a zip file, even a damaged one."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -73,14 +75,14 @@ def is_archive(path: Path) -> bool:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> dict[str, Mapping[str, Any]]:
-    """Refuses a model's folder whose files must not be read.
+    """Refuses a model folder that is not safe to read.
 
     Returns:
         The content of each configuration in the folder by its file name.
 
     Raises:
-        CheckpointError: A file is no regular file or too large, a configuration asks for code to be run, or
-            an index names files outside of the folder.
+        CheckpointError: A file is not a regular file or too large, a configuration asks for code to be run,
+            or an index names files outside the folder.
     """
     folder = Path(folder)
     configs = {name: read_model_json(folder / name) for name in _CONFIGS if _exists(folder / name)}
@@ -94,8 +96,8 @@ def check_folder(folder: str | os.PathLike[str]) -> dict[str, Mapping[str, Any]]
     total = sum(check_weights_file(path) for path in sorted(weights) if _exists(path))
     if total > limit:
         raise CheckpointError(
-            f"refused to read {folder}: {total} bytes of weights, more than the {limit} bytes that this "
-            "machine has memory for or that a checkpoint may have"
+            f"refused to read {folder}: {total} bytes of weights exceed the limit of {limit} bytes (this "
+            f"machine's memory, at most {MAX_WEIGHTS_BYTES}); use a smaller checkpoint"
         )
     return configs
 
@@ -104,37 +106,37 @@ def check_config(config: Any, where: str) -> None:
     """Refuses a configuration that asks for code to be run.
 
     Args:
-        config: What the file holds.
-        where: What errors call it.
+        config: The content of the file.
+        where: The file's name in errors.
 
     Raises:
-        CheckpointError: It is no mapping, or asks for code.
+        CheckpointError: ``config`` is not a mapping, or asks for code.
     """
     if not isinstance(config, Mapping):
-        raise CheckpointError(f"{where} holds {type(config).__name__} where a mapping should be")
+        raise CheckpointError(f"{where} must contain a JSON object, not {type(config).__name__}; {_REMEDY}")
     if not isinstance(config.get("model_type", ""), (str, type(None))):
-        raise CheckpointError(f"cannot read {where}: model_type must be text")
+        raise CheckpointError(f"cannot read {where}: model_type must be a string; correct it")
     for name, value in _entries(config):
         if name in _CODE_ENTRIES and value:
             raise CheckpointError(
-                f"refused to read {where}: {name} asks for code from elsewhere, which is never run; if you "
-                "trust the model, remove the entry"
+                f"refused to read {where}: {name} asks for code from elsewhere, which detrkit never runs; if "
+                "you trust the model, remove the entry"
             )
         if name.endswith("attn_implementation") and "/" in str(value):
             raise CheckpointError(
                 f"refused to read {where}: {name} asks for a kernel from elsewhere ({str(value)[:100]!r}), "
-                "which is never run; if you trust the model, remove the entry"
+                "which detrkit never runs; if you trust the model, remove the entry"
             )
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file in the same folder."""
-    # Both kinds of separators, whatever the system: a folder is moved between them.
+    """Whether a name is a plain file name, without a folder."""
+    # Separators of every system, because folders are moved between systems.
     return name not in ("", ".", "..") and not any(letter in name for letter in "/\\:\0")
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All entries of a mapping and of those inside of it, however deep."""
+    """All entries of a mapping and of the mappings inside it, however deep."""
     waiting: list[Any] = [config]
     while waiting:
         value = waiting.pop()
@@ -146,16 +148,15 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _shards(index: Path) -> set[Path]:
-    """The files that an index names, which must lie beside it."""
+    """The files that an index names, which must be in the same folder."""
     content = read_model_json(index)
     names = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"cannot read {index}: it has no weight_map from tensors to files")
+        raise CheckpointError(f"cannot read {index}: it has no weight_map from tensors to files; {_REMEDY}")
     for name in set(names.values()):
         if not is_plain_name(name):
             raise CheckpointError(
-                f"refused to read {index}: it names the file {name[:200]!r}, and only files beside it are "
-                "read"
+                f"refused to read {index}: it names the file {name[:200]!r}; files must be in the same folder"
             )
     return {index.parent / name for name in names.values()}
 
@@ -166,20 +167,21 @@ def _check_archive(path: Path, size: int) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"cannot read {path}: it is damaged, cut short or not a checkpoint ({error})"
+            f"cannot read {path}: damaged, truncated or not a checkpoint ({error}); fetch it again"
         ) from error
     packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise CheckpointError(
-            f"refused to read {path}: its entry {packed[0].filename[:100]!r} is compressed, to "
-            f"{packed[0].compress_size} bytes of {packed[0].file_size}, which torch.save never does; save it "
-            "again with torch.save"
+            f"refused to read {path}: its entry {packed[0].filename[:100]!r} is compressed from "
+            f"{packed[0].file_size} to {packed[0].compress_size} bytes; save it again with torch.save"
         )
     if sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError(f"refused to read {path}: its entries claim more bytes than the file has")
+        raise CheckpointError(
+            f"refused to read {path}: its entries claim more bytes than the file has; fetch it again"
+        )
 
 
-def read_model_json(path: Path, remedy: str = "save or fetch the model again") -> Any:
+def read_model_json(path: Path, remedy: str = _REMEDY) -> Any:
     """The content of a JSON file of a model; it must be a regular file of at most ``MAX_JSON_BYTES``.
 
     Args:
@@ -191,7 +193,9 @@ def read_model_json(path: Path, remedy: str = "save or fetch the model again") -
     """
     size = _regular_size(path)
     if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"refused to read {path}: {size} bytes, more than {MAX_JSON_BYTES}")
+        raise CheckpointError(
+            f"refused to read {path}: {size} bytes exceed the limit of {MAX_JSON_BYTES} for JSON files"
+        )
     return read_json(path, CheckpointError, remedy)
 
 
@@ -201,11 +205,11 @@ def _regular_size(path: Path) -> int:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):
-        # A pipe would be waited for, and a device may never end.
-        raise CheckpointError(f"refused to read {path}: it is no regular file")
+        # Reading a pipe would wait for a writer, and a device may never end.
+        raise CheckpointError(f"refused to read {path}: it is not a regular file; copy it to one")
     return found.st_size
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there, a link that leads nowhere included: that is told when it is read."""
+    """Whether a path exists; a broken link does, and is reported when it is read."""
     return os.path.lexists(path)

@@ -1,4 +1,4 @@
-"""Lines for a person at a terminal."""
+"""Messages and tables for a person at a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Of so few inputs the messages of those that cannot be read are still in sight at the end.
+# With so few inputs, the messages about unreadable ones are still visible at the end.
 _SHORT_RUN = 20
 
 
 def say(message: str, *, title: str | None = None, indent: str = "") -> None:
-    """Prints one line on stderr, whatever line breaks the message has."""
+    """Prints a message on one line of stderr, without its line breaks."""
     line = " ".join(message.split())
     print(f"{indent}{title}: {line}" if title else indent + line, file=sys.stderr)
 
@@ -27,11 +27,11 @@ def count(number: int, noun: str) -> str:
 
 
 def list_failures(failures: Sequence[str], total: int) -> None:
-    """Says at the end of a run how many of its inputs could not be read, and of a long run which.
+    """Reports at the end of a run how many inputs could not be read; after a long run, also which.
 
     Args:
-        failures: What was said of each when it was met.
-        total: How many inputs there were.
+        failures: The message about each when it was read.
+        total: Number of inputs.
     """
     if not failures:
         return
@@ -43,7 +43,7 @@ def list_failures(failures: Sequence[str], total: int) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table on stdout, in full width where that is no terminal, so that nothing is cut."""
+    """Prints a table on stdout; its full width if that is not a terminal, so that nothing is cut."""
     from rich.console import Console
 
     if sys.stdout.isatty():
@@ -53,7 +53,7 @@ def print_table(table: Table) -> None:
 
 
 def show_warnings_in_one_line() -> None:
-    """Prints Python warnings like the other messages, without the place in the source."""
+    """Prints Python warnings like other messages, without the location in the source."""
 
     def show(
         message: Warning | str,
@@ -69,7 +69,7 @@ def show_warnings_in_one_line() -> None:
 
 
 class _FirstAttempt(logging.Handler):
-    """Says once that the Hub does not answer, in place of two lines for each attempt to reach it."""
+    """Reports once that the Hub does not answer, instead of two lines for each attempt."""
 
     said = False
 
@@ -80,7 +80,7 @@ class _FirstAttempt(logging.Handler):
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' remarks and loading bars off the terminal; downloads still show their bar."""
+    """Silences the libraries' messages and loading bars; downloads still show their progress bar."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

@@ -1,8 +1,8 @@
-"""Augmentation presets: transforms of an image and its target together, on torchvision's transforms v2.
+"""Augmentation presets: transforms of an image and its target together, based on torchvision's v2.
 
-A transform takes and gives an image (PIL, RGB) and a target whose boxes and masks are ``tv_tensors`` (see
-:func:`wrap_target`). Torchvision's own transforms that leave the number of objects and the scale alone fit
-in; those here keep labels, areas and sizes in step, and resize with Pillow by the original's rule.
+A transform takes and returns an image (PIL, RGB) and a target whose boxes and masks are ``tv_tensors`` (see
+:func:`wrap_target`). Torchvision's transforms can be used if they change neither the number of objects nor
+the scale; the ones here update labels, areas and sizes, and resize with Pillow by the original's rule.
 
 Every transform draws from torch's global generator only, so that :func:`random_state` makes it repeatable.
 """
@@ -33,33 +33,33 @@ Example: TypeAlias = tuple[PIL.Image.Image, Target]
 Transform: TypeAlias = Callable[[PIL.Image.Image, Target], Example]
 
 _FILL = tuple(round(255 * mean) for mean in IMAGENET_MEAN)  # about 0 after normalisation
-_MIN_VISIBLE = 0.1  # of a box's area; less of an object cannot be told from its neighbours
+_MIN_VISIBLE = 0.1  # of a box's area; with less, an object cannot be distinguished from its neighbours
 
 
 def augmentation(preset: str, size: Mapping[str, int]) -> Transform:
-    """Makes one of the presets.
+    """Creates the transform of a preset.
 
     Args:
-        preset: ``"original"``: the recipe of DETR: a flip, then the size one of eleven from 0.6 times the
-            evaluation size up to it, half of the time after cropping a random part.
+        preset: ``"original"``: the recipe of DETR: a flip, then one of eleven sizes from 0.6 to 1 times the
+            evaluation size, in half of the cases after cropping a random part.
             ``"light"``: a flip, a window of 0.75 to 1.15 times the image's sides, brightness and contrast.
-            ``"strong"``: for pictures without an up direction, as from a microscope or from above: flips and
-            quarter turns, a window of 0.6 to 1.5 times the sides, brightness, contrast, saturation, sometimes
-            hue.
+            ``"strong"``: for images without an up direction, such as microscope and aerial images: flips and
+            90-degree rotations, a window of 0.6 to 1.5 times the sides, brightness, contrast, saturation,
+            sometimes hue.
             ``"none"``: resized as for evaluation.
-        size: Evaluation size, as an image processor's ``size``. With "light", "strong" and "none" images come
-            out at their evaluation size, so that those of one aspect ratio need no padding.
+        size: Evaluation size, as an image processor's ``size``. "light", "strong" and "none" return images at
+            their evaluation size, so that images of one aspect ratio need no padding.
 
     Returns:
         A transform of an image and its target (wrapped).
 
     Raises:
-        SettingError: There is no such preset.
+        SettingError: ``preset`` is unknown.
     """
     if preset not in PRESETS:
         hint = did_you_mean(preset, PRESETS)
         raise SettingError(f"unknown augmentation {preset!r}; use one of: {', '.join(PRESETS)}{hint}")
-    # Flipping a box rounds, and may leave it a hair outside.
+    # Flipping rounds, and may move a box slightly outside the image.
     return v2.Compose([PRESETS[preset](dict(size)), v2.ClampBoundingBoxes()])
 
 
@@ -82,18 +82,18 @@ def original(size: dict[str, int]) -> Transform:
 
 
 def light(size: dict[str, int]) -> Transform:
-    """A flip, a little larger or smaller, and brightness and contrast."""
+    """A flip, slight scaling, and changes of brightness and contrast."""
     return v2.Compose(
         [
             RandomWindow(size, (0.75, 1.15)),
-            v2.RandomHorizontalFlip(),  # of fewer pixels than before the window
+            v2.RandomHorizontalFlip(),  # after the window, which has fewer pixels
             v2.ColorJitter(brightness=0.2, contrast=0.2),
         ]
     )
 
 
 def strong(size: dict[str, int]) -> Transform:
-    """All eight ways to lay down a picture, larger and smaller, and its colours changed."""
+    """The eight flips and 90-degree rotations, scaling, and changes of colour."""
     return v2.Compose(
         [
             RandomTranspose(),
@@ -101,13 +101,13 @@ def strong(size: dict[str, int]) -> Transform:
             v2.RandomHorizontalFlip(),
             v2.RandomVerticalFlip(),
             v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25),
-            v2.RandomApply([v2.ColorJitter(hue=0.03)], p=0.3),  # takes as long as all the rest
+            v2.RandomApply([v2.ColorJitter(hue=0.03)], p=0.3),  # takes as long as all the others
         ]
     )
 
 
 def none(size: dict[str, int]) -> Transform:
-    """The evaluation size and nothing else."""
+    """Only resizing to the evaluation size."""
     return ResizeToOneOf([size])
 
 
@@ -136,26 +136,26 @@ class ResizeToOneOf:
 
 
 class RandomSizeCrop:
-    """Cuts out a part with sides between two lengths; objects of which nothing is left go.
+    """Crops a random part with sides between two lengths, and removes objects outside it.
 
     Args:
-        least: Least length of a side in pixels; where the image is shorter, its whole side.
-        most: Greatest length of a side in pixels.
+        min_side: Minimum length of a side in pixels; the whole side if the image is shorter.
+        max_side: Maximum length of a side in pixels.
     """
 
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
+    def __init__(self, min_side: int, max_side: int) -> None:
+        self.min_side, self.max_side = min_side, max_side
 
     def __call__(self, image: PIL.Image.Image, target: Target) -> Example:
         """Crops an image and its wrapped target."""
-        width = _integer(min(self.least, image.width), min(self.most, image.width))
-        height = _integer(min(self.least, image.height), min(self.most, image.height))
+        width = _integer(min(self.min_side, image.width), min(self.max_side, image.width))
+        height = _integer(min(self.min_side, image.height), min(self.max_side, image.height))
         top, left = _integer(0, image.height - height), _integer(0, image.width - width)
         return crop(image, target, top, left, height, width)
 
 
 class RandomTranspose:
-    """Swaps rows and columns half of the time; with both flips every quarter turn is as likely."""
+    """Transposes half of the images; with both flips, all 90-degree rotations are equally likely."""
 
     def __call__(self, image: PIL.Image.Image, target: Target) -> Example:
         """Transposes an image and its wrapped target, or not."""
@@ -170,25 +170,25 @@ class RandomTranspose:
 
 
 class RandomWindow:
-    """Looks at the image through a window of another size, and resizes what is seen to the evaluation size.
+    """Resizes a random window of the image to the evaluation size.
 
-    The window has the sides of the image as it was read times one random factor: below 1 it is a crop, above
-    1 the image shrinks and the rest is filled with ImageNet's mean colour. A transposed image is seen through
-    a window that is not, so that batches keep their shape. Objects that show less than a tenth go.
+    The window has the sides of the original image times a random factor. A factor below 1 crops; above 1, the
+    image shrinks and the rest is filled with ImageNet's mean colour. The window of a transposed image is not
+    transposed, so that batches keep their shape. Objects with less than a tenth visible are removed.
 
     Args:
-        size: The size to resize to, as an image processor's.
-        factors: Least and greatest factor; all ratios between are equally likely.
+        size: The size to resize to, as an image processor's ``size``.
+        factors: Minimum and maximum factor, sampled uniformly on a logarithmic scale.
     """
 
     def __init__(self, size: Mapping[str, int], factors: tuple[float, float]) -> None:
         self.size, self.factors = size, factors
 
     def __call__(self, image: PIL.Image.Image, target: Target) -> Example:
-        """Gives what is seen of an image and its wrapped target."""
-        least, greatest = map(math.log, self.factors)
+        """Returns the window of an image and its wrapped target."""
+        low, high = map(math.log, self.factors)
         chosen, down, right = torch.rand(3).tolist()
-        factor = math.exp(least + chosen * (greatest - least))
+        factor = math.exp(low + chosen * (high - low))
         height, width = target["orig_size"].tolist()
         out_height, out_width = size_for(height, width, self.size)
         top, bottom, above, rows = _span(image.height, height * factor, out_height, down)
@@ -199,17 +199,17 @@ class RandomWindow:
 
 
 def _span(length: int, window: float, out: int, position: float) -> tuple[int, int, int, int]:
-    """Where a window meets an image along one axis.
+    """The overlap of a window and an image along one axis.
 
     Args:
-        length: Of the image in pixels.
-        window: Length of the window in pixels; may be more.
-        out: Length in pixels that the window is resized to.
-        position: In 0..1, where the window lies in the image, or the image in the window.
+        length: Length of the image in pixels.
+        window: Length of the window in pixels; may exceed the image's.
+        out: Length in pixels to which the window is resized.
+        position: Relative position, in 0..1, of the window in the image, or of the image in the window.
 
     Returns:
-        First pixel of the image that is seen and the one after the last, then where these begin in the
-        resized window and their length there.
+        First visible pixel of the image and the one after the last, then their start and length in the
+        resized window.
     """
     start = position * (length - window)
     first, after = max(0, round(start)), min(length, max(round(start + window), round(start) + 1))
@@ -219,7 +219,7 @@ def _span(length: int, window: float, out: int, position: float) -> tuple[int, i
 
 
 def wrap_target(target: Target) -> Target:
-    """Makes boxes and masks known to torchvision's transforms, as those of an image of ``target["size"]``."""
+    """Wraps boxes and masks for torchvision's transforms, for an image of ``target["size"]``."""
     height, width = target["size"].tolist()
     wrapped = target.copy()
     wrapped["boxes"] = tv_tensors.BoundingBoxes(
@@ -255,9 +255,9 @@ def crop(
     width: int,
     min_visible: float = 0.0,
 ) -> Example:
-    """Cuts a part out of an image; boxes are clipped to it, and those of which too little is left removed.
+    """Crops an image; clips boxes to the crop, and removes those with too little left.
 
-    The area of an object is that of its box afterwards, as in the original.
+    The area of an object becomes that of its box, as in the original.
 
     Args:
         image: The image.
@@ -266,7 +266,7 @@ def crop(
         left: First column.
         height: Number of rows.
         width: Number of columns.
-        min_visible: Least part of a box's area that must be left.
+        min_visible: Minimum part of a box's area that must be left.
     """
     if (top, left, height, width) == (0, 0, image.height, image.width):
         return image, target
@@ -284,7 +284,7 @@ def crop(
 
 
 def pad(image: PIL.Image.Image, target: Target, top: int, left: int, height: int, width: int) -> Example:
-    """Puts an image on a canvas of ImageNet's mean colour.
+    """Pads an image with ImageNet's mean colour.
 
     Args:
         image: The image.
@@ -302,11 +302,11 @@ def pad(image: PIL.Image.Image, target: Target, top: int, left: int, height: int
 
 
 def stitch(examples: Sequence[Example]) -> Example:
-    """Four images in one, two by two: a mosaic, in which a crop shows objects among others than their own.
+    """Combines four images in a two-by-two mosaic, so that crops show objects in new surroundings.
 
     Args:
-        examples: Four images with wrapped targets. Each cell is as large as the first image, and the others
-            are resized, with their aspect ratio, to fit into it.
+        examples: Four images with wrapped targets. Each cell is as large as the first image; the others are
+            resized to fit it, keeping their aspect ratio.
 
     Returns:
         The mosaic and its target; ``image_id`` and ``orig_size`` are those of the first.
@@ -333,7 +333,7 @@ def stitch(examples: Sequence[Example]) -> Example:
 
 @contextmanager
 def random_state(*numbers: int) -> Iterator[None]:
-    """Lets torch's generator draw, within the block, what belongs to these numbers; others do not notice.
+    """Seeds torch's generator from these numbers within the block, and restores it afterwards.
 
     Args:
         numbers: Such as seed, epoch and index; non-negative.
@@ -345,7 +345,7 @@ def random_state(*numbers: int) -> Iterator[None]:
 
 
 def _moved(target: Target, top: int, left: int, height: int, width: int) -> Target:
-    """A target, unwrapped, of an image that was put on a canvas of that height and width."""
+    """The unwrapped target of an image that was padded to a height and width."""
     moved = unwrap_target(target)
     old_height, old_width = target["size"].tolist()
     moved["boxes"] = moved["boxes"] + torch.tensor([left, top, left, top])
@@ -360,13 +360,13 @@ def _areas(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
-def _integer(least: int, greatest: int) -> int:
-    """A random integer from ``least`` to ``greatest``, both included."""
-    return int(torch.randint(least, greatest + 1, ()))
+def _integer(low: int, high: int) -> int:
+    """A random integer from ``low`` to ``high``, inclusive."""
+    return int(torch.randint(low, high + 1, ()))
 
 
 def _scaled(size: Mapping[str, int], factor: float) -> dict[str, int]:
-    """A processor's size times a factor; the limit of the longest edge beside a shortest one stays."""
+    """A processor's size times a factor; does not scale a longest edge that limits a shortest one."""
     return {
         key: value if key == "longest_edge" and "shortest_edge" in size else max(1, round(value * factor))
         for key, value in size.items()

@@ -1,9 +1,10 @@
-"""A look at a data set before the first step: what is wrong with it, and the data set without that."""
+"""Checks of a data set before training or evaluation: its problems, and the data set without them."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -20,24 +21,24 @@ logger = logging.getLogger("detrkit")
 
 _OUTSIDE_TOLERANCE = 1.0  # pixels; annotation tools round, and COCO's own boxes exceed images by fractions
 
-# What each kind of problem is called, and what becomes of the entries that have it.
+# The description of each kind of problem, and what happens to the entries that have it.
 _KINDS = {
     "missing_image": ("image file missing", "dropped"),
     "unreadable_image": ("image file unreadable", "dropped"),
-    "size_mismatch": ("image of another size than the annotation file says", "dropped"),
+    "size_mismatch": ("image size differs from the annotation file", "dropped"),
     "duplicate_image_id": ("image id used for several entries", "dropped"),
     "duplicate_file_name": ("image file listed twice", "dropped"),
     "missing_panoptic": ("image without panoptic annotation", "dropped"),
-    "broken_panoptic": ("panoptic PNG missing, unreadable or of another size", "dropped"),
+    "broken_panoptic": ("panoptic PNG missing, unreadable or of a different size", "dropped"),
     "duplicate_category": ("category id or name used twice", "merged"),
     "broken_entry": ("entry with a missing or malformed key", "dropped"),
-    "unknown_image": ("annotation of an image that is not listed", "dropped"),
-    "unknown_category": ("annotation of a category that is not listed", "dropped"),
-    "degenerate_box": ("box without area or not finite", "dropped"),
-    "outside_box": ("box wholly outside its image", "dropped"),
+    "unknown_image": ("annotation refers to an image that is not listed", "dropped"),
+    "unknown_category": ("annotation refers to a category that is not listed", "dropped"),
+    "degenerate_box": ("box without area or with infinite values", "dropped"),
+    "outside_box": ("box completely outside its image", "dropped"),
     "clipped_box": ("box partly outside its image", "clipped"),
     "broken_segmentation": ("segmentation missing or malformed", "dropped"),
-    "identical_annotation": ("annotation given twice", "dropped"),
+    "identical_annotation": ("annotation listed twice", "dropped"),
     "duplicate_annotation_id": ("annotation id used twice", "renumbered"),
 }
 
@@ -48,7 +49,7 @@ class Problem:
 
     Attributes:
         kind: Its name, such as ``"missing_image"``.
-        count: How many images or annotations have it.
+        count: Number of images or annotations that have it.
         example: The first of them.
     """
 
@@ -63,14 +64,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What ``check_dataset`` found.
+    """The result of ``check_dataset``.
 
     Attributes:
-        dataset: The data set without what is bad.
-        problems: Every kind of problem that there is, those of images first.
-        images: Number of images left.
-        objects: Number of annotated objects left, crowds included.
-        empty_images: Number of images left without objects; they are no problem.
+        dataset: The data set without the entries that have problems.
+        problems: The kinds of problems found, those of images first.
+        images: Number of usable images.
+        objects: Number of usable annotated objects, including crowds.
+        empty_images: Number of usable images without objects, which are not a problem.
     """
 
     dataset: DetectionDataset
@@ -87,48 +88,38 @@ class DatasetReport:
 
 
 def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bool = False) -> DatasetReport:
-    """Looks for what would break or spoil training and evaluation, and leaves it out.
+    """Finds entries that would break or distort training and evaluation, and leaves them out.
 
-    Of image files only the headers are read. Each kind of problem is logged as one line.
+    Reads only the headers of image files. Each kind of problem is logged as one line.
 
     Args:
-        dataset: As it was read.
-        strict: Refuse a data set with any problem. Images without objects are none.
-        decode: Decode every image, which finds files that end early; takes a few milliseconds an image.
+        dataset: The data set as it was read.
+        strict: Raise an error if there is any problem. Images without objects are not a problem.
+        decode: Decode every image, which also finds truncated files; takes a few milliseconds per image.
 
     Returns:
-        The report with the data set that is left, in which every image has a size and every annotation an
-        ``id``, ``area`` and ``iscrowd``.
+        The report, with a data set in which every image has a size and every annotation an ``id``, ``area``
+        and ``iscrowd``.
 
     Raises:
-        AnnotationError: No image or no object is left; or ``strict`` and there are problems, all named in one
-            message.
-        MissingExtraError: Masks of polygons are wanted, and no package can draw them.
+        AnnotationError: No usable image or object is left, or ``strict`` is set and there are problems.
+        MissingExtraError: Polygons must be converted to masks, and no package that can do so is installed.
     """
     findings = _Findings()
     categories, merged = _check_categories(dataset, findings)
     images = _check_images(dataset, findings, decode)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    listed = {i["id"] for i in dataset.document["images"] if _lacking(i, {"id": int}) is None}
     known = {category["id"] for category in categories}
-
-    rows = []
-    for row in dataset.document["annotations"]:
-        broken = _problem_with_row(row, listed)
-        if broken:
-            findings.add(*broken)
-        elif row["image_id"] in sizes:  # those of images that were dropped go with them
-            rows.append(row)
+    rows = _rows_of_images(dataset, findings, sizes)
+    objects_of: Counter[int] = Counter()
     if dataset.panoptic_dir is not None:
         annotations = _check_panoptic(dataset, rows, sizes, known, merged, findings, decode)
         with_panoptic = {annotation["image_id"] for annotation in annotations}
         images = [image for image in images if image["id"] in with_panoptic]
-        objects_of = {a["image_id"]: len(a["segments_info"]) for a in annotations}
+        objects_of.update({a["image_id"]: len(a["segments_info"]) for a in annotations})
     else:
         annotations = _check_objects(rows, sizes, known, merged, findings, dataset.return_masks)
-        objects_of = {}
-        for annotation in annotations:
-            objects_of[annotation["image_id"]] = objects_of.get(annotation["image_id"], 0) + 1
+        objects_of.update(annotation["image_id"] for annotation in annotations)
 
     if dataset.return_masks:
         _try_drawing(annotations, sizes)
@@ -140,7 +131,7 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
         if not left:
             raise AnnotationError(f"{dataset.source}: no usable {what} is left. {found or 'It lists none'}")
     if strict and problems:
-        raise AnnotationError(f"{dataset.source} is not clean. {found}. Correct it, or drop what is bad")
+        raise AnnotationError(f"{dataset.source} has problems. {found}. Correct them, or leave out --strict")
     for problem in problems:
         logger.warning("%s: %s", dataset.source, problem)
     document = {"images": images, "annotations": annotations, "categories": categories}
@@ -153,9 +144,24 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
     )
 
 
+def _rows_of_images(
+    dataset: DetectionDataset, findings: _Findings, sizes: Mapping[int, tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """The annotations of usable images."""
+    listed = {i["id"] for i in dataset.document["images"] if _lacking(i, {"id": int}) is None}
+    rows = []
+    for row in dataset.document["annotations"]:
+        broken = _problem_with_row(row, listed)
+        if broken:
+            findings.add(*broken)
+        elif row["image_id"] in sizes:  # annotations of dropped images are dropped with them
+            rows.append(row)
+    return rows
+
+
 @dataclass
 class _Findings:
-    """Number and first example of each kind of problem."""
+    """The number and first example of each kind of problem."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -173,14 +179,14 @@ class _Findings:
 def _check_categories(
     dataset: DetectionDataset, findings: _Findings
 ) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Usable categories, and for ids whose name another category has that category's id."""
+    """Usable categories, and the id that replaces each id of a category with a duplicate name."""
     kept: dict[int, dict[str, Any]] = {}
     ids_by_name: dict[str, int] = {}
     merged: dict[int, int] = {}
     for position, entry in enumerate(dataset.document["categories"]):
         lacking = _lacking(entry, {"id": int, "name": str})
         if lacking:
-            findings.add("broken_entry", f"category {position + 1} of the list {lacking}")
+            findings.add("broken_entry", f"category {position + 1} in the list {lacking}")
         elif entry["id"] in kept or entry["name"] in ids_by_name:
             findings.add("duplicate_category", f"{entry['id']} ({entry['name']})")
             merged.setdefault(entry["id"], ids_by_name.get(entry["name"], entry["id"]))
@@ -196,14 +202,14 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
     for position, entry in enumerate(dataset.document["images"]):
         lacking = _lacking(entry, {"id": int, "file_name": str})
         if lacking:
-            findings.add("broken_entry", f"image {position + 1} of the list {lacking}")
+            findings.add("broken_entry", f"image {position + 1} in the list {lacking}")
         else:
             listed.setdefault(entry["id"], []).append(entry)
     candidates: dict[str, dict[str, Any]] = {}
     for image_id, entries in listed.items():
         names = [entry["file_name"] for entry in entries]
         if len(set(names)) > 1:
-            # Nobody can tell which annotations belong to which file.
+            # It is unknown which annotations belong to which file.
             for name in names:
                 findings.add("duplicate_image_id", f"{image_id} ({name})")
             continue
@@ -230,8 +236,8 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
         height, width = size
         stated = entry.get("height", height), entry.get("width", width)
         if stated != size:
-            turned = "; turned upright by its EXIF orientation?" if stated == (width, height) else ""
-            findings.add("size_mismatch", f"{name} has {width}x{height}, not {stated[1]}x{stated[0]}{turned}")
+            rotated = "; rotated by its EXIF orientation?" if stated == (width, height) else ""
+            findings.add("size_mismatch", f"{name} is {width}x{height}, not {stated[1]}x{stated[0]}{rotated}")
             continue
         kept.append({**entry, "height": height, "width": width})
     return kept
@@ -243,7 +249,7 @@ def _problem_with_row(row: Any, listed: set[Any]) -> tuple[str, str] | None:
     if lacking:
         return "broken_entry", f"annotation {_name(row)} {lacking}"
     if row["image_id"] not in listed:
-        return "unknown_image", f"annotation {_name(row)} of image {row['image_id']}"
+        return "unknown_image", f"annotation {_name(row)}, image {row['image_id']}"
     return None
 
 
@@ -303,7 +309,7 @@ def _problem_with_object(
     if len(box) != 4 or not all(isinstance(value, Real) for value in box):
         return "broken_entry", f"{name} has bbox {box}, not four numbers"
     if row["category_id"] not in known:
-        return "unknown_category", f"{name} of category {row['category_id']}"
+        return "unknown_category", f"{name}, category {row['category_id']}"
     if (row.get("iscrowd") or 0) not in (0, 1):
         return "broken_entry", f"{name} has iscrowd {row['iscrowd']}, not 0 or 1"
     x, y, width, height = box
@@ -315,7 +321,7 @@ def _problem_with_object(
 
 
 def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str] | None:
-    """What is wrong with the form of a segmentation; nothing is decoded."""
+    """What is wrong with the format of a segmentation, without decoding it."""
     segmentation = row.get("segmentation")
     if isinstance(segmentation, list):
         sound = bool(segmentation) and all(map(_is_polygon, segmentation))
@@ -327,13 +333,13 @@ def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) ->
         return None
     return (
         "broken_segmentation",
-        f"annotation {_name(row)}: needs polygons of three points or more, or run lengths with counts and "
-        f"the size [{size[0]}, {size[1]}]",
+        f"annotation {_name(row)} must have polygons of three points or more, or run lengths with counts and "
+        f"size [{size[0]}, {size[1]}]",
     )
 
 
 def _try_drawing(annotations: list[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
-    """Draws one polygon where there are some: that a package is missing should not show in the first step."""
+    """Draws one polygon, if there is any, so that a missing package is reported before the first step."""
     first = next((a for a in annotations if isinstance(a.get("segmentation"), list)), None)
     if first:
         decode_segmentations([first["segmentation"]], *sizes[first["image_id"]], first["image_id"])
@@ -386,7 +392,7 @@ def _check_panoptic(
             if lacking:
                 findings.add("broken_entry", f"{name} {lacking}")
             elif segment["category_id"] not in known and segment["category_id"] not in merged:
-                findings.add("unknown_category", f"{name} of category {segment['category_id']}")
+                findings.add("unknown_category", f"{name}, category {segment['category_id']}")
             elif segment["id"] in segments:
                 findings.add("identical_annotation", f"segment {segment['id']} of image {row['image_id']}")
             else:
@@ -397,20 +403,25 @@ def _check_panoptic(
 
 
 def _lacking(entry: Any, keys: Mapping[str, type]) -> str | None:
-    """What an entry lacks of the keys with values of these types, as the end of a sentence."""
+    """What is wrong with an entry that must have these keys and types, as the end of a sentence."""
     if not isinstance(entry, Mapping):
         return f"is {type(entry).__name__}, not a dictionary"
     for key, kind in keys.items():
         if key not in entry:
-            return f"lacks {key}"
+            return f"has no {key}"
         if not isinstance(entry[key], kind):
-            return f"has {key} {entry[key]!r}, not of type {_TYPE_NAMES[kind]}"
+            return f"has {key} {entry[key]!r}, which must be {_TYPE_NAMES[kind]}"
     return None
 
 
-_TYPE_NAMES: dict[type, str] = {int: "integer", str: "text", list: "list", Real: "number"}
+_TYPE_NAMES: dict[type, str] = {
+    int: "an integer",
+    str: "a string",
+    list: "a list",
+    Real: "a number",
+}
 
 
 def _name(row: Any) -> str:
-    """What a message calls an annotation."""
+    """The name of an annotation in messages."""
     return str(row["id"]) if isinstance(row, Mapping) and "id" in row else "without id"

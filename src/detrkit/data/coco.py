@@ -1,9 +1,9 @@
 """COCO-format data sets: boxes, instance masks, and panoptic segments.
 
-Class ids. A category id of a file is any number, often with gaps (COCO's 80 categories go up to 90); a class
-id, or label, is what a model predicts. For a new model the categories in ascending order of their ids get the
-labels 0, 1, 2, ... A model that knows the categories already, such as one of the released COCO checkpoints
-with its 91 outputs, keeps its own: :meth:`DetectionDataset.with_labels` takes them, and
+A category id in a file can be any number, often with gaps (COCO's 80 categories go up to 90). A label is the
+index in the model's class head. For a new model, the categories in ascending order of their ids get the
+labels 0, 1, 2, ... A model that already knows the categories, such as a released COCO checkpoint with its 91
+outputs, keeps its own labels: :meth:`DetectionDataset.with_labels` sets them, and
 :meth:`DetectionDataset.labels_in` finds them by name.
 """
 
@@ -33,7 +33,7 @@ _TABLES = ("images", "annotations", "categories")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectionDataset:
-    """Images and their objects, as a COCO document describes them; images are read when they are asked for.
+    """Images and their objects, described by a COCO document; images are read when they are requested.
 
     Indexing gives an image (PIL, RGB) and its target with boxes xyxy in pixels, see
     :func:`detrkit.processing.annotations.prepare_detection` and ``prepare_panoptic``. Crowds are no targets
@@ -43,8 +43,8 @@ class DetectionDataset:
     Attributes:
         document: ``images``, ``annotations`` and ``categories`` as lists of COCO entries.
         images_dir: The folder that file names are relative to.
-        source: What messages call the data set: the annotation file or the folder it came from.
-        labels: Class ids by category name or category id, where they are not to be 0, 1, 2, ...
+        source: The data set's name in messages: the annotation file or folder it came from.
+        labels: Labels by category name or category id, if they are not 0, 1, 2, ...
         panoptic_dir: Folder of the PNG files of panoptic annotations; None for a detection data set.
         return_masks: Whether targets have ``masks``.
         exif_orientation: Whether images are turned upright as their EXIF orientation says. COCO's boxes refer
@@ -70,31 +70,31 @@ class DetectionDataset:
         return_masks: bool = False,
         exif_orientation: bool = False,
     ) -> DetectionDataset:
-        """Reads an annotation file. What its entries say is looked at by ``check_dataset``, not here.
+        """Reads an annotation file. Its entries are checked by ``check_dataset``, not here.
 
         Args:
             images_dir: The folder of the images.
             annotation_file: COCO JSON: instances, or panoptic with ``segments_info``.
-            labels: Class ids by category name or category id; by default 0, 1, 2, ... in ascending order of
-                the category ids.
+            labels: Labels by category name or category id; by default 0, 1, 2, ... in ascending order of the
+                category ids.
             panoptic_dir: The folder of the PNG files of a panoptic file.
             return_masks: Whether targets have ``masks``. Without, polygons and run lengths are not kept in
                 memory.
             exif_orientation: Whether images are turned upright as their EXIF orientation says.
 
         Raises:
-            AnnotationError: There is no such file or folder, or the file is not COCO JSON of that kind.
+            AnnotationError: A file or folder is missing, or the file is not COCO JSON of that kind.
         """
         document = read_coco_document(annotation_file)
         panoptic = any(isinstance(a, Mapping) and "segments_info" in a for a in document["annotations"])
         if panoptic and panoptic_dir is None:
             raise AnnotationError(
-                f"{annotation_file} holds panoptic annotations; give the folder of their PNG files too"
+                f"{annotation_file} contains panoptic annotations; also pass the folder of their PNG files"
             )
         if panoptic_dir is not None and not panoptic and document["annotations"]:
             raise AnnotationError(
-                f"{annotation_file} holds no panoptic annotations (segments_info), "
-                "but a folder of panoptic PNG files is given"
+                f"{annotation_file} has no panoptic annotations (segments_info); leave out the folder of "
+                "panoptic PNG files"
             )
         if not return_masks:
             for annotation in document["annotations"]:
@@ -130,7 +130,9 @@ class DetectionDataset:
         entries = self._entries.get(image_id, [])
         if self.panoptic_dir is not None:
             if not entries:
-                raise AnnotationError(f"{self.source}: image {image_id} has no panoptic annotation")
+                raise AnnotationError(
+                    f"{self.source}: image {image_id} has no panoptic annotation; run check_dataset first"
+                )
             entry = entries[0]
             segments = [{**s, "category_id": labels[s["category_id"]]} for s in entry["segments_info"]]
             target = prepare_panoptic(
@@ -160,29 +162,29 @@ class DetectionDataset:
         """Names by category id, in ascending order of the ids.
 
         Raises:
-            AnnotationError: A category lacks its id or name, or an id or name is there twice.
+            AnnotationError: A category has no id or name, or two have the same id or name.
         """
         names: dict[int, str] = {}
         try:
             for category in sorted(self.document["categories"], key=lambda entry: entry["id"]):
                 if category["id"] in names or category["name"] in names.values():
                     raise AnnotationError(
-                        f"{self.source}: category {category['id']} ({category['name']}) has an id or name "
-                        "that another one has; rename it, or let check_dataset merge them"
+                        f"{self.source}: category {category['id']} ({category['name']}) has the id or name "
+                        "of another category; rename it, or let check_dataset merge them"
                     )
                 names[category["id"]] = category["name"]
         except (KeyError, TypeError) as error:
             raise AnnotationError(
-                f"{self.source}: every category needs an id (a number) and a name ({error})"
+                f"{self.source}: every category must have an id (a number) and a name ({error})"
             ) from error
         return names
 
     @cached_property
     def category_to_label(self) -> dict[int, int]:
-        """Class id of every category id.
+        """The label of every category id.
 
         Raises:
-            AnnotationError: ``labels`` are given and lack a category.
+            AnnotationError: ``labels`` has no label for a category.
         """
         if self.labels is None:
             return {category: label for label, category in enumerate(self.category_names)}
@@ -204,53 +206,53 @@ class DetectionDataset:
 
     @property
     def label_to_category(self) -> dict[int, int]:
-        """Category id of every class id that the file has."""
+        """The category id of every label that the file uses."""
         return {label: category for category, label in self.category_to_label.items()}
 
     @property
     def num_labels(self) -> int:
-        """Number of class ids: the highest and one more."""
+        """Number of labels: one more than the highest."""
         return max(self.category_to_label.values(), default=-1) + 1
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Names of all class ids below ``num_labels``; "N/A" for those between that no category has."""
+        """Class names of all labels below ``num_labels``; "N/A" for labels that no category has."""
         names = {self.category_to_label[category]: name for category, name in self.category_names.items()}
         return {label: names.get(label, UNUSED_LABEL) for label in range(self.num_labels)}
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class ids by category name; what ``labels`` of another split or another file may be."""
+        """Labels by category name; can be passed as ``labels`` to another split or file."""
         return {name: self.category_to_label[category] for category, name in self.category_names.items()}
 
     @property
     def is_thing(self) -> dict[int, bool]:
-        """Whether a class id is a thing rather than stuff; True where the file does not say."""
+        """Whether a label is a thing rather than stuff; True if the file does not say."""
         categories = self.document["categories"]
         return {self.category_to_label[c["id"]]: bool(c.get("isthing", True)) for c in categories}
 
     def labels_in(self, id2label: Mapping[int, str]) -> dict[str, int] | None:
-        """Class ids that a model has for the categories of this data set, by name (see ``match_names``).
+        """The labels that a model has for the categories of this data set, by name (see ``match_names``).
 
         Args:
-            id2label: The model's names (``model.config.id2label``).
+            id2label: The model's class names (``model.config.id2label``).
 
         Returns:
-            Class ids by category name, or None where not every category has a class of its own, so that the
-            model needs new classes.
+            Labels by category name, or None if not every category has a class of its own, so that the model
+            needs new classes.
         """
         names = self.category_names.values()
         found = match_names({name: name for name in names}, id2label)
         return found if len(set(found.values())) == len(names) else None
 
     def with_labels(self, labels: Mapping[Any, int] | None) -> DetectionDataset:
-        """The same data set with other class ids.
+        """The same data set with different labels.
 
-        A validation split takes those of the training split (``val.with_labels(train.label2id)``), since its
-        file may have other categories.
+        A validation split uses the labels of the training split (``val.with_labels(train.label2id)``), since
+        its file may have different categories.
 
         Args:
-            labels: Class ids by category name or category id; None for 0, 1, 2, ...
+            labels: Labels by category name or category id; None for 0, 1, 2, ...
         """
         return replace(self, labels=labels)
 
@@ -267,20 +269,20 @@ def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, lis
     """The lists of a COCO file.
 
     Raises:
-        AnnotationError: The file is missing, is not JSON, or has not the lists of a COCO file.
+        AnnotationError: The file is missing, is not JSON, or is not a COCO file.
     """
     path = Path(annotation_file)
     document = read_json(path, AnnotationError)
     if not isinstance(document, dict):
         raise AnnotationError(
-            f"{path}: not a COCO file: it holds {type(document).__name__}, not a dictionary with "
+            f"{path} is not a COCO file: it contains a {type(document).__name__}, not an object with "
             f"{', '.join(_TABLES)}"
         )
     lacking = [name for name in _TABLES if not isinstance(document.get(name), list)]
     if lacking:
         raise AnnotationError(
-            f"{path}: not a COCO file of ground truth: it lacks the list {' and '.join(lacking)} "
-            f"(it has {_listed(list(document))})"
+            f"{path} is not a COCO ground-truth file: it has no list {' and '.join(lacking)} (it has "
+            f"{_listed(list(document))})"
         )
     return {name: document[name] for name in _TABLES}
 
@@ -290,14 +292,14 @@ def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
 
     Args:
         folder: The folder.
-        what: What it is said to hold, for the message.
+        what: What the folder should contain, for the message.
 
     Raises:
-        AnnotationError: It is not there.
+        AnnotationError: The folder does not exist.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise AnnotationError(f"{path}: no such folder of {what}; check the path")
+        raise AnnotationError(f"{path}: folder of {what} not found; check the path")
     return path
 
 

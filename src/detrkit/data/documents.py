@@ -1,4 +1,4 @@
-"""Reading COCO's JSON documents, with one clear message for what is none."""
+"""Reading COCO's JSON documents, with one clear message for an invalid one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
 
-# Products of two such numbers are still finite.
+# Products of two numbers below it are still finite.
 _LARGEST = 1e30
 
 DocumentSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
@@ -21,15 +21,15 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
 
     Args:
         source: The document, or its JSON file.
-        lists: Keys that must hold a list of objects with at least one entry.
+        lists: Keys that must have a list of objects with at least one entry.
 
     Raises:
-        AnnotationError: The file cannot be read, is no JSON object, or lacks one of the lists.
+        AnnotationError: The file cannot be read, is not a JSON object, or has not all of the lists.
     """
     document = source if isinstance(source, Mapping) else read_json(source, AnnotationError)
     name = name_of(source)
     if not isinstance(document, Mapping):
-        raise AnnotationError(f"{name} is not a COCO document: it holds a {type(document).__name__}")
+        raise AnnotationError(f"{name} is not a COCO document: it contains a {type(document).__name__}")
     for key in lists:
         entries = document.get(key)
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
@@ -45,15 +45,15 @@ def category_name(category: Mapping[str, Any]) -> str:
 
 
 def name_of(source: Any) -> str:
-    """What to call a document in errors."""
+    """The name of a document in errors."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the document"
 
 
 def whole_number(entry: Mapping[str, Any], key: str, what: str) -> int:
-    """A value that must be a whole number, such as an id.
+    """A value that must be an integer, such as an id.
 
     Raises:
-        AnnotationError: It is none, or not there.
+        AnnotationError: The value is missing or not an integer.
     """
     value = field(entry, key, what)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -65,7 +65,7 @@ def number(entry: Mapping[str, Any], key: str, what: str) -> float:
     """A value that must be a finite number.
 
     Raises:
-        AnnotationError: It is none, or not there.
+        AnnotationError: The value is missing or not a finite number.
     """
     value = field(entry, key, what)
     if not is_number(value):
@@ -77,7 +77,7 @@ def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
     """A ``bbox`` of x, y, width and height.
 
     Raises:
-        AnnotationError: It is none, or not there.
+        AnnotationError: The box is missing or not four numbers.
     """
     box = field(entry, "bbox", what)
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
@@ -86,12 +86,12 @@ def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a document is a number that a float can hold."""
+    """Whether a value of a document is a number in the range of a float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def shortened(value: Any) -> str:
-    """A value for a message, however long it is."""
+    """A value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -100,7 +100,7 @@ def field(entry: Mapping[str, Any], key: str, what: str) -> Any:
     """A value that an entry of a document must have.
 
     Raises:
-        AnnotationError: It has none; ``what`` names the entry.
+        AnnotationError: The value is missing; ``what`` names the entry.
     """
     if key not in entry:
         raise AnnotationError(f"{what} has no {key!r} (it has {', '.join(map(str, entry)) or 'nothing'})")

@@ -1,4 +1,4 @@
-"""YOLO and Pascal VOC folders, read through supervision's loaders and turned into COCO-format data sets."""
+"""YOLO and Pascal VOC folders, read with supervision's loaders and converted to COCO-format data sets."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def read_yolo(
 ) -> DetectionDataset:
     """Reads one split of a YOLO data set.
 
-    Its file ``data.yaml`` gives ``names`` and, for each split, the folder of the images; the labels lie in a
-    folder ``labels`` in place of ``images``, or beside them. Labels refer to images turned upright as their
-    EXIF orientation says, and so do the images of the data set.
+    The file ``data.yaml`` contains ``names`` and, for each split, the folder of the images. The labels are
+    in a folder ``labels`` in place of ``images``, or beside the images. Labels refer to images rotated as
+    their EXIF orientation says, and the data set rotates its images accordingly.
 
     Args:
-        data_yaml: The file, or the folder that it lies in.
+        data_yaml: The file, or its folder.
         split: "train", "val" (or "valid") or "test".
-        return_masks: Whether targets have masks, of the polygons that the labels hold.
+        return_masks: Whether targets have masks, made from the polygons of the labels.
 
     Returns:
         A data set whose category ids are the class numbers.
 
     Raises:
-        AnnotationError: The file, a folder or a label file is missing or not of the format.
+        AnnotationError: The file, a folder or a label file is missing or invalid.
         MissingExtraError: The supervision package is not installed.
     """
     path = Path(data_yaml)
@@ -59,26 +59,26 @@ def read_voc(
     *,
     return_masks: bool = False,
 ) -> DetectionDataset:
-    """Reads a Pascal VOC data set: a folder of images, and one of XML files.
+    """Reads a Pascal VOC data set: a folder of images and a folder of XML files.
 
-    Images are turned upright as their EXIF orientation says.
+    Images are rotated as their EXIF orientation says.
 
     Args:
         images_dir: The folder of the images (``JPEGImages``).
-        annotations_dir: The folder of the XML files (``Annotations``); that of the images when None.
-        return_masks: Whether targets have masks, of the polygons that the files hold.
+        annotations_dir: The folder of the XML files (``Annotations``); None for the folder of the images.
+        return_masks: Whether targets have masks, made from the polygons of the files.
 
     Returns:
         A data set whose category ids are 0, 1, 2, ... in the order of the names.
 
     Raises:
-        AnnotationError: A folder is missing, or a file is not of the format.
+        AnnotationError: A folder is missing or a file is invalid.
         MissingExtraError: The supervision package is not installed.
     """
     images = existing_folder(images_dir, "images")
     annotations = existing_folder(annotations_dir or images_dir, "Pascal VOC annotations")
     if not any(annotations.glob("*.xml")):
-        raise AnnotationError(f"{annotations}: no XML files in this folder of Pascal VOC annotations")
+        raise AnnotationError(f"{annotations}: no XML files found; check the folder of annotations")
     loaded = _load(
         "Pascal VOC",
         images,
@@ -88,7 +88,7 @@ def read_voc(
 
 
 def _load(format_name: str, images_dir: Path, load: Callable[[Any], Any]) -> Any:
-    """Calls a loader of supervision; its complaints become one of ours."""
+    """Calls a loader of supervision, and raises its errors as ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as that OpenCV is missing
@@ -102,22 +102,22 @@ def _load(format_name: str, images_dir: Path, load: Callable[[Any], Any]) -> Any
     except (OSError, ValueError, KeyError, IndexError, SyntaxError, yaml.YAMLError) as error:
         # SyntaxError is what XML parsers raise.
         raise AnnotationError(
-            f"{images_dir}: cannot read these {format_name} annotations: {' '.join(str(error).split())}"
+            f"{images_dir}: cannot read the {format_name} annotations: {' '.join(str(error).split())}"
         ) from error
 
 
 def _convert(loaded: Any, images_dir: Path, names: Sequence[str], return_masks: bool) -> DetectionDataset:
-    """Makes a data set of supervision's."""
+    """Converts a data set of supervision to ours."""
     paths = sorted(map(Path, loaded.image_paths))
     if not paths:
-        raise AnnotationError(f"{images_dir}: no images in this folder")
+        raise AnnotationError(f"{images_dir}: no images in this folder; check the path")
     ids = {name: category for category, name in enumerate(names)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     sizes = read_image_sizes(paths, exif_orientation=True)
     for image_id, (path, size) in enumerate(zip(paths, sizes), start=1):
         image: dict[str, Any] = {"id": image_id, "file_name": os.path.relpath(path, images_dir)}
-        if isinstance(size, tuple):  # else check_dataset says why there is none
+        if isinstance(size, tuple):  # otherwise check_dataset reports the error
             image["height"], image["width"] = size
         images.append(image)
         detections = loaded.annotations[str(path)]
@@ -151,7 +151,7 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _yolo_images(data_yaml: Path, split: str) -> Path:
-    """The folder of the images of a split."""
+    """The folder of a split's images."""
     try:
         settings = yaml.safe_load(data_yaml.read_text(encoding="utf-8"))
     except OSError as error:
@@ -159,16 +159,16 @@ def _yolo_images(data_yaml: Path, split: str) -> Path:
     except (ValueError, yaml.YAMLError) as error:
         raise AnnotationError(f"{data_yaml} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping) or "names" not in settings:
-        raise AnnotationError(f"{data_yaml}: not a YOLO data file: it lacks names")
+        raise AnnotationError(f"{data_yaml} is not a YOLO data file: it has no names")
     aliases = {"val": ("val", "valid"), "valid": ("valid", "val")}.get(split, (split,))
     value = next((settings[name] for name in aliases if settings.get(name)), None)
     if not isinstance(value, str):
         splits = ", ".join(name for name in ("train", "val", "valid", "test") if settings.get(name)) or "none"
         raise AnnotationError(
-            f"{data_yaml}: no folder of images for the split {split!r} (it has {splits}); give one folder"
+            f"{data_yaml}: no folder of images for the split {split!r} (it has {splits}); add one"
         )
-    # Data files that came by download name paths of the machine that wrote them, or (as Roboflow does) of a
-    # folder further up.
+    # Downloaded data files contain paths of the machine that wrote them, or (from Roboflow) paths relative to
+    # a folder further up.
     base = data_yaml.parent
     root = base / str(settings.get("path") or "")
     inside = Path(*(part for part in Path(value).parts if part not in ("..", ".")))
@@ -177,11 +177,11 @@ def _yolo_images(data_yaml: Path, split: str) -> Path:
         if candidate.is_dir():
             nested = candidate / _IMAGES
             return nested if nested.is_dir() else candidate
-    raise AnnotationError(f"{data_yaml}: the folder {candidates[0]} of the split {split!r} does not exist")
+    raise AnnotationError(f"{data_yaml}: folder {candidates[0]} of the split {split!r} not found")
 
 
 def _yolo_labels(images_dir: Path) -> Path:
-    """The folder of the labels that belong to a folder of images."""
+    """The folder of the labels of a folder of images."""
     parts = list(images_dir.parts)
     for position in range(len(parts) - 1, -1, -1):
         if parts[position] == _IMAGES:

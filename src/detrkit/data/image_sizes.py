@@ -1,4 +1,4 @@
-"""Sizes of image files, from their headers alone."""
+"""Sizes of image files, read from their headers."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ _QUARTER_TURNS = range(5, 9)
 def read_image_sizes(
     paths: Sequence[Path], *, exif_orientation: bool = False, decode: bool = False
 ) -> list[tuple[int, int] | Exception]:
-    """Sizes of many image files, read by threads, with a progress bar once it takes more than a few seconds.
+    """Sizes of many image files, read in threads, with a progress bar after a few seconds.
 
     Args:
         paths: The files.
-        exif_orientation: Whether to give the size after turning the image as its EXIF orientation says.
-        decode: Whether to decode the pixels too, which takes longer and finds files that end early.
+        exif_orientation: Whether to return the size after rotating the image as its EXIF orientation says.
+        decode: Whether to decode the pixels as well, which takes longer and finds truncated files.
 
     Returns:
-        For each file its (height, width) in pixels, or the reason why there is none: FileNotFoundError or
-        ImageError.
+        For each file its (height, width) in pixels, or the error: FileNotFoundError or ImageError.
     """
-    # More threads than cores: on a network drive most of the time goes into waiting.
+    # More threads than cores, because most of the time on a network drive is spent waiting.
     threads = min(32, 4 * (os.cpu_count() or 1))
     read = partial(_read_size, exif_orientation=exif_orientation, decode=decode)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # Pillow's remarks on large or odd files
+        warnings.simplefilter("ignore")  # Pillow's warnings about large or odd files
         return list(with_progress(pool.map(read, paths), len(paths), "Checking"))
 
 
 def _read_size(path: Path, *, exif_orientation: bool, decode: bool) -> tuple[int, int] | Exception:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe waits for whoever writes to it
-            return ImageError(f"{path}: is no regular file")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            return ImageError(f"{path}: is not a regular file")
         with PIL.Image.open(path) as image:
             turned = exif_orientation and stored_orientation(image) in _QUARTER_TURNS
             if decode:

@@ -1,4 +1,4 @@
-"""From a data set to what a model takes: prepared examples, batches of like shapes, and their order."""
+"""From a data set to a model's inputs: prepared examples, batches of similar shapes, and their order."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % o
 
 
 ExampleKey: TypeAlias = tuple[int, int]
-"""Epoch and index of an example. The epoch travels with the index, so that worker processes which outlive an
-epoch need not be told of it."""
+"""Epoch and index of an example. The epoch is passed with the index, so that persistent worker processes
+know it."""
 
 
 class PreparedDataset(Dataset):
-    """Augmented examples in the form that a model takes; give it to a ``DataLoader``.
+    """Augmented examples as a model's inputs, for a ``DataLoader``.
 
-    What happens to an image depends on nothing but ``seed``, the epoch and its index: not on the number of
-    workers or processes, nor on what was loaded before. So a resumed run sees what the first would have seen.
+    The augmentation of an image depends only on ``seed``, the epoch and its index, not on the number of
+    workers or processes or on the images loaded before. A resumed run therefore sees the same images.
 
     Args:
         dataset: Images and targets.
@@ -44,11 +44,11 @@ class PreparedDataset(Dataset):
         augmentation: The name of a preset (:func:`detrkit.data.augmentation.augmentation`), or a transform of
             an image and its wrapped target.
         seed: Any non-negative number.
-        mosaic: Probability that an image is put together with three others before it is augmented.
+        mosaic: Probability of combining an image with three others before augmentation.
 
     Raises:
-        SettingError: There is no such preset.
-        ValueError: ``mosaic`` is no probability.
+        SettingError: The preset is unknown.
+        ValueError: ``mosaic`` is not a probability.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PreparedDataset(Dataset):
         mosaic: float = 0.0,
     ) -> None:
         if not 0 <= mosaic <= 1:
-            raise ValueError(f"mosaic is a probability from 0 to 1, not {mosaic}")
+            raise ValueError(f"mosaic must be a probability from 0 to 1, not {mosaic}")
         self.dataset, self.processor = dataset, processor
         self.transform = _transform(augmentation, processor)
         self.seed, self.mosaic = seed, mosaic
@@ -73,7 +73,7 @@ class PreparedDataset(Dataset):
         """One example.
 
         Args:
-            key: Epoch and index, as :class:`AspectRatioBatchSampler` gives them, or an index of epoch 0.
+            key: Epoch and index, as from :class:`AspectRatioBatchSampler`, or an index in epoch 0.
 
         Returns:
             ``pixel_values`` float32 (3, height, width), and ``labels``: the target with ``boxes`` as cxcywh
@@ -81,7 +81,7 @@ class PreparedDataset(Dataset):
 
         Raises:
             ImageError: The image cannot be read.
-            AnnotationError: An annotation does not make sense.
+            AnnotationError: An annotation is invalid.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         with random_state(self.seed, epoch, index):
@@ -106,12 +106,12 @@ class PreparedDataset(Dataset):
 
 
 class DetectionCollator:
-    """Puts examples into a batch, padded at the bottom and right to the largest.
+    """Collates examples into a batch, padded at the bottom and right to the largest.
 
     Args:
         processor: The model's image processor.
-        pad_size: Size to pad to, ``{"height": ..., "width": ...}``; by default the processor's own, or else
-            that of the largest image of the batch.
+        pad_size: Size to pad to, ``{"height": ..., "width": ...}``; by default the processor's, or the size
+            of the largest image in the batch.
     """
 
     def __init__(self, processor: Any, pad_size: Mapping[str, int] | None = None) -> None:
@@ -124,9 +124,9 @@ class DetectionCollator:
             examples: Examples of a :class:`PreparedDataset`.
 
         Returns:
-            ``pixel_values`` (batch, 3, height, width), ``labels`` (a target each, masks padded too), and
-            ``pixel_mask`` int64 (batch, height, width) only where something is padded: a model is faster
-            without.
+            ``pixel_values`` (batch, 3, height, width), ``labels`` (a target per image, masks padded as well),
+            and ``pixel_mask`` int64 (batch, height, width) only if there is padding: a model is faster
+            without it.
         """
         batch = self.processor.pad(
             [example["pixel_values"] for example in examples],
@@ -141,28 +141,28 @@ class DetectionCollator:
 
 
 class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
-    """Batches of images of like aspect ratio, so that little of a batch is padding.
+    """Batches of images with similar aspect ratios, so that there is little padding.
 
-    Every image comes once an epoch. The order depends on nothing but ``seed`` and the epoch. With several
-    processes each takes every ``world_size``-th batch, and all get the same number: some batches come twice
-    where they cannot be shared out evenly. (A ``DataLoader`` that accelerate prepares shares out in the same
-    way; it takes a sampler without ``rank`` and ``world_size``.)
+    Every image occurs once per epoch. The order depends only on ``seed`` and the epoch. With several
+    processes, each takes every ``world_size``-th batch, and all get the same number; some batches occur twice
+    if they cannot be distributed evenly. (A ``DataLoader`` prepared by accelerate distributes batches in the
+    same way; its sampler must be made without ``rank`` and ``world_size``.)
 
     Args:
         sizes: (height, width) of the images in pixels (``DetectionDataset.sizes``).
         batch_size: Images in a batch of one process.
-        shuffle: Whether images and batches come in another order in each epoch.
+        shuffle: Whether to change the order of images and batches in each epoch.
         seed: Any non-negative number.
-        drop_last: Whether to leave out the one batch that may be smaller than the others.
+        drop_last: Whether to leave out the batch that may be smaller than the others.
         rank: Number of this process.
         world_size: Number of processes.
 
     Attributes:
         epoch: The epoch of the next iteration.
-        first_batch: How many batches the next iteration leaves out.
+        first_batch: Number of batches that the next iteration skips.
 
     Raises:
-        ValueError: There is no batch, or a number is out of range.
+        ValueError: There are too few images for a batch, or a number is out of range.
     """
 
     def __init__(
@@ -183,7 +183,8 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
             )
         if len(sizes) < (batch_size if drop_last else 1):
             raise ValueError(
-                f"{len(sizes)} images make no batch of {batch_size}; take smaller batches or drop_last=False"
+                f"{len(sizes)} images are too few for a batch of {batch_size}; use a smaller batch_size, or "
+                "drop_last=False"
             )
         heights, widths = np.asarray(sizes, dtype=np.float64).T
         self._bins = np.round(np.log2(widths / heights) / _BIN).astype(int)
@@ -192,11 +193,11 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
         self.epoch = self.first_batch = 0
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Chooses the epoch of the iterations to come, and the batch to begin with when a run is resumed."""
+        """Sets the epoch of the next iterations, and the first batch of a resumed run."""
         self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
-        """Number of batches of one process in a whole epoch, however many are left out at its beginning."""
+        """Number of batches of one process in a full epoch, including any skipped at its beginning."""
         images = len(self._bins)
         batches = images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
         return math.ceil(batches / self.world_size)
@@ -221,8 +222,8 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
             whole = len(members) // size * size
             full += _chunks(members[:whole], size)
             rest.append(members[whole:])
-        # What is left of the bins, in the order of their aspect ratios. One batch of these may be smaller;
-        # it lies anywhere among them, or else it were always the widest images that drop_last leaves out.
+        # The rest of the bins, in the order of their aspect ratios. One of these batches may be smaller; its
+        # position is random, otherwise drop_last would always leave out the widest images.
         left = np.concatenate(rest)
         short = len(left) % size
         where = int(generator.integers(len(left) // size + 1)) * size if self.shuffle else len(left) - short

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: when to log, evaluate and save, the best model, the messages."""
+"""Callbacks of a training run: when to log, evaluate and save, the best model, the messages."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from detrkit.training.history import best_row, evaluations, has_stalled, merge_l
 
 
 class RunPlan(TrainerCallback):
-    """When the order of the images changes, and when to log, evaluate, save and stop.
+    """Sets the epoch of the sampler, and decides when to log, evaluate, save and stop.
 
-    Every checkpoint follows a row of the log, so that a resumed run's rows are means of the same steps as an
-    uninterrupted run's.
+    Every checkpoint follows a row of the log, so that the rows of a resumed run are means over the same steps
+    as those of an uninterrupted run.
 
     Args:
         sampler: The order of the batches.
-        eval_every: Epochs between evaluations.
-        save_every: Steps between checkpoints beside those after each epoch; None for none.
-        metric: The number that tells the best model.
-        patience: Evaluations without a better one after which to stop; None for never.
+        eval_every: Number of epochs between evaluations.
+        save_every: Number of steps between additional checkpoints; None for one after each epoch only.
+        metric: The metric that determines the best model.
+        patience: Number of evaluations without improvement after which to stop; None for never.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class RunPlan(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tells the sampler the epoch."""
+        """Sets the epoch of the sampler."""
         self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Saves after so many steps, unless the end of the epoch does."""
+        """Saves every ``save_every`` steps, except at the end of an epoch."""
         ends_epoch = float(state.epoch or 0).is_integer()
         control.should_save = bool(
             self.save_every and state.global_step % self.save_every == 0 and not ends_epoch
@@ -66,7 +66,7 @@ class RunPlan(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stops a run that no longer gets better."""
+        """Stops a run that no longer improves."""
         if has_stalled(merge_log(state.log_history), self.metric, self.patience):
             control.should_training_stop = True
 
@@ -84,16 +84,16 @@ class WeightAverage(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Updates them."""
+        """Updates the average."""
         self.update()
 
 
 class Reporter(TrainerCallback):
-    """Writes the reports of a run while it goes on.
+    """Writes the reports of a run while it is in progress.
 
     Args:
-        metric: The number that tells the best model.
-        save_best: Writes the model, given the rows of the log; called after each evaluation that is the best.
+        metric: The metric that determines the best model.
+        save_best: Writes the model, given the rows of the log; called after each evaluation with a new best.
         write_reports: Writes table and curves, given the rows of the log.
     """
 
@@ -118,7 +118,7 @@ class Reporter(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes what is known so far."""
+        """Writes the reports so far."""
         if state.is_world_process_zero:
             self.write_reports(merge_log(state.log_history))
 
@@ -127,7 +127,7 @@ class Progress(TrainerCallback):
     """A progress bar on a terminal, and one line on stderr for each epoch.
 
     Args:
-        metric: The number to show.
+        metric: The metric to show.
     """
 
     def __init__(self, metric: str) -> None:
@@ -140,7 +140,7 @@ class Progress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Shows the bar where stderr is a terminal."""
+        """Shows the bar if stderr is a terminal."""
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -161,14 +161,14 @@ class Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Moves the bar on."""
+        """Advances the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **kwargs: Any
     ) -> None:
-        """Remembers the loss for the lines to come."""
+        """Keeps the loss for the next line."""
         self._loss = logs.get("loss", self._loss)
 
     def on_evaluate(
@@ -179,7 +179,7 @@ class Progress(TrainerCallback):
         metrics: Any,
         **kwargs: Any,
     ) -> None:
-        """Says how far the model is."""
+        """Prints the metric of the epoch."""
         if not state.is_world_process_zero:
             return
         best = best_row(merge_log(state.log_history), self.metric)
@@ -198,11 +198,11 @@ class Progress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self.close()
 
     def close(self) -> None:
-        """Takes the bar away, also after an error."""
+        """Removes the bar, also after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

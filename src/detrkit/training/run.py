@@ -64,21 +64,21 @@ def train(
     train_dataset: DetectionDataset | None = None,
     val_dataset: DetectionDataset | None = None,
 ) -> TrainingResult:
-    """Trains a model, and writes it with its reports into the recipe's output folder.
+    """Trains a model, and writes it with its reports to the recipe's output folder.
 
-    After each epoch the average of the weights is evaluated, the best so far is saved into the folder, and a
-    checkpoint of everything that the run needs to go on replaces the one before in its sub-folder
-    ``checkpoints``. On a CPU a resumed run gives the numbers of an uninterrupted one.
+    After each epoch the average of the weights is evaluated and the best so far saved in the folder. A
+    checkpoint of the run replaces the last one in the sub-folder ``checkpoints``. On a CPU, a resumed run
+    gives the same numbers as an uninterrupted one.
 
     Args:
-        recipe: What to train and how.
-        train_dataset: Training data instead of the recipe's files, for example of a YOLO folder.
+        recipe: The settings.
+        train_dataset: Training data instead of the recipe's files, for example from a YOLO folder.
         val_dataset: Validation data instead of the recipe's files.
 
     Raises:
         AnnotationError: The data cannot be used.
         CheckpointError: The model to start from cannot be used.
-        SettingError: The recipe does not fit them, or the output folder.
+        SettingError: The recipe does not fit the data, the model or the output folder.
         TrainingError: The loss is not finite.
         DetrkitError: Files cannot be written.
         MissingExtraError: A package that training needs is not installed.
@@ -165,14 +165,14 @@ def train(
 def _run(
     trainer: DetectionTrainer, recipe: TrainingRecipe, metric: str, checkpoint: Path | None
 ) -> list[dict[str, float]]:
-    """Trains, from a checkpoint if there is one; gives the rows of the log."""
+    """Trains, from a checkpoint if there is one; returns the rows of the log."""
     if checkpoint is not None:
         from transformers import TrainerState
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         rows = merge_log(state.log_history)
         if state.global_step >= state.max_steps or has_stalled(rows, metric, recipe.patience):
-            logger.warning("The run in %s has ended; nothing is left to train.", recipe.output)
+            logger.warning("The run in %s is complete; nothing is left to train.", recipe.output)
             return rows
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return merge_log(trainer.state.log_history)
@@ -181,7 +181,7 @@ def _run(
 def _measure(
     model: Any, recipe: TrainingRecipe, processor: Any, dataset: DetectionDataset
 ) -> dict[str, float]:
-    """The numbers of a model that goes on being trained, as ``detrkit evaluate`` would give them."""
+    """The metrics of a model in training, as from ``detrkit evaluate``."""
     device = model.device
     # A detector folds batch norm into the convolutions and can no longer be trained.
     detector = Detector(refreeze_batch_norm(copy.deepcopy(model)), processor, device=device)
@@ -230,21 +230,21 @@ def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
     begun = (recipe.output / RECIPE_FILE).exists()
     if not begun and (recipe.output / "config.json").exists():
         raise SettingError(
-            f"{recipe.output} holds a model, which would be overwritten; choose another folder"
+            f"{recipe.output} contains a model, which would be overwritten; choose another folder"
         )
     if not recipe.resume:
         if begun and last_checkpoint(folder) is not None:
             raise SettingError(
-                f"{recipe.output} holds a run already; add --resume to continue it, or choose another folder"
+                f"{recipe.output} already contains a run; add --resume, or choose another folder"
             )
         return None
     if not begun:
-        logger.warning("There is no run in %s to resume; it starts from the beginning.", recipe.output)
+        logger.warning("%s contains no run to resume; starting from the beginning.", recipe.output)
         return None
     recipe.check_same(recipe.output / RECIPE_FILE)
     checkpoint = last_checkpoint(folder)
     if checkpoint is None:
-        logger.warning("The run in %s has no checkpoint yet; it starts from the beginning.", recipe.output)
+        logger.warning("The run in %s has no checkpoint yet; starting from the beginning.", recipe.output)
     return checkpoint
 
 
@@ -256,7 +256,7 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
     missing = [name for name in recipe.report_to if name not in available]
     if missing:
         raise SettingError(
-            f"--report-to {missing[0]} is not installed or unknown; available here: "
+            f"--report-to {missing[0]} is unknown or not installed; available: "
             f"{', '.join(available) or 'none'}"
         )
     wants_bf16 = recipe.precision == "bf16"
@@ -288,13 +288,11 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
             ddp_find_unused_parameters=recipe.masks,
         )
     except (ValueError, ImportError) as error:
-        raise SettingError(f"these options do not go together: {error}") from error
+        raise SettingError(f"these options do not fit together: {error}") from error
 
 
 def _upload(recipe: TrainingRecipe) -> None:
     try:
         push_to_hub(recipe.output, recipe.hub_id)
     except DetrkitError as error:
-        raise DetrkitError(
-            f"the model is in {recipe.output}, but it could not be uploaded: {error}"
-        ) from error
+        raise DetrkitError(f"the model is in {recipe.output}, but could not be uploaded: {error}") from error

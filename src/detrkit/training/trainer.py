@@ -1,4 +1,4 @@
-"""The Transformers ``Trainer`` for detectors: what it does not know of them, and nothing else."""
+"""The Transformers ``Trainer``, adapted to detectors."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class DetectionTrainer(Trainer):
     """Trains a detector on prepared examples and evaluates the average of its weights.
 
     Args:
-        recipe_rates: Learning rate and that of the backbone.
+        recipe_rates: Learning rate, and learning rate of the backbone.
         schedule: As for :func:`~detrkit.training.optimization.learning_rate_factor`.
-        warmup: Part of the run in which the learning rate rises.
-        ema_decay: Decay of the average of the weights; 0 for none.
-        multi_scale: Greatest change of a batch's size, relative to it.
+        warmup: Fraction of the run in which the learning rate rises.
+        ema_decay: Decay of the average of the weights; 0 disables averaging.
+        multi_scale: Maximum relative change of a batch's size.
         sampler: The order of the batches of this process.
-        measure: Evaluates a model: gives numbers by name.
-        **options: Of the ``Trainer``; ``train_dataset`` is a
+        measure: Evaluates a model; returns metrics by name.
+        **options: Options of the ``Trainer``; ``train_dataset`` is a
             :class:`~detrkit.data.loading.PreparedDataset`.
 
     Attributes:
-        averaged: The average of the weights; None where there is none.
+        averaged: The average of the weights; None without averaging.
     """
 
     optimizer: Any
@@ -68,11 +68,11 @@ class DetectionTrainer(Trainer):
 
     @property
     def best_weights(self) -> Any:
-        """The model that is evaluated and saved: of averaged weights, where they are averaged."""
+        """The model that is evaluated and saved: with averaged weights, if they are averaged."""
         return self.model if self.averaged is None else self.averaged.module
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in the sampler's order, which shares them out among the processes itself."""
+        """Batches in the order of the sampler, which distributes them among the processes."""
         workers = self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
@@ -106,7 +106,7 @@ class DetectionTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's loss; its terms are kept for the log.
+        """The model's loss; keeps its terms for the log.
 
         Raises:
             TrainingError: The loss is not finite.
@@ -117,7 +117,7 @@ class DetectionTrainer(Trainer):
             outputs = model(**inputs)
         except FloatingPointError as error:
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the matching's costs are {error}"
+                f"step {self.state.global_step + 1}: matching costs are {error}; try a lower learning rate"
             ) from error
         terms = {name: value.detach() for name, value in outputs.loss_dict.items()}
         if not torch.isfinite(outputs.loss):
@@ -125,16 +125,16 @@ class DetectionTrainer(Trainer):
             images = ", ".join(str(int(label["image_id"])) for label in inputs["labels"])
             raise TrainingError(
                 f"step {self.state.global_step + 1}, images {images}: not finite: "
-                f"{', '.join(bad) or 'the sum of the losses'}. Try a lower learning rate, or fp32"
+                f"{', '.join(bad) or 'the sum of the losses'}; try a lower learning rate, or fp32"
             )
         for name, value in terms.items():
-            if not name[-1].isdigit():  # those of the earlier decoder layers would only fill the table
+            if not name[-1].isdigit():  # not the losses of the earlier decoder layers
                 self._term_sums[name] = self._term_sums.get(name, 0) + value
         self._batches += 1
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the loss terms since the last time to a row with the loss."""
+        """Adds the means of the loss terms since the last call to a row with the loss."""
         if "loss" in logs and self._batches:
             means = torch.stack([value.float() for value in self._term_sums.values()]) / self._batches
             means = self.accelerator.reduce(means, reduction="mean")
@@ -145,7 +145,7 @@ class DetectionTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measures the averaged weights in the main process, and tells the others."""
+        """Evaluates the averaged weights in the main process, and sends the metrics to the others."""
         found: list[Any] = [self.measure(self.best_weights) if self.is_world_process_zero() else None]
         if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(found)
@@ -155,9 +155,9 @@ class DetectionTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves the averaged weights too; a checkpoint that cannot be written whole is removed.
+        """Also saves the averaged weights; removes a checkpoint that cannot be written completely.
 
-        The Trainer writes the state last, so its presence tells that a checkpoint is whole; older ones are
+        The Trainer writes the state last, so a checkpoint with a state is complete. Older checkpoints are
         removed after that.
         """
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -171,16 +171,16 @@ class DetectionTrainer(Trainer):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise DetrkitError(
-                f"cannot write the checkpoint {folder}; is the disk full? ({error}) Those before it are "
-                "whole: make room, then resume"
+                f"cannot write the checkpoint {folder} ({error}); make room on the disk, then resume from "
+                "the last checkpoint"
             ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # before the state says that all is there
+        self.accelerator.wait_for_everyone()  # before the state marks the checkpoint as complete
 
     def _rescaled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch in another size, which depends on nothing but seed and step."""
+        """The batch in a different size, which depends only on seed and step."""
         draw = np.random.default_rng((self.args.seed, self.state.global_step)).uniform(-1, 1)
         pixels = inputs["pixel_values"]
         size = [
@@ -195,7 +195,7 @@ class DetectionTrainer(Trainer):
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Whether a checkpoint was written completely."""
     try:
         json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -204,7 +204,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint in a folder; halves that a killed run has left are removed."""
+    """The last complete checkpoint in a folder; removes incomplete ones of a killed run."""
     found = {}
     for path in folder.glob("checkpoint-*"):
         if not is_whole(path):
