@@ -49,7 +49,7 @@ def test_name_privacy_and_handler_can_be_chosen(convert, hub):
 def test_options_of_an_upload_that_is_not_asked_for_are_refused(convert, options):
     done = convert(*options)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "need --push-to-hub" in done.stderr
+    assert "require --push-to-hub" in done.stderr
     assert not Path("mine").exists()
 
 

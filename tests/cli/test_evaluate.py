@@ -66,7 +66,7 @@ def test_the_numbers_are_printed_and_written(
     assert ["AP", f"{100 * expected.stats['AP']:.1f}"] in rows
     assert "REMOTE" in done.stdout
     assert "4 images, " in done.stderr
-    assert f"results and pictures in {out}" in done.stderr
+    assert f"results and charts in {out}" in done.stderr
     again = evaluate_results(annotations, out / "boxes_results.json")
     assert again.stats == pytest.approx(expected.stats, abs=1e-6)
     assert (out / "boxes_confusion_matrix.png").is_file()

@@ -35,7 +35,7 @@ def test_it_draws_what_python_draws(
         "cpu",
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"2 pictures: {out}/wide_decoder.png, {out}/wide_encoder.png.\n"
+    assert done.stderr == f"2 drawings: {out}/wide_decoder.png, {out}/wide_encoder.png.\n"
     assert sorted(path.name for path in out.iterdir()) == ["wide_decoder.png", "wide_encoder.png"]
     detector, picture = Detector.from_pretrained(folder, device="cpu"), read_image(pictures[0])
     attention = decoder_attention(detector, picture, 0.3)[:3]
@@ -64,7 +64,7 @@ def test_points_and_queries_are_drawn_without_any_object(
     assert lines[0].startswith("no object scores above 1.0: the best score is 0.")
     assert "broken.jpg" in lines[1]
     assert lines[2:] == [
-        f"2 pictures: {out}/wide_encoder.png, {out}/wide_queries.png.",
+        f"2 drawings: {out}/wide_encoder.png, {out}/wide_queries.png.",
         "1 of 5 images of --queries could not be read.",
     ]
 
@@ -72,7 +72,7 @@ def test_points_and_queries_are_drawn_without_any_object(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--point", "3;4"], "--point needs X,Y in pixels"),
+        (["--point", "3;4"], "--point must be X,Y in pixels"),
         (["--point", "130,4"], "the point 130,4 lies outside of the image, which is 120 pixels wide"),
         (["--threshold", "1"], "lower the threshold"),
         (["--layer", "5"], "no decoder layer 5"),

@@ -45,13 +45,13 @@ def test_an_exported_folder_detects_the_same_without_the_torch_weights(
         (("--model", "{model}", "--to", "tflite"), "onnx, openvino"),
         (("--model", "{model}"), "--to"),
         (("--model", "{model}", "--to", "openvino", "--int8"), "--calibration"),
-        (("--model", "{model}", "--to", "openvino", "--calibration", "."), "for --int8"),
+        (("--model", "{model}", "--to", "openvino", "--calibration", "."), "require --int8"),
         (("--model", "{model}", "--to", "onnx", "--int8", "--calibration", "."), "int8 is for OpenVINO only"),
         (
             ("--model", "{model}", "--to", "openvino", "--int8", "--calibration", "."),
             "no images in this folder",
         ),
-        (("--model", "{model}", "--to", "openvino", "--int8", "--calibration", "gone"), "no folder gone"),
+        (("--model", "{model}", "--to", "openvino", "--int8", "--calibration", "gone"), "not found: gone"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(

@@ -218,7 +218,7 @@ def test_what_is_larger_than_memory_is_refused_unread(tmp_path: Path, model: Pat
     path = tmp_path / "large.safetensors" if kind == "file" else model / "model.safetensors"
     path.touch()
     os.truncate(path, 2**42)
-    refused(path if kind == "file" else model, "4398046511104 bytes, more than the")
+    refused(path if kind == "file" else model, "4398046511104 bytes (of weights )?exceed the limit")
 
 
 def safetensors(header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -269,7 +269,7 @@ def test_an_index_names_files_beside_it_only(model: Path, name: str, weights: st
     (model / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"a": name}}
     (model / f"{weights}.index.json").write_text(json.dumps(index))
-    refused(model, "refused to read .*index.json: it names the file .* only files beside it are read")
+    refused(model, "refused to read .*index.json: it names the file .* files must be in the same folder")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_an_index_names_files_beside_it_only(model: Path, name: str, weights: st
 )
 def test_an_index_that_is_none_is_refused(model: Path, content: str) -> None:
     (model / "model.safetensors.index.json").write_text(content)
-    refused(model, "cannot read .*index.json")
+    refused(model, "cannot read .*index.json|index.json is not a JSON file")
 
 
 def test_shards_beside_their_index_are_read(model: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_file_of_a_folder_that_never_ends_is_refused(model: Path, name: str, k
         os.truncate(model / name, 2**42)
     else:
         (model / name).symlink_to("/dev/zero" if kind == "device" else name)
-    refused(model, "not a regular file" if kind in ("device", "pipe") else "cannot read|more than")
+    refused(model, "not a regular file" if kind in ("device", "pipe") else "cannot read|exceed the limit")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_an_exported_model_lies_in_its_folder(model: Path, entries: dict[str, An
     (model / "engine.json").write_text(json.dumps({**manifest, **entries}))
     refused(model, says)
     os.truncate(model / "engine.json", 2**42)
-    refused(model, "4398046511104 bytes, more than")
+    refused(model, "4398046511104 bytes exceed the limit")
 
 
 def test_links_to_regular_files_are_followed(model: Path) -> None:
