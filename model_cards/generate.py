@@ -42,7 +42,8 @@ def count(name: str) -> Cost:
     from detrkit.conversion.convert import released_model
 
     if name in REGISTRY:
-        return count_cost(*released_model(REGISTRY[name]))
+        model, _ = released_model(REGISTRY[name])
+        return count_cost(type(model), model.config)
     model, processor = load_pretrained(str(BUNDLED[name]), None)
     return count_cost(type(model), model.config, size_for(*IMAGE_SIZE, processor.size))
 

@@ -31,17 +31,13 @@ def save_random(name: str, folder: Path, **changes: Any) -> None:
     import torch
 
     from detrkit.conversion.convert import released_model
-    from detrkit.families import FAMILIES
 
-    entry = find_checkpoint(name)
-    model_class, config = released_model(entry)
+    empty, processor = released_model(find_checkpoint(name))
     for option, value in changes.items():
-        setattr(config, option, value)
-    family = FAMILIES[entry.family]
+        setattr(empty.config, option, value)
     torch.manual_seed(0)
-    model_class(config).save_pretrained(folder)
-    panoptic = {"format": "coco_panoptic"} if entry.task == "panoptic" else {}
-    family.load(family.processor)(**panoptic).save_pretrained(folder)
+    type(empty)(empty.config).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def cost_of(model: str, size: tuple[int, int]) -> Cost:

@@ -147,11 +147,10 @@ def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
     )
 
 
-def released_model(entry: ReleasedCheckpoint) -> tuple[type[DetrFamilyPreTrainedModel], DetrFamilyConfig]:
-    """Class and configuration of a released checkpoint, without its file."""
-    with torch.device("meta"):  # without numbers
-        model, _ = _build(released_architecture(entry), entry)
-    return type(model), model.config
+def released_model(entry: ReleasedCheckpoint) -> tuple[DetrFamilyPreTrainedModel, BaseImageProcessor]:
+    """The model of a released checkpoint without values (on the meta device), and its image processor."""
+    with torch.device("meta"):
+        return _build(released_architecture(entry), entry)
 
 
 def _check_agreement(architecture: Architecture, entry: ReleasedCheckpoint) -> None:
