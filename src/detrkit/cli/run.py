@@ -135,7 +135,7 @@ def run_images(
     *,
     reads_here: bool = True,
 ) -> None:
-    """Takes images through a model into sinks, and tells the user how it went.
+    """Takes images through a model into sinks, and reports the outcome.
 
     Args:
         reader: The images.

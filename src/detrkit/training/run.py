@@ -97,6 +97,36 @@ def train(
     model.to(memory_format=torch.channels_last)  # convolutions are a sixth faster
     metric = "PQ" if val_data.panoptic_dir is not None else "AP"
 
+    trainer = _make_trainer(recipe, model, processor, train_data, val_data, metric)
+    progress = Progress(metric)
+    trainer.add_callback(progress)
+    if trainer.is_world_process_zero():
+        recipe.save(recipe.output / RECIPE_FILE)
+    if checkpoint is not None and trainer.averaged is not None:
+        trainer.averaged.load_state_dict(torch.load(checkpoint / AVERAGE_FILE, weights_only=True))
+    try:
+        rows = _run(trainer, recipe, metric, checkpoint)
+    finally:
+        progress.close()
+    best = best_row(rows, metric)
+    assert best is not None  # the last epoch is always evaluated
+    if trainer.is_world_process_zero():
+        detector = Detector.from_pretrained(recipe.output, device=trainer.args.device)
+        save_predictions(draw_predictions(detector, val_data), recipe.output)
+        if recipe.push_to_hub:
+            _upload(recipe)
+    return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
+
+
+def _make_trainer(
+    recipe: TrainingRecipe,
+    model: Any,
+    processor: Any,
+    train_data: DetectionDataset,
+    val_data: DetectionDataset,
+    metric: str,
+) -> DetectionTrainer:
+    """The trainer with its callbacks, except for the progress bar; ``metric`` determines the best model."""
     arguments = _training_arguments(recipe)
     sampler = AspectRatioBatchSampler(
         train_data.sizes,
@@ -123,7 +153,6 @@ def train(
         measure=partial(_measure, recipe=recipe, processor=processor, dataset=val_data),
     )
     trainer.remove_callback(PrinterCallback)
-    progress = Progress(metric)
     trainer.add_callback(
         RunPlan(
             sampler,
@@ -142,24 +171,7 @@ def train(
             lambda rows: write_reports(recipe.output, rows, metric),
         )
     )
-    trainer.add_callback(progress)
-
-    if trainer.is_world_process_zero():
-        recipe.save(recipe.output / RECIPE_FILE)
-    if checkpoint is not None and trainer.averaged is not None:
-        trainer.averaged.load_state_dict(torch.load(checkpoint / AVERAGE_FILE, weights_only=True))
-    try:
-        rows = _run(trainer, recipe, metric, checkpoint)
-    finally:
-        progress.close()
-    best = best_row(rows, metric)
-    assert best is not None  # the last epoch is always evaluated
-    if trainer.is_world_process_zero():
-        detector = Detector.from_pretrained(recipe.output, device=arguments.device)
-        save_predictions(draw_predictions(detector, val_data), recipe.output)
-        if recipe.push_to_hub:
-            _upload(recipe)
-    return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
+    return trainer
 
 
 def _run(
