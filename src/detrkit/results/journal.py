@@ -1,4 +1,4 @@
-"""A record of finished work, a line each, from which an interrupted command goes on."""
+"""A record of finished work, one line each, from which an interrupted command can be resumed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from detrkit.common.files import atomic_file
 
 
 class Journal:
-    """Lines of JSON in a file: the settings of the work first, then an entry for each finished piece.
+    """Lines of JSON in a file: first the settings, then an entry for each finished piece of work.
 
-    An entry is in the file as soon as :meth:`add` returns. A last line that was cut off is not an entry.
-    Entries are found again by the place that they begin at, so that none needs to be held in memory.
+    An entry is in the file as soon as :meth:`add` returns. A truncated last line is not an entry. Entries are
+    addressed by their position in the file, so that none needs to be held in memory.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        """Opens a journal; nothing is written before it is started.
+        """Opens a journal; nothing is written before :meth:`start`.
 
         Args:
             path: The file.
@@ -28,15 +28,15 @@ class Journal:
         """
         self.path = path
         self.settings = settings
-        self._whole: int | None = None  # bytes that hold whole lines, where the file is an earlier run's
+        self._whole: int | None = None  # bytes of complete lines, if the file is an earlier run's
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Place and content of each entry so far, none where there is no journal.
+        """Place and content of each entry; none if the file does not exist.
 
         After the last one, entries can be added.
 
         Raises:
-            DetrkitError: The journal cannot be read, or is of work with other settings.
+            DetrkitError: The journal cannot be read, or is from work with different settings.
         """
         place = 0
         try:
@@ -59,7 +59,7 @@ class Journal:
         self._whole = place
 
     def at(self, place: int) -> dict[str, Any]:
-        """The entry that begins at a place of the file."""
+        """The entry at a place in the file."""
         with self.path.open("rb") as file:
             file.seek(place)
             return dict(json.loads(file.readline()))
@@ -79,10 +79,10 @@ class Journal:
                 )
 
     def start(self, entries: Iterable[dict[str, Any]] = ()) -> list[int]:
-        """Replaces what was there by these entries, at one stroke; gives their places.
+        """Atomically replaces the content with these entries; returns their places.
 
         Raises:
-            DetrkitError: The file system refuses.
+            DetrkitError: The file cannot be written.
         """
         places = []
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
@@ -94,15 +94,15 @@ class Journal:
         return places
 
     def add(self, entry: dict[str, Any]) -> int:
-        """Appends an entry; gives its place.
+        """Appends an entry; returns its place.
 
         Raises:
-            DetrkitError: The file system refuses.
+            DetrkitError: The file cannot be written.
         """
         try:
             with self.path.open("ab") as file:
                 if self._whole is not None:
-                    file.truncate(self._whole)  # what was cut off would spoil the new line
+                    file.truncate(self._whole)  # a truncated line would spoil the new one
                     self._whole = None
                 file.seek(0, 2)
                 place = file.tell()
@@ -112,7 +112,7 @@ class Journal:
         return place
 
     def remove(self) -> None:
-        """Deletes the file: the work is done and its result written."""
+        """Deletes the file, because the result of the work is written."""
         self.path.unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
-"""Batch norm that is trained, for backbones that start from random weights.
+"""Trainable batch norm, for backbones that start from random weights.
 
-The models freeze batch norm, as the original does with its pretrained backbones; a backbone that starts from
-nothing does not learn like that. A live batch norm has the tensors of a frozen one under the same names, so
-what it learnt is saved in the same layout, and a saved model is loaded with frozen ones again.
+The models freeze batch norm, as the original does with its pretrained backbones; a backbone with random
+weights does not learn that way. A live batch norm has tensors of the same names as a frozen one, so it is
+saved in the same layout, and a saved model is loaded with frozen batch norm again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOMENTUM = 0.1  # PyTorch's default: how much of a batch's statistics enters th
 
 
 class LiveBatchNorm2d(nn.Module):
-    """A batch norm that learns, with the values and the tensor names of a frozen one.
+    """A trainable batch norm with the values and tensor names of a frozen one.
 
     Args:
         frozen: The batch norm to start from.
@@ -40,7 +40,7 @@ class LiveBatchNorm2d(nn.Module):
 
 
 def thaw_batch_norm(module: nn.Module) -> nn.Module:
-    """Replaces every frozen batch norm inside ``module`` by one that learns; returns ``module``."""
+    """Replaces every frozen batch norm inside ``module`` with a trainable one; returns ``module``."""
     for name, child in module.named_children():
         if isinstance(child, FrozenBatchNorm2d):
             setattr(module, name, LiveBatchNorm2d(child))
@@ -50,7 +50,7 @@ def thaw_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def refreeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replaces every live batch norm inside ``module`` by a frozen one of its values; returns ``module``."""
+    """Replaces every live batch norm inside ``module`` with a frozen copy; returns ``module``."""
     for name, child in module.named_children():
         if isinstance(child, LiveBatchNorm2d):
             frozen = FrozenBatchNorm2d(len(child.weight), child.eps, child.activation)

@@ -1,4 +1,4 @@
-"""What a run has logged so far, read from the ``Trainer``'s log."""
+"""The history of a run, read from the ``Trainer``'s log."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from detrkit.evaluation.coco import STATISTICS
 
 PANOPTIC_STATISTICS = ("PQ", "SQ", "RQ", "PQthings", "PQstuff")
-"""Names of the numbers of a panoptic evaluation."""
+"""Names of the metrics of a panoptic evaluation."""
 
 _EVALUATION = "eval_"
 _FIRST_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", *PANOPTIC_STATISTICS, *STATISTICS)
 
 
 def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """One row for each step that something was logged at.
+    """One row for each logged step.
 
     Args:
         log_history: ``trainer.state.log_history``.
 
     Returns:
-        Rows by step: ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and where
-        the model was evaluated its numbers (``AP``, ...).
+        Rows by step: ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and the
+        metrics (``AP``, ...) if the model was evaluated.
     """
     rows: dict[int, dict[str, float]] = {}
     for entry in log_history:
@@ -34,24 +34,24 @@ def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """All names in the rows, in an order that does not depend on theirs; terms of the loss come last."""
+    """All names in the rows, in a fixed order; terms of the loss are last."""
     found = {name for row in rows for name in row}
     first = [name for name in _FIRST_COLUMNS if name in found]
     return first + sorted(found.difference(first))
 
 
 def evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> list[Mapping[str, float]]:
-    """The rows that have the number called ``metric``."""
+    """The rows that have a value of ``metric``."""
     return [row for row in rows if metric in row]
 
 
 def best_row(rows: Sequence[Mapping[str, float]], metric: str) -> Mapping[str, float] | None:
-    """The evaluation with the highest ``metric``, the earliest of equals; None before the first one."""
+    """The first evaluation with the highest ``metric``; None before the first evaluation."""
     return max(evaluations(rows, metric), key=lambda row: row[metric], default=None)
 
 
 def has_stalled(rows: Sequence[Mapping[str, float]], metric: str, patience: int | None) -> bool:
-    """Whether the last ``patience`` evaluations brought nothing better than those before them."""
+    """Whether none of the last ``patience`` evaluations is better than those before."""
     values = [row[metric] for row in evaluations(rows, metric)]
     if patience is None or len(values) <= patience:
         return False

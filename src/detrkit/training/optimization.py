@@ -28,13 +28,13 @@ def parameter_groups(
     """The trained parameters in groups with a learning rate each.
 
     Args:
-        model: The model; parameters that do not ask for a gradient are left out.
-        learning_rate: Of all that is not named below.
-        backbone_learning_rate: Of the backbone.
+        model: The model; parameters without ``requires_grad`` are left out.
+        learning_rate: Learning rate of the Transformer and the heads.
+        backbone_learning_rate: Learning rate of the backbone.
 
     Returns:
         Groups for an optimizer, each with ``name``, ``params`` and ``lr``: "backbone", "sampling" (sampling
-        offsets and reference points, a tenth of the rate) and "transformer", as far as there are any.
+        offsets and reference points, a tenth of the rate) and "transformer". Empty groups are left out.
     """
     groups: dict[str, dict[str, Any]] = {
         "transformer": {"lr": learning_rate},
@@ -55,12 +55,12 @@ def parameter_groups(
 
 
 def learning_rate_factor(schedule: str, steps: int, warmup_steps: int) -> Callable[[int], float]:
-    """What the learning rates are multiplied by at each step.
+    """The factor of the learning rates at each step.
 
     Args:
         schedule: "cosine", "step" or "constant".
-        steps: Of the whole run.
-        warmup_steps: In which the factor rises linearly.
+        steps: Number of steps in the run.
+        warmup_steps: Number of steps during which the factor rises linearly.
 
     Returns:
         The factor of a step, counted from 0.
@@ -80,14 +80,14 @@ def learning_rate_factor(schedule: str, steps: int, warmup_steps: int) -> Callab
 
 
 class AveragedWeights(AveragedModel):
-    """A copy of a model whose weights, and batch norm statistics, are a moving average of the model's.
+    """A copy of a model whose weights and batch norm statistics are a moving average of the model's.
 
-    The decay begins lower, so that the random weights of the start are soon forgotten: after ``n`` updates it
-    is (1 + n) / (10 + n), as long as that is below ``decay``.
+    The decay starts lower, so that the random initial weights lose their influence quickly: after ``n``
+    updates it is (1 + n) / (10 + n), as long as that is below ``decay``.
 
     Args:
-        model: The model, where it is trained.
-        decay: The decay in the long run, from 0 to 1.
+        model: The model in training, on its device.
+        decay: The final decay, from 0 to 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -103,5 +103,5 @@ class AveragedWeights(AveragedModel):
 
 
 def decay_after(updates: int, decay: float) -> float:
-    """The decay of the average after so many updates."""
+    """The decay of the average after a number of updates."""
     return min(decay, (1 + updates) / (10 + updates))

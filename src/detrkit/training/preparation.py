@@ -1,4 +1,4 @@
-"""What a recipe needs before the first step: checked data sets, the model and its image processor."""
+"""Preparation of a training run: checked data sets, the model and its image processor."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
 def read_datasets(
     recipe: TrainingRecipe, train: DetectionDataset | None, val: DetectionDataset | None
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """Reads and checks the two data sets, as far as they are not given.
+    """Reads the data sets that are not given, and checks both.
 
     Raises:
-        AnnotationError: One of them cannot be read or used.
+        AnnotationError: A data set cannot be read or used.
     """
     if train is None:
         train = DetectionDataset.from_coco(
@@ -59,7 +59,7 @@ def check_classes(model: Any, val: DetectionDataset) -> None:
     """Refuses validation images with objects that the model has no class for.
 
     Raises:
-        AnnotationError: There are some.
+        AnnotationError: The model has no class for a category that is used.
     """
     document = val.document
     if val.panoptic_dir is None:
@@ -70,23 +70,23 @@ def check_classes(model: Any, val: DetectionDataset) -> None:
         match_categories(model.config.id2label, document["categories"], used)
     except AnnotationError as error:
         raise AnnotationError(
-            f"{val.source} has objects of categories that the training annotations lack: {error}"
+            f"{val.source} has objects of categories that the training annotations do not have: {error}"
         ) from error
 
 
 def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
-    """Makes the model, with its trainable parameters chosen, and its image processor.
+    """Creates the model, with its trainable parameters chosen, and its image processor.
 
     Args:
         recipe: The recipe.
-        train: The training data, whose categories become the model's classes, unless it has just these.
+        train: The training data. Its categories become the model's classes unless they are already.
 
     Returns:
-        The model, the image processor, and the data set with the model's class ids.
+        The model, the image processor, and the data set with the model's labels.
 
     Raises:
         CheckpointError: The checkpoint cannot be found, read or used.
-        SettingError: The model cannot be made as the recipe says.
+        SettingError: The recipe's settings do not make a model.
     """
     if recipe.from_scratch:
         model, processor = _new_model(recipe, train)
@@ -101,7 +101,7 @@ def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, A
 
 
 def learning_rates(recipe: TrainingRecipe, model: Any) -> tuple[float, float]:
-    """Learning rate and that of the backbone."""
+    """Learning rate, and learning rate of the backbone."""
     rate = recipe.learning_rate
     if rate is None:
         rate = FAMILIES[model.config.model_type].learning_rate
@@ -121,7 +121,7 @@ def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
 
     Args:
         shortest: Shorter edge in pixels; 3/5 of the longer one by default.
-        longest: Longest edge allowed, in pixels; 5/3 of the shorter one by default.
+        longest: Maximum length of the longer edge in pixels; 5/3 of the shorter one by default.
     """
     if shortest is None:
         assert longest is not None  # one of them is given
@@ -135,7 +135,7 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
     if family is None:
         hint = did_you_mean(recipe.model, families)
         raise SettingError(
-            f"--from-scratch needs a family as --model, one of {', '.join(families)}, not "
+            f"--from-scratch requires a family as --model, one of {', '.join(families)}, not "
             f"{recipe.model!r}{hint}"
         )
     if recipe.backbone not in timm.list_models():
@@ -158,7 +158,7 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
     try:
         model = family.load_model_class(recipe.masks)(config_class(**options))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise SettingError(f"cannot make this {recipe.model} model: {first_line(error)}") from error
+        raise SettingError(f"invalid settings for a {recipe.model} model: {first_line(error)}") from error
     return model, family.load(family.processor)()
 
 
@@ -190,7 +190,7 @@ def _class_names(train: DetectionDataset) -> dict[str, Any]:
 
 
 def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
-    """Entries of the configuration that the recipe sets, whether the model is new or not."""
+    """Configuration entries that the recipe sets, for new and pretrained models alike."""
     known = set(family.load(family.config)().to_dict())
     options: dict[str, Any] = {}
     for text in recipe.model_option:
@@ -210,7 +210,7 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
 
 
 def choose_trained(model: Any, recipe: TrainingRecipe) -> None:
-    """Freezes what the recipe says, and makes batch norm learn where it should."""
+    """Freezes parameters, and makes batch norm trainable, as the recipe says."""
     live = recipe.live_batch_norm
     if live is None:
         live = starts_from_nothing(recipe) and recipe.freeze != "backbone"
@@ -227,17 +227,17 @@ def choose_trained(model: Any, recipe: TrainingRecipe) -> None:
 
 
 def resolve_workers(recipe: TrainingRecipe, processes: int) -> int:
-    """How many processes read images for each training process."""
+    """Number of processes that read images for each training process."""
     if recipe.workers is not None:
         return recipe.workers
     return min(8, max(1, torch.get_num_threads() // max(1, processes)))
 
 
 def check_packages() -> None:
-    """Says before any work which optional packages are missing.
+    """Checks, before any work, that the optional packages are installed.
 
     Raises:
-        MissingExtraError: One is.
+        MissingExtraError: A package is missing.
     """
     try:
         import accelerate  # noqa: F401
@@ -248,11 +248,11 @@ def check_packages() -> None:
 
 
 def check_output(output: Path) -> None:
-    """Refuses a place for the output that is a file or cannot be written into.
+    """Refuses an output folder that is a file or cannot be written to.
 
     Raises:
-        DetrkitError: It is one.
+        DetrkitError: ``output`` is a file or cannot be written to.
     """
     if output.exists() and not output.is_dir():
-        raise SettingError(f"--output needs a folder, but {output} is a file")
+        raise SettingError(f"--output must be a folder, but {output} is a file")
     check_writable(output)

@@ -37,8 +37,8 @@ def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str
 
     Args:
         folder: Folder of the run.
-        rows: As :func:`~detrkit.training.history.merge_log` gives them.
-        metric: The number by which the best model is chosen, "AP" or "PQ".
+        rows: Rows from :func:`~detrkit.training.history.merge_log`.
+        metric: The metric that determines the best model, "AP" or "PQ".
     """
     names = columns(rows)
     write_csv(folder / METRICS_FILE, names, [[row.get(name, "") for name in names] for row in rows])
@@ -60,7 +60,7 @@ def draw_losses(rows: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def draw_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> Figure:
-    """The main numbers of the evaluations over the epochs."""
+    """The main metrics of the evaluations over the epochs."""
     evaluated = evaluations(rows, metric)
     figure, axes = _axes("Evaluation", "in [0, 1]")
     for name in columns(evaluated):
