@@ -560,6 +560,29 @@ def test_a_gpu_finds_the_same_as_the_cpu(tiny_detr: Path, detector: Detector) ->
     assert_same(on_gpu(image, threshold=0), detector(image, threshold=0), tolerance=1e-2)
 
 
+def test_the_callers_model_can_still_be_trained_and_saved(tiny_detr: Path, tmp_path: Path) -> None:
+    from detrkit import DetrForObjectDetection, DetrImageProcessor
+
+    model = DetrForObjectDetection.from_pretrained(tiny_detr).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    processor = DetrImageProcessor.from_pretrained(tiny_detr)
+    detector, image = Detector(model, processor, device="cpu"), make_picture(120, 80)
+    found = detector(image, threshold=0)
+
+    assert model.training
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
+    model.save_pretrained(tmp_path)
+    saved = DetrForObjectDetection.from_pretrained(tmp_path).state_dict()
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)  # as training would, in place
+    np.testing.assert_array_equal(detector(image, threshold=0).boxes, found.boxes)
+
+
 # Masks and segments
 
 

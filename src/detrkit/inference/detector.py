@@ -15,6 +15,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -80,7 +81,8 @@ class Detector:
         :mod:`detrkit.engines.allocator`).
 
         Args:
-            model: A detection or segmentation model of detrkit; it is changed, and can no longer be trained.
+            model: A detection or segmentation model of detrkit. The detector prepares a copy: the model can
+                still be trained and saved, and later changes to it do not reach the detector.
             processor: Its image processor.
             engine: What runs the model: "torch", "compile", "onnx" or "openvino" (see
                 :mod:`detrkit.engines`). The last two export the model first, which takes a while; load a
@@ -94,7 +96,8 @@ class Detector:
             MissingExtraError: The engine's packages are not installed.
         """
         check_engine(engine)
-        self._start(model, processor, engine, place(engine, device, dtype), limits)
+        # Preparing replaces modules. Memory is not shared: training the model would change half of the copy.
+        self._start(copy.deepcopy(model), processor, engine, place(engine, device, dtype), limits)
 
     def _start(
         self,
