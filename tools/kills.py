@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tests.conftest import make_picture, make_tiny_detr, read_json
+from tests.conftest import make_picture, read_json
 from tests.conversion.synthetic import detr_checkpoint
+from tests.tiny import FAMILIES
 from tests.training.conftest import make_dataset
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -62,7 +63,7 @@ class Job:
 
 def jobs(work: Path) -> dict[str, Job]:
     """The commands and what they work on."""
-    model, images = make_tiny_detr(work / "model"), work / "images"
+    model, images = FAMILIES["detr"].save(work / "model"), work / "images"
     images.mkdir()
     for number in range(250):
         make_picture(160, 120, seed=number % 13).save(images / f"{number}.png")
@@ -76,7 +77,7 @@ def jobs(work: Path) -> dict[str, Job]:
     torch.save({"model": detr_checkpoint(num_labels=3, num_queries=25, learned=True)}, checkpoint)
     data = ["--train-images", annotations.parent / "images", "--train-annotations", annotations]
     data += ["--val-images", annotations.parent / "images", "--val-annotations", annotations]
-    deformable = make_tiny_detr(work / "deformable", "DeformableDetr")
+    deformable = FAMILIES["deformable_detr_two_stage"].save(work / "deformable")
     return {
         "detect": Job(
             lambda out: [

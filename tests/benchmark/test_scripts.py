@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from detrkit.benchmark.report import append_csv
+from tests.tiny import FAMILIES
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -45,10 +46,10 @@ def test_help_comes_from_the_scripts_own_account(
 def test_the_script_for_gpus_runs_on_a_cpu(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tests.conftest import make_tiny_detr
 
     def save_tiny(name: str, folder: Path) -> None:
-        make_tiny_detr(folder, "DeformableDetr" if name.startswith("deformable") else "Detr")
+        family = "deformable_detr_two_stage" if name.startswith("deformable") else "detr"
+        FAMILIES[family].save(folder)
 
     monkeypatch.setattr(script.models, "save_random", save_tiny)
     monkeypatch.setattr(script.machine, "matrix_rate", lambda *_: 1.0)

@@ -11,7 +11,8 @@ from detrkit import Detector
 from detrkit.evaluation import evaluate_detector, evaluate_results
 from detrkit.evaluation.coco import STATISTICS
 from tests.cli.conftest import Run
-from tests.conftest import TINY_NAMES, read_json
+from tests.conftest import read_json
+from tests.tiny import TINY_NAMES
 
 CATEGORIES = [{"id": 10 + label, "name": name.upper()} for label, name in TINY_NAMES.items() if label]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from detrkit.engines import cuda_graphs
 from detrkit.engines.cuda_graphs import EAGER_CALLS, GRAPHS_KEPT, replay_recurring
-from tests.models.tiny import FAMILIES, padded_batch
+from tests.tiny import FAMILIES, padded_batch
 
 on_gpu = [
     pytest.mark.gpu,

@@ -16,7 +16,7 @@ from detrkit.engines.exported import open_exported, read_manifest
 from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
 from tests.closeness import assert_same_outputs
 from tests.conftest import make_picture
-from tests.models.tiny import FAMILIES, shake, tiny_config
+from tests.tiny import FAMILIES, shake, tiny_config
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detrkit import DetrForObjectDetection
 from detrkit.engines import fused_cuda, start
 from tests.engines.test_torch_engine import BACKBONES
-from tests.models.tiny import FAMILIES, padded_batch, shake, tiny_config
+from tests.tiny import FAMILIES, padded_batch, shake, tiny_config
 
 on_gpu = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ from detrkit.engines.export import check_format, export_model
 from detrkit.engines.exported import read_manifest
 from detrkit.errors import MissingExtraError, SettingError
 from tests.conftest import make_picture
-from tests.models.tiny import FAMILIES
+from tests.tiny import FAMILIES
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("openvino")

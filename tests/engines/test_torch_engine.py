@@ -12,7 +12,7 @@ from detrkit.engines import fused
 from detrkit.engines.torch_engine import fold_batch_norm, prepare
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
 from tests.closeness import assert_same_numbers, assert_same_outputs
-from tests.models.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
+from tests.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
 
 
 def indices(*stages: int) -> dict:

@@ -23,8 +23,7 @@ from detrkit.hub.card_trained import bundled_card, trained_card
 from detrkit.hub.cards import plain_card
 from detrkit.models.detr.configuration_detr import DetrConfig
 from detrkit.training.recipe import TrainingRecipe
-from tests.conftest import make_tiny_detr
-from tests.models.tiny import tiny_config
+from tests.tiny import FAMILIES, tiny_config
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 SECTIONS = (
@@ -102,9 +101,9 @@ def test_the_costs_are_near_the_published_ones(name):
     assert (cost.sampling_macs > 0) == (entry.family == "deformable_detr")
 
 
-@pytest.mark.parametrize("family", ["Detr", "DeformableDetr"])
+@pytest.mark.parametrize("family", ["detr", "deformable_detr_two_stage"])
 def test_the_cost_counts_what_a_file_holds(family, tmp_path):
-    folder = make_tiny_detr(tmp_path / "tiny", family)
+    folder = FAMILIES[family].save(tmp_path / "tiny")
     detector = Detector.from_pretrained(folder, device="cpu")
     cost = count_cost(type(detector.model), detector.model.config, (64, 96))
     size = (folder / "model.safetensors").stat().st_size
@@ -224,7 +223,7 @@ def test_nothing_is_claimed_for_tensors_that_cannot_be_the_released_ones():
 @pytest.fixture(scope="module")
 def blood_cells(tmp_path_factory):
     """A stand-in of the bundled model: untrained, with the files that a run and an evaluation leave."""
-    folder = make_tiny_detr(tmp_path_factory.mktemp("bundled") / "blood-cells", "DeformableDetr")
+    folder = FAMILIES["deformable_detr_two_stage"].save(tmp_path_factory.mktemp("bundled") / "blood-cells")
     stats = dict.fromkeys(STATISTICS, 0.5)
     classes = [
         {"id": 1, "name": "Platelets", "objects": 76, **stats, "AP": 0.321},

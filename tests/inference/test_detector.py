@@ -14,7 +14,8 @@ from PIL import Image
 from detrkit import Detections, Detector
 from detrkit.common.progress import with_progress
 from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
-from tests.conftest import TINY_NAMES, make_picture
+from tests.conftest import make_picture
+from tests.tiny import TINY_NAMES
 
 QUERIES = 12
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.models.tiny import FAMILIES, TinyFamily
+from tests.tiny import FAMILIES, TinyFamily
 
 
 @pytest.fixture(params=FAMILIES)

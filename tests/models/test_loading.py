@@ -13,7 +13,7 @@ from detrkit import DetrConfig, DetrForObjectDetection, DetrModel
 from detrkit.errors import CheckpointError
 from detrkit.models.layers import backbone as backbone_module
 from tests.closeness import assert_same_numbers, assert_same_outputs, assert_same_weights
-from tests.models.tiny import padded_batch, shake, tiny_config, tiny_resnet
+from tests.tiny import padded_batch, shake, tiny_config, tiny_resnet
 
 HEADS = ("class_labels_classifier", "bbox_predictor", "class_embed", "bbox_embed")
 TIMM = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}

@@ -6,7 +6,7 @@ from transformers import ConvNextConfig, SwinConfig
 
 from detrkit import DetrForObjectDetection
 from tests.closeness import assert_same_numbers, assert_same_outputs
-from tests.models.tiny import padded_batch, shake, some_labels, tiny_config, tiny_resnet
+from tests.tiny import padded_batch, shake, some_labels, tiny_config, tiny_resnet
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from detrkit import (
 )
 from detrkit.models.layers.position_encoding import SinePositionEncoding, encode_points
 from tests.closeness import assert_same_outputs
-from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels
+from tests.tiny import FAMILIES, padded_batch, shake, some_labels
 
 TINY = FAMILIES["conditional_detr"]
 

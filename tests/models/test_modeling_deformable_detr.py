@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
 from detrkit.models.deformable_detr.modeling_deformable_detr import Surroundings
 from tests.closeness import assert_same_numbers, assert_same_outputs
-from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels
+from tests.tiny import FAMILIES, padded_batch, shake, some_labels
 
 TINY = FAMILIES["deformable_detr"]
 REFINE = {"with_box_refine": True}

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from detrkit import ConditionalDetrForSegmentation, DetrForSegmentation
+from detrkit import DetrForSegmentation
 from detrkit.engines.torch_engine import prepare
 from detrkit.losses.matcher import PackedTargets, match
 from detrkit.models.layers import mask_head
 from detrkit.models.layers.mask_head import AttentionMap
 from tests.closeness import assert_same_numbers
-from tests.models.tiny import FAMILIES, padded_batch, shake, some_labels, tiny_resnet
+from tests.tiny import FAMILIES, padded_batch, shake, some_labels, tiny_resnet
 
-CLASSES = {"detr": DetrForSegmentation, "conditional_detr": ConditionalDetrForSegmentation}
+CLASSES = {name: family.segmentation_class for name, family in FAMILIES.items() if family.segmentation_class}
 TIMM = {"backbone": "resnet18", "use_timm_backbone": True, "backbone_config": None}
 BOXES = ("logits", "pred_boxes")
 
@@ -28,8 +28,7 @@ def name(request):
 
 
 def tiny(name, **options):
-    options = {"encoder_attention_heads": 8, **options}
-    return shake(CLASSES[name](FAMILIES[name].config(**options)).eval())
+    return FAMILIES[name].segmenter(**options)
 
 
 def labels_with_masks(batch=2):

@@ -9,7 +9,7 @@ from detrkit import DetrForObjectDetection
 from detrkit.models.layers.backbone import FrozenBatchNorm2d, freeze_batch_norm
 from detrkit.training.batch_norm import LiveBatchNorm2d, refreeze_batch_norm, thaw_batch_norm
 from tests.closeness import assert_same_numbers, assert_same_outputs
-from tests.models.tiny import FAMILIES, padded_batch, shake
+from tests.tiny import FAMILIES, padded_batch, shake
 
 
 def frozen_norm():

@@ -10,7 +10,7 @@ from detrkit.training.optimization import (
     learning_rate_factor,
     parameter_groups,
 )
-from tests.models.tiny import FAMILIES
+from tests.tiny import FAMILIES
 
 
 def names_of(model, groups):

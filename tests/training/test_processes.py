@@ -13,7 +13,7 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.conftest import wait_until
-from tests.models.tiny import FAMILIES, some_labels
+from tests.tiny import FAMILIES, some_labels
 
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 

@@ -1,23 +1,33 @@
-"""Small models for tests of logic: a ResNet of unusual widths, two layers, twelve queries."""
+"""Small models: a ResNet of unusual widths, two layers, twelve queries.
+
+``TinyFamily`` makes them in memory with random values everywhere, for tests of the networks. It also saves
+detectors with scores all over [0, 1], for tests of what is done with detections.
+"""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import ResNetConfig
 
+import detrkit
 from detrkit import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
+    ConditionalDetrForSegmentation,
     ConditionalDetrModel,
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
     DeformableDetrModel,
     DetrConfig,
     DetrForObjectDetection,
+    DetrForSegmentation,
     DetrModel,
 )
+
+TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 
 
 def tiny_resnet(**options) -> ResNetConfig:
@@ -67,11 +77,39 @@ def shake(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+@torch.no_grad()
+def spread_scores(whole: torch.nn.Module) -> None:
+    """Makes queries and class head far larger than at initialisation.
+
+    Queries then find different things with scores all over [0, 1], and masks that differ.
+    """
+    model = getattr(whole, "detector", whole)
+    if hasattr(model, "bbox_embed"):
+        for head in model.class_embed:
+            head.weight.normal_(std=0.7)
+            head.bias.zero_()
+        for head in model.bbox_embed:
+            head.layers[-1].reset_parameters()
+    else:
+        model.model.query_position_embeddings.weight.normal_(std=30)
+        model.class_labels_classifier.weight.normal_(std=0.7)
+        model.class_labels_classifier.bias.zero_()
+    if hasattr(model.model.decoder, "ref_point_head"):
+        # Reference points all over the image, and boxes of different sizes around them.
+        model.model.decoder.ref_point_head.layers[-1].weight /= 30
+        model.bbox_predictor.layers[-1].reset_parameters()
+    if whole is not model:
+        whole.bbox_attention.q_linear.weight *= 20
+        whole.mask_head.lay1.weight[:, model.config.d_model :] *= 100
+        whole.mask_head.out_lay.weight *= 30
+
+
 @dataclass(frozen=True)
 class TinyFamily:
     """The classes of a family, of detrkit and of Transformers, and tiny models of them.
 
     Attributes:
+        segmentation_class: The detector with a mask head, of families that have one.
         options: What the configuration has beyond that of any other tiny model.
         stages: Those of the backbone that files of the Hub name.
         levels: (height, width) of the feature maps that the model attends to in ``padded_batch``.
@@ -84,6 +122,7 @@ class TinyFamily:
     config_class: type
     base_class: type
     detector_class: type
+    segmentation_class: type | None = None
     no_object_classes: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     stages: tuple[int, ...] = (1, 2, 3, 4)
@@ -123,6 +162,37 @@ class TinyFamily:
     def detector(self, **options):
         return shake(self.detector_class(self.config(**options))).eval()
 
+    def segmenter(self, **options):
+        config = self.config(**{"encoder_attention_heads": 8, **options})  # heads of masks share its channels
+        return shake(self.segmentation_class(config)).eval()
+
+    def save(self, folder: Path, masks: bool = False) -> Path:
+        """Saves a detector of three named classes, and an image processor that makes images small.
+
+        Args:
+            folder: Where to.
+            masks: Whether to give it a mask head; the couch is stuff then, the other classes are things.
+        """
+        torch.manual_seed(0)
+        config = self.config(
+            backbone_config=tiny_resnet(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4, layer_type="basic"),
+            decoder_layers=2,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            encoder_attention_heads=8 if masks else 4,
+            decoder_attention_heads=4,
+            num_labels=len(TINY_NAMES),
+            id2label=TINY_NAMES,
+            label2id={name: label for label, name in TINY_NAMES.items()},
+        )
+        model = (self.segmentation_class if masks else self.detector_class)(config).eval()
+        spread_scores(model)
+        model.save_pretrained(folder)
+        processor_class = getattr(detrkit, self.config_class.__name__.replace("Config", "ImageProcessor"))
+        things = {"is_thing_map": {1: True, 2: True, 3: False}} if masks else {}
+        processor_class(size={"shortest_edge": 64, "longest_edge": 107}, **things).save_pretrained(folder)
+        return folder
+
     def outputs(self, num_labels: int = 5) -> int:
         """Outputs of the class head."""
         return num_labels + self.no_object_classes
@@ -144,11 +214,14 @@ _LEVELS = ((16, 20), (8, 10), (4, 5), (2, 3))
 _SAMPLED = ("init_reference_points", "cross_sampling_locations", "encoder_sampling_locations")
 
 FAMILIES = {
-    "detr": TinyFamily(DetrConfig, DetrModel, DetrForObjectDetection, no_object_classes=1),
+    "detr": TinyFamily(
+        DetrConfig, DetrModel, DetrForObjectDetection, DetrForSegmentation, no_object_classes=1
+    ),
     "conditional_detr": TinyFamily(
         ConditionalDetrConfig,
         ConditionalDetrModel,
         ConditionalDetrForObjectDetection,
+        ConditionalDetrForSegmentation,
         model_fields=("reference_points",),
     ),
     "deformable_detr": TinyFamily(
