@@ -60,12 +60,9 @@ def benchmark(
     pass. For reliable numbers, run nothing else on the machine.
     """
     from detrkit.checkpoints.registry import resolve_model
-    from detrkit.engines import check_engine
 
     height, width = parse_size(size)
-    chosen = [name.strip() for name in engines.split(",")] if engines else []
-    for name in chosen:
-        check_engine(name)
+    chosen = _parse_engines(engines)
     name = model if random_weights else resolve_model(model)
     check_output_file("--csv", csv_file)
     if not debug:
@@ -90,14 +87,11 @@ def benchmark(
         rate = max(rate, machine.matrix_rate(threads, device, dtype))
 
     configuration = machine.columns(threads, device)
+    about = {"model": model, "allocator": "as is"}
+    reference = _TRANSFORMERS if transformers else None
+    settings = next(iter(sides.values()))
     rows = make_rows(
-        results,
-        next(iter(sides.values())),
-        cost,
-        rate,
-        reference=_TRANSFORMERS if transformers else None,
-        about={"model": model, "allocator": "as is"},
-        configuration=configuration,
+        results, settings, cost, rate, reference=reference, about=about, configuration=configuration
     )
     if csv_file is not None:
         append_csv(csv_file, rows)
@@ -107,6 +101,16 @@ def benchmark(
         f"{cost.macs / 1e9:.1f} GMAC an image; matrix products {rate:.0f} GFLOP/s."
     )
     _check_results(results, dtype)
+
+
+def _parse_engines(text: str | None) -> list[str]:
+    """The engines of a comma-separated list; none for None."""
+    from detrkit.engines import check_engine
+
+    engines = [name.strip() for name in text.split(",")] if text else []
+    for name in engines:
+        check_engine(name)
+    return engines
 
 
 def _check_engines(name: str, chosen: Sequence[str], device: str, dtype: str) -> list[str]:

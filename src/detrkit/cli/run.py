@@ -36,7 +36,7 @@ Results: TypeAlias = "Iterator[tuple[int, Image | None, _Result]]"
 class ImageReader:
     """Reads the images that the user named, and reports those that cannot be read on stderr.
 
-    Iterating gives the position and the image of each readable one.
+    Iteration yields the position and the image of each readable one.
 
     Attributes:
         inputs: The images that the user named.
@@ -117,7 +117,7 @@ class ImageReader:
                 yield position, image
 
     def _images(self) -> Iterator[Image]:
-        """Passes images on (in the detector's thread), keeping those whose results are still to come."""
+        """Passes images on (in the detector's thread), keeping those that still wait for a result."""
         for position, image in self:
             self._in_work.append((position, image))
             yield image
@@ -142,7 +142,7 @@ def run_images(
         mistakes: One line for each argument that names no image.
         sinks: Where the results go. Each result goes to them in this order; the last sink records that an
             image is done, and says what an earlier run has done.
-        start: Loads the model; gives it and an iterator over the results of ``reader``.
+        start: Loads the model; returns it and an iterator over the results of ``reader``.
         reads_here: Whether this process reads the images, so that it can look for a readable one before it
             loads the model.
 

@@ -61,7 +61,7 @@ class Sink(ABC, Generic[_Result]):
         return None
 
     def begin(self) -> Collection[int]:
-        """Opens the output; gives the positions of the images that an earlier run has done."""
+        """Opens the output; returns the positions of the images that an earlier run has done."""
         return ()
 
     @abstractmethod
@@ -210,7 +210,7 @@ class PanopticFolder(Sink["PanopticSegmentation"]):
         self.lasts = True
 
     def begin(self) -> Collection[int]:
-        """Opens the journal with the entries of an earlier run whose PNG files are there."""
+        """Opens the journal with the entries of an earlier run whose PNG files exist."""
         left_over = []
         positions = {key: position for position, key in enumerate(zip(self._ids, self._names))}
         for entry in self._earlier_entries() if self._resume else ():

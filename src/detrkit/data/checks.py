@@ -148,7 +148,7 @@ def _rows_of_images(
     dataset: DetectionDataset, findings: _Findings, sizes: Mapping[int, tuple[int, int]]
 ) -> list[dict[str, Any]]:
     """The annotations of usable images."""
-    listed = {i["id"] for i in dataset.document["images"] if _lacking(i, {"id": int}) is None}
+    listed = {i["id"] for i in dataset.document["images"] if _fault(i, {"id": int}) is None}
     rows = []
     for row in dataset.document["annotations"]:
         broken = _problem_with_row(row, listed)
@@ -184,9 +184,9 @@ def _check_categories(
     ids_by_name: dict[str, int] = {}
     merged: dict[int, int] = {}
     for position, entry in enumerate(dataset.document["categories"]):
-        lacking = _lacking(entry, {"id": int, "name": str})
-        if lacking:
-            findings.add("broken_entry", f"category {position + 1} in the list {lacking}")
+        fault = _fault(entry, {"id": int, "name": str})
+        if fault:
+            findings.add("broken_entry", f"category {position + 1} in the list {fault}")
         elif entry["id"] in kept or entry["name"] in ids_by_name:
             findings.add("duplicate_category", f"{entry['id']} ({entry['name']})")
             merged.setdefault(entry["id"], ids_by_name.get(entry["name"], entry["id"]))
@@ -200,9 +200,9 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
     """Usable image entries, all with their height and width."""
     listed: dict[int, list[dict[str, Any]]] = {}
     for position, entry in enumerate(dataset.document["images"]):
-        lacking = _lacking(entry, {"id": int, "file_name": str})
-        if lacking:
-            findings.add("broken_entry", f"image {position + 1} in the list {lacking}")
+        fault = _fault(entry, {"id": int, "file_name": str})
+        if fault:
+            findings.add("broken_entry", f"image {position + 1} in the list {fault}")
         else:
             listed.setdefault(entry["id"], []).append(entry)
     candidates: dict[str, dict[str, Any]] = {}
@@ -245,9 +245,9 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
 
 def _problem_with_row(row: Any, listed: set[Any]) -> tuple[str, str] | None:
     """What is wrong with an annotation of either kind, as (kind, example)."""
-    lacking = _lacking(row, {"image_id": int})
-    if lacking:
-        return "broken_entry", f"annotation {_name(row)} {lacking}"
+    fault = _fault(row, {"image_id": int})
+    if fault:
+        return "broken_entry", f"annotation {_name(row)} {fault}"
     if row["image_id"] not in listed:
         return "unknown_image", f"annotation {_name(row)}, image {row['image_id']}"
     return None
@@ -302,9 +302,9 @@ def _problem_with_object(
     row: Mapping[str, Any], size: tuple[int, int], known: set[int]
 ) -> tuple[str, str] | None:
     name = f"annotation {_name(row)}"
-    lacking = _lacking(row, {"category_id": int, "bbox": list})
-    if lacking:
-        return "broken_entry", f"{name} {lacking}"
+    fault = _fault(row, {"category_id": int, "bbox": list})
+    if fault:
+        return "broken_entry", f"{name} {fault}"
     box = row["bbox"]
     if len(box) != 4 or not all(isinstance(value, Real) for value in box):
         return "broken_entry", f"{name} has bbox {box}, not four numbers"
@@ -366,9 +366,9 @@ def _check_panoptic(
     """Usable annotations of a panoptic file: one for each image that has a PNG."""
     by_image: dict[int, dict[str, Any]] = {}
     for row in rows:
-        lacking = _lacking(row, {"file_name": str, "segments_info": list})
-        if lacking:
-            findings.add("broken_entry", f"annotation of image {row['image_id']} {lacking}")
+        fault = _fault(row, {"file_name": str, "segments_info": list})
+        if fault:
+            findings.add("broken_entry", f"annotation of image {row['image_id']} {fault}")
         elif row["image_id"] in by_image:
             findings.add("identical_annotation", f"image {row['image_id']}")
         else:
@@ -388,9 +388,9 @@ def _check_panoptic(
         segments: dict[int, dict[str, Any]] = {}
         for segment in row["segments_info"]:
             name = f"a segment of image {row['image_id']}"
-            lacking = _lacking(segment, {"id": int, "category_id": int, "area": Real})
-            if lacking:
-                findings.add("broken_entry", f"{name} {lacking}")
+            fault = _fault(segment, {"id": int, "category_id": int, "area": Real})
+            if fault:
+                findings.add("broken_entry", f"{name} {fault}")
             elif segment["category_id"] not in known and segment["category_id"] not in merged:
                 findings.add("unknown_category", f"{name}, category {segment['category_id']}")
             elif segment["id"] in segments:
@@ -402,7 +402,7 @@ def _check_panoptic(
     return kept
 
 
-def _lacking(entry: Any, keys: Mapping[str, type]) -> str | None:
+def _fault(entry: Any, keys: Mapping[str, type]) -> str | None:
     """What is wrong with an entry that must have these keys and types, as the end of a sentence."""
     if not isinstance(entry, Mapping):
         return f"is {type(entry).__name__}, not a dictionary"

@@ -47,7 +47,7 @@ class DetectionDataset:
         labels: Labels by category name or category id, if they are not 0, 1, 2, ...
         panoptic_dir: Folder of the PNG files of panoptic annotations; None for a detection data set.
         return_masks: Whether targets have ``masks``.
-        exif_orientation: Whether images are turned upright as their EXIF orientation says. COCO's boxes refer
+        exif_orientation: Whether images are rotated as their EXIF orientation says. COCO's boxes refer
             to the pixels as they are stored.
     """
 
@@ -80,7 +80,7 @@ class DetectionDataset:
             panoptic_dir: The folder of the PNG files of a panoptic file.
             return_masks: Whether targets have ``masks``. Without, polygons and run lengths are not kept in
                 memory.
-            exif_orientation: Whether images are turned upright as their EXIF orientation says.
+            exif_orientation: Whether images are rotated as their EXIF orientation says.
 
         Raises:
             AnnotationError: A file or folder is missing, or the file is not COCO JSON of that kind.
@@ -278,10 +278,10 @@ def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, lis
             f"{path} is not a COCO file: it contains a {type(document).__name__}, not an object with "
             f"{', '.join(_TABLES)}"
         )
-    lacking = [name for name in _TABLES if not isinstance(document.get(name), list)]
-    if lacking:
+    missing = [name for name in _TABLES if not isinstance(document.get(name), list)]
+    if missing:
         raise AnnotationError(
-            f"{path} is not a COCO ground-truth file: it has no list {' and '.join(lacking)} (it has "
+            f"{path} is not a COCO ground-truth file: it has no list {' and '.join(missing)} (it has "
             f"{_listed(list(document))})"
         )
     return {name: document[name] for name in _TABLES}

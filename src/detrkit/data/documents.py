@@ -24,7 +24,7 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
         lists: Keys that must have a list of objects with at least one entry.
 
     Raises:
-        AnnotationError: The file cannot be read, is not a JSON object, or has not all of the lists.
+        AnnotationError: The file cannot be read, is not a JSON object, or does not have all of the lists.
     """
     document = source if isinstance(source, Mapping) else read_json(source, AnnotationError)
     name = name_of(source)
