@@ -29,7 +29,7 @@ from detrkit.attention.maps import (
 )
 from detrkit.common.files import atomic_file
 from detrkit.inference.prepared import read_image
-from detrkit.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from detrkit.models.layers.feature_levels import MultiScaleDeformableAttention
 from detrkit.results.detections import Detections
 
 HERE = Path(__file__).resolve().parent

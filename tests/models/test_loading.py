@@ -142,7 +142,7 @@ def test_a_changed_number_of_labels_starts_a_new_class_head_with_a_message(tmp_p
     model.save_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, logger="detrkit"):
         loaded = DetrForObjectDetection.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
-    assert "class head was initialised anew for 3 labels" in caplog.text
+    assert "class head was reinitialised for 3 labels" in caplog.text
     assert loaded.class_labels_classifier.weight.shape == (4, 32)
     assert loaded.class_labels_classifier.weight.abs().max() <= 32**-0.5 + 1e-6
     torch.testing.assert_close(loaded.bbox_predictor.layers[0].weight, model.bbox_predictor.layers[0].weight)
@@ -155,7 +155,7 @@ def test_a_changed_number_of_queries_says_that_they_are_new(one_stage_family, tm
         loaded = one_stage_family.detector_class.from_pretrained(
             tmp_path, num_queries=20, ignore_mismatched_sizes=True
         )
-    assert "object queries were initialised anew because their number changed to 20" in caplog.text
+    assert "object queries were reinitialised because their number changed to 20" in caplog.text
     with torch.no_grad():
         outputs = loaded(*padded_batch())
     assert outputs.logits.shape == (2, 20, one_stage_family.outputs())

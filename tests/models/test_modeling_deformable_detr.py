@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
-from detrkit.models.deformable_detr.modeling_deformable_detr import Surroundings
+from detrkit.models.layers.feature_levels import Surroundings
 from tests.closeness import assert_same_numbers, assert_same_outputs
 from tests.tiny import FAMILIES, padded_batch, shake, some_labels
 

@@ -7,15 +7,19 @@ each class, any other (DETR) the cross-entropy of a softmax whose last class is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.common.schema import Target
 from detrkit.losses.matcher import PackedTargets, Targets, match, send
+
+if TYPE_CHECKING:
+    from detrkit.models.configuration import DetrFamilyConfig
 
 FOCAL_GAMMA = 2  # the paper's exponent (Lin et al., 2017)
 MASK_FOCAL_ALPHA = 0.25  # weight of a mask's pixels against the rest
@@ -29,29 +33,25 @@ def detection_loss(
     logits: Tensor,
     boxes: Tensor,
     targets: Targets,
-    config: Any,
+    config: DetrFamilyConfig,
     predict_masks: MatchedMasks | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Classification, L1 and generalised IoU losses of all decoder layers.
 
-    With ``predict_masks`` also the focal and dice losses of the last layer's masks. All layers are one
-    computation, and the transfer of the matching's costs is the only wait for the device.
+    All layers are one computation, and the transfer of the matching's costs is the only wait for the device.
 
     Args:
         logits: (layers, batch, queries, classes), from first to last layer; for DETR the last class is
             no-object.
         boxes: (layers, batch, queries, 4) cxcywh, normalised.
-        targets: An image each: ``class_labels`` (objects,) and ``boxes`` (objects, 4) cxcywh, normalised.
-            Errors call an image by its ``image_id``, where there is one.
-        config: Gives the costs of the matching, the weights of the losses, and ``focal_alpha`` or else
-            ``eos_coefficient``.
-        predict_masks: Gives the masks of matched queries; the targets then need ``masks`` (objects, height,
-            width), padded as the images are.
+        targets: One for each image, with boxes cxcywh, normalised.
+        config: Gives the costs of the matching and the weights of the losses.
+        predict_masks: Gives the masks of matched queries, for mask losses; targets then need ``masks``.
 
     Returns:
         The weighted total, and every term by the original's name, unweighted: ``loss_ce``, ``loss_bbox``,
-        ``loss_giou`` and the logging terms ``class_error`` (percent) and ``cardinality_error``; those of
-        layer i before the last end in ``_i``. ``loss_mask`` and ``loss_dice`` where there are masks.
+        ``loss_giou``, with masks ``loss_mask`` and ``loss_dice``, and for logging ``class_error`` (percent)
+        and ``cardinality_error``; those of layer i before the last end in ``_i``.
 
     Raises:
         ValueError: The number of targets is not the batch size, or targets do not fit together.
@@ -64,44 +64,47 @@ def detection_loss(
     logits, boxes = logits.float(), boxes.float()
     packed = PackedTargets(targets, logits.device)
     focal_alpha: float | None = getattr(config, "focal_alpha", None)
-    focal = focal_alpha is not None
     costs = (config.class_cost, config.bbox_cost, config.giou_cost)
-    matches = match(logits, boxes, packed, *costs, focal=focal)
+    matches = match(logits, boxes, packed, *costs, focal=focal_alpha is not None)
     # A matched query's place, by layer, and its target's class and box.
     place = (torch.arange(layers, device=logits.device)[:, None], matches.image, matches.query)
     labels, wanted = packed.labels[matches.target], packed.boxes[matches.target]
-
     count = mean_box_count(targets, logits.device)
     if focal_alpha is not None:
         classification = _focal_loss(logits, (*place, labels), count, focal_alpha)
     else:
         classification = _softmax_loss(logits, place, labels, config.eos_coefficient)
     terms = {"loss_ce": classification, **_box_losses(boxes[place], wanted, count)}
-    weights = {
-        "loss_ce": config.cls_loss_coefficient if focal else 1.0,
-        "loss_bbox": config.bbox_loss_coefficient,
-        "loss_giou": config.giou_loss_coefficient,
-    }
+    weights = _weights(config)
     total = sum(weights[name] * values.sum() for name, values in terms.items())
-    with torch.no_grad():
-        terms["cardinality_error"] = _cardinality_error(logits, packed)
-        class_error = _class_error(logits[place][-1], labels[-1])
+    terms["cardinality_error"] = _cardinality_error(logits, packed)
     loss_dict = {name: values[-1] for name, values in terms.items()}
     if predict_masks is not None:
         mask_logits = predict_masks(matches.image, matches.query[-1]).float()
         mask_targets = send(torch.cat(masks), logits.device)[matches.target[-1]].float()
         mask_terms = _mask_losses(mask_logits, mask_targets, count)
-        total = total + config.mask_loss_coefficient * mask_terms["loss_mask"]
-        total = total + config.dice_loss_coefficient * mask_terms["loss_dice"]
+        total = total + sum(weights[name] * value for name, value in mask_terms.items())
         loss_dict.update(mask_terms)
-    loss_dict["class_error"] = class_error
+    loss_dict["class_error"] = _class_error(logits[place][-1], labels[-1])
     for i in range(layers - 1):
         loss_dict.update({f"{name}_{i}": values[i] for name, values in terms.items()})
     return total, loss_dict
 
 
+def _weights(config: DetrFamilyConfig) -> dict[str, float]:
+    """The weight of each term."""
+    focal = getattr(config, "focal_alpha", None) is not None
+    return {
+        "loss_ce": config.cls_loss_coefficient if focal else 1.0,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+        "loss_mask": config.mask_loss_coefficient,
+        "loss_dice": config.dice_loss_coefficient,
+    }
+
+
 def proposal_loss(
-    logits: Tensor, boxes: Tensor, targets: Targets, config: Any
+    logits: Tensor, boxes: Tensor, targets: Targets, config: DetrFamilyConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a two-stage model's proposals, which only tell objects from background.
 
@@ -114,7 +117,7 @@ def proposal_loss(
     Returns:
         As :func:`detection_loss`; the names end in ``_enc``.
     """
-    binary = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in targets]
+    binary: list[Target] = [{**t, "class_labels": torch.zeros_like(t["class_labels"])} for t in targets]
     total, terms = detection_loss(logits[None], boxes[None], binary, config)
     # The original logs the class error of the decoder's last layer only.
     return total, {f"{name}_enc": value for name, value in terms.items() if name != "class_error"}
@@ -163,7 +166,7 @@ class _UnwantedLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, *matched: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, logits: Tensor, *matched: Tensor) -> Tensor:
         probability = logits.sigmoid()
         # Makes both the loss and its derivative 0. A plain 0 would be copied to the device, which waits.
         probability.index_put_(matched, probability.new_zeros(()))
@@ -176,7 +179,7 @@ class _UnwantedLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (derivative,) = ctx.saved_tensors
         return gradient[:, None, None, None] * derivative, None, None, None, None
 
@@ -223,6 +226,7 @@ def _box_losses(boxes: Tensor, wanted: Tensor, count: Tensor) -> dict[str, Tenso
     }
 
 
+@torch.no_grad()
 def _cardinality_error(logits: Tensor, targets: PackedTargets) -> Tensor:
     """Mean difference between the number of predicted objects and of targets, for each layer.
 
@@ -234,6 +238,7 @@ def _cardinality_error(logits: Tensor, targets: PackedTargets) -> Tensor:
     return (predicted - wanted).abs().float().mean(-1)
 
 
+@torch.no_grad()
 def _class_error(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of matched queries, logits (matches, classes), whose class is wrong, in percent."""
     if len(labels) == 0:

@@ -11,8 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.common.schema import Target
 
-Targets: TypeAlias = Sequence[dict[str, Tensor]]
+Targets: TypeAlias = Sequence[Target]
 
 # Of the focal cost: the weight of a positive, and the exponent. The originals keep them fixed here, whatever
 # the loss uses (``models/matcher.py`` of Conditional and Deformable DETR).
@@ -36,7 +37,7 @@ class PackedTargets:
         sizes: Number of targets of each image, which is known without asking the device.
 
     Raises:
-        ValueError: An image has not as many classes as boxes.
+        ValueError: The numbers of classes and boxes of an image differ.
     """
 
     def __init__(self, targets: Targets, device: torch.device) -> None:

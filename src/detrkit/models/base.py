@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from detrkit.models.layers.backbone import (
 from detrkit.models.layers.mask_head import MASK_HEAD_RENAMES, AttentionMap, MaskHead
 from detrkit.models.layers.position_encoding import LearnedPositionEncoding
 from detrkit.models.layers.transformer import TransformerLayer
+
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +107,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         ):
             module.reset_parameters()
 
-    def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
+    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
         """Initialises every module that is not set yet, those without parameters of their own included.
 
         For classes outside Transformers the library leaves out the latter, but here they know best: an
@@ -128,7 +131,9 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Loads a model from a Hub id or a folder, in any layout that these checkpoints come in.
 
         Backbone weights are never fetched: the checkpoint holds them. All arguments are those of
@@ -179,11 +184,13 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             state_dict[second] = state_dict[first].clone()
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """As :meth:`torch.nn.Module.load_state_dict`, without the second names of saved tensors."""
         doubled = self.second_names(state_dict).keys()
         return super().load_state_dict(
-            {k: v for k, v in state_dict.items() if k not in doubled}, *args, **kwargs
+            {k: v for k, v in state_dict.items() if k not in doubled}, strict, assign
         )
 
     def second_names(self, names: Iterable[str]) -> dict[str, str]:
@@ -191,27 +198,31 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         return {n.replace(_POSITIONS_V4, _POSITIONS_V5): n for n in names if _POSITIONS_V4 in n}
 
 
-def _explain_mismatch(source: Any, mismatched: Iterable[tuple[str, Any, Any]]) -> str:
+def _explain_mismatch(
+    source: str | os.PathLike[str] | None, mismatched: Iterable[tuple[str, torch.Size, torch.Size]]
+) -> str:
     listed = [f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in sorted(mismatched)]
     more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
     return (
         f"tensors of {source} do not fit the configuration: {'; '.join(listed[:4])}{more}. Load it with its "
-        "own configuration, or pass ignore_mismatched_sizes=True to start these tensors anew (for another "
+        "own configuration, or pass ignore_mismatched_sizes=True to reinitialise these tensors (for another "
         "number of labels or queries)."
     )
 
 
-def _report_new_weights(model: DetrFamilyPreTrainedModel, info: dict[str, Any]) -> None:
+def _report_new_weights(
+    model: DetrFamilyPreTrainedModel, info: Mapping[str, Iterable[tuple[str, torch.Size, torch.Size]]]
+) -> None:
     """Says in one line each what a changed number of labels or queries means."""
     mismatched = {name for name, *_ in info["mismatched_keys"]}
     if any("class" in name for name in mismatched):
         logger.warning(
-            "The class head was initialised anew for %d labels: train it before use.",
+            "The class head was reinitialised for %d labels: train it before use.",
             model.config.num_labels,
         )
     if any("query_position_embeddings" in name for name in mismatched):
         logger.warning(
-            "The object queries were initialised anew because their number changed to %d: train the model "
+            "The object queries were reinitialised because their number changed to %d: train the model "
             "before use, for detections come from its queries.",
             model.config.num_queries,
         )

@@ -8,10 +8,13 @@ configuration never asks the network for a timm backbone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+if TYPE_CHECKING:
+    from transformers import TimmBackboneConfig
 
 # Name of a size -> its least and its largest value. Published models stay far below the latter; what exceeds
 # them is an accident or an attack, and is refused before memory is spent.
@@ -168,7 +171,7 @@ class DetrFamilyConfig(PreTrainedConfig):
         if not self.use_timm_backbone or self._has_default_backbone_kwargs():
             self.backbone_kwargs = None
 
-    def _take_over_timm_config(self, timm_config: Any) -> None:
+    def _take_over_timm_config(self, timm_config: TimmBackboneConfig) -> None:
         """Transformers 5 describes a timm backbone by a nested config; the Hub's form names it."""
         self.backbone = timm_config.backbone
         self.backbone_kwargs = {"out_indices": timm_config.out_indices, "in_chans": timm_config.num_channels}
@@ -199,14 +202,14 @@ class DetrFamilyConfig(PreTrainedConfig):
         return output
 
 
-def _check_ranges(values: Mapping[str, Any]) -> None:
+def _check_ranges(values: Mapping[str, object]) -> None:
     for name, (least, largest) in _RANGES.items():
         value = values.get(name)
         if value is not None and not (isinstance(value, (int, float)) and least <= value <= largest):
             raise ValueError(f"{name} must lie between {least} and {largest}, not {value!r}")
 
 
-def _check_backbone(options: Any) -> None:
+def _check_backbone(options: object) -> None:
     """Refuses options of a backbone that are absurd, or that would fetch or run something."""
     if not isinstance(options, Mapping):
         return

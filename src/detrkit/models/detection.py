@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from detrkit.common.schema import Target
 from detrkit.losses.criterion import MatchedMasks, detection_loss, proposal_loss
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
@@ -116,16 +117,10 @@ class SingleScaleModel(EncoderDecoderModel):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> DetrModelOutput:
-        """Encodes a feature map and decodes the queries; the arguments that follow are those of ``forward``.
+        """Encodes a feature map (batch, d_model, height, width) and decodes the queries.
 
-        Args:
-            feature_map: (batch, d_model, height, width), projected.
-            mask: (batch, height, width), True where pixels are real; None when nothing is padded.
-            decoder_attention_mask: As in ``forward``.
-            encoder_outputs: As in ``forward``.
-            decoder_inputs_embeds: As in ``forward``.
-            output_attentions: As in ``forward``.
-            output_hidden_states: As in ``forward``.
+        ``mask`` (batch, height, width) is True where pixels are real, None when nothing is padded. The other
+        arguments are those of ``forward``.
         """
         config = self.config
         positions = self.backbone.position_embedding(feature_map, mask).to(feature_map.dtype)
@@ -208,7 +203,7 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
         encoder_outputs: EncoderOutput | tuple[Tensor, ...] | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[Target] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -278,14 +273,14 @@ class ObjectDetectionModel(ModelWithHeads):
         """
         raise NotImplementedError
 
-    def run(self, labels: list[dict[str, Tensor]] | None, **inputs: Any) -> ObjectDetectionOutput:
+    def run(self, labels: list[Target] | None, **inputs: Any) -> ObjectDetectionOutput:
         """See :meth:`ModelWithHeads.forward`."""
         return self.output_class(**self.read(self.model(**inputs, return_dict=True), labels))
 
     def read(
         self,
         features: DetrModelOutput,
-        labels: list[dict[str, Tensor]] | None = None,
+        labels: list[Target] | None = None,
         predict_masks: MatchedMasks | None = None,
     ) -> dict[str, Any]:
         """Reads detections, and losses if there are labels, off the base model's output.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from detrkit.common.schema import Target
 from detrkit.losses.matcher import send
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.detection import ModelWithHeads, ObjectDetectionModel
@@ -53,7 +54,7 @@ class SegmentationModel(ModelWithHeads):
         """Score of each query's best class: (batch, queries) of (batch, queries, classes)."""
         raise NotImplementedError
 
-    def run(self, labels: list[dict[str, Tensor]] | None, **inputs: Any) -> SegmentationOutput:
+    def run(self, labels: list[Target] | None, **inputs: Any) -> SegmentationOutput:
         """See :meth:`~detrkit.models.detection.ModelWithHeads.forward`."""
         features, masks_of = self.features(**inputs)
         states: Tensor = features.last_hidden_state
@@ -175,7 +176,7 @@ def _ask_for_all_stages(config: DetrFamilyConfig) -> None:
     Raises:
         ValueError: The backbone has too few stages.
     """
-    backbone: Any = config.backbone_config
+    backbone: Any = config.backbone_config  # a mapping only before the configuration settles it
     if backbone is None:
         options = config.backbone_kwargs or {}
         if len(options.get("out_indices", range(_STAGES))) < _STAGES:

@@ -48,6 +48,31 @@ class LabelledSegment(_LabelledSegment, total=False):
     isthing: int
 
 
+class Segmentation(TypedDict):
+    """The segments of one image in the form of Transformers 5.
+
+    Attributes:
+        segmentation: int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs
+            (start from 1, length, start, ...) along the rows.
+        segments_info: The segments.
+    """
+
+    segmentation: torch.Tensor | list[list[int]]
+    segments_info: list[LabelledSegment]
+
+
+class PanopticPng(TypedDict):
+    """The segments of one image in the form of Transformers 4.
+
+    Attributes:
+        png_string: A PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``).
+        segments_info: The segments, without their scores.
+    """
+
+    png_string: bytes
+    segments_info: list[Segment]
+
+
 # Category ids of COCO up to this one are things, those above are stuff.
 _LAST_COCO_THING = 90
 # Segments of at most this many pixels are removed.

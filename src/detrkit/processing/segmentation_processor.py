@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 
@@ -26,7 +26,9 @@ from detrkit.processing.segmentation import (
     IsThingMap,
     LabelledSegment,
     MaskGrid,
+    PanopticPng,
     PanopticRule,
+    Segmentation,
     instance_masks,
     instance_segments,
     panoptic_segments,
@@ -38,31 +40,6 @@ from detrkit.processing.segmentation import (
 )
 
 _PANOPTIC_THRESHOLD = 0.85
-
-
-class Segmentation(TypedDict):
-    """The segments of one image in the form of Transformers 5.
-
-    Attributes:
-        segmentation: int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs
-            (start from 1, length, start, ...) along the rows.
-        segments_info: The segments.
-    """
-
-    segmentation: torch.Tensor | list[list[int]]
-    segments_info: list[LabelledSegment]
-
-
-class PanopticPng(TypedDict):
-    """The segments of one image in the form of Transformers 4.
-
-    Attributes:
-        png_string: A PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``).
-        segments_info: The segments, without their scores.
-    """
-
-    png_string: bytes
-    segments_info: list[Segment]
 
 
 class _Image(NamedTuple):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.kernels.constants import constant
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
@@ -27,7 +25,12 @@ from detrkit.models.layers.backbone import (
     padding_mask,
     rename_while_loading,
 )
-from detrkit.models.layers.deformable_attention import deformable_attention
+from detrkit.models.layers.feature_levels import (
+    FeatureLevels,
+    MultiScaleDeformableAttention,
+    Samples,
+    Surroundings,
+)
 from detrkit.models.layers.position_encoding import sine_waves
 from detrkit.models.layers.transformer import PredictionMLP, TransformerLayer
 from detrkit.models.outputs import (
@@ -36,6 +39,9 @@ from detrkit.models.outputs import (
     DeformableDetrObjectDetectionOutput,
     EncoderOutput,
 )
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictInfo
 
 # The probability that a fresh class head gives every class, and how far from 0 and 1 a coordinate is kept
 # before its inverse sigmoid is taken.
@@ -49,148 +55,6 @@ _INSIDE = (0.01 + 1e-6, 0.99 - 1e-6)
 
 # What the detector calls its heads for classes and boxes.
 _HEADS = ("class_embed", "bbox_embed")
-
-# Where a query sampled, and how much each sample weighed.
-Samples: TypeAlias = tuple[Tensor, Tensor]
-
-
-class Surroundings(NamedTuple):
-    """What offsets of samples are added to and measured in.
-
-    Both broadcast to (batch, queries, heads, levels, points, 2), float32, relative to each padded level.
-
-    Attributes:
-        centre: The point, or the centre of the box.
-        unit: A pixel around a point; half the size of a box, divided by the number of points.
-    """
-
-    centre: Tensor
-    unit: Tensor
-
-    def spread(self, heads: int, points: int) -> Surroundings:
-        """The same, written out for all heads and points: worth it where many layers read it."""
-        layout = (-1, -1, heads, self.unit.shape[-3], points, -1)
-        return Surroundings(
-            self.centre.expand(layout).contiguous(), self.unit.expand(layout[2:]).contiguous()
-        )
-
-
-@dataclass
-class FeatureLevels:
-    """Feature maps of several sizes as one sequence of pixels, finest level first.
-
-    Attributes:
-        pixels: (batch, pixels of all levels, d_model).
-        positions: (batch or 1, pixels, d_model), with the embedding of the level.
-        shapes: (height, width) of each level.
-        mask: (batch, pixels), True where pixels are real; None when nothing is padded.
-        valid_ratios: (batch, levels, 2), the share of width and height that is real; None as ``mask``.
-    """
-
-    pixels: Tensor
-    positions: Tensor
-    shapes: list[tuple[int, int]]
-    mask: Tensor | None
-    valid_ratios: Tensor | None
-
-    def surroundings(self, reference: Tensor, points: int) -> Surroundings:
-        """Where around references an attention samples, in the coordinates of each level with its padding.
-
-        Args:
-            reference: (batch or 1, queries, 2 or 4) float32, points or cxcywh boxes relative to the image.
-            points: Points that each head samples in each level.
-        """
-        reference = reference[:, :, None]
-        if self.valid_ratios is not None:
-            reference = reference * self.valid_ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
-        reference = reference[:, :, None, :, None]
-        if reference.shape[-1] == 4:
-            return Surroundings(reference[..., :2], reference[..., 2:] * (0.5 / points))
-        return Surroundings(reference, (1 / self._extents(reference))[:, None])
-
-    def _extents(self, like: Tensor) -> Tensor:
-        """Width and height of each level: (levels, 2), of the type and on the device of ``like``."""
-        return constant(tuple((width, height) for height, width in self.shapes), like.dtype, like.device)
-
-    def pixel_centres(self) -> Tensor:
-        """Centre of every pixel relative to the real image: (batch or 1, pixels, 2) float32, x then y."""
-        levels, device = [], self.pixels.device
-        extents = self._extents(torch.empty(0, dtype=torch.float32, device=device))
-        for level, (height, width) in enumerate(self.shapes):
-            y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
-            x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-            grid = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1).flatten(0, 1)
-            extent = extents[level]
-            if self.valid_ratios is not None:
-                extent = extent * self.valid_ratios[:, level, None]
-            levels.append((grid / extent).reshape(-1, height * width, 2))
-        return torch.cat(levels, dim=1)
-
-
-class MultiScaleDeformableAttention(nn.Module):
-    """Attention to sampled points (equation 3 of the paper), with its projections.
-
-    Args:
-        config: Gives width and number of levels.
-        heads: Number of heads.
-        points: Points that each head samples in each level.
-    """
-
-    def __init__(self, config: DeformableDetrConfig, heads: int, points: int) -> None:
-        super().__init__()
-        self.heads, self.levels, self.points = heads, config.num_feature_levels, points
-        width = config.d_model
-        self.sampling_offsets = nn.Linear(width, heads * self.levels * points * 2)
-        self.attention_weights = nn.Linear(width, heads * self.levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Each head begins with points along a direction of its own, at growing distance, equal in weight."""
-        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
-        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
-        offsets = direction[:, None, None] * steps[:, None]
-        nn.init.zeros_(self.sampling_offsets.weight)
-        bias = self.sampling_offsets.bias
-        if not getattr(bias, "_is_hf_initialized", False):
-            bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-
-    def forward(
-        self, query: Tensor, around: Surroundings, source: Tensor, levels: FeatureLevels
-    ) -> tuple[Tensor, Samples]:
-        """Attends.
-
-        Args:
-            query: (batch, queries, d_model).
-            around: Where each query samples.
-            source: (batch, pixels, d_model), what is sampled.
-            levels: Shapes and mask of ``source``.
-
-        Returns:
-            (batch, queries, d_model), and the sampling locations (batch, queries, heads, levels, points, 2)
-            and weights (batch, queries, heads, levels, points).
-        """
-        value = self.value_proj(source)
-        if levels.mask is not None:
-            value = value.masked_fill(~levels.mask[..., None], 0.0)
-        layout = (self.heads, self.levels, self.points)
-        # Locations in float32: a bfloat16 cannot tell neighbouring pixels of a large map apart.
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (*layout, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, layout[1:])
-        locations = torch.addcmul(around.centre, offsets, around.unit)
-        attended = deformable_attention(
-            value.unflatten(-1, (self.heads, -1)), levels.shapes, locations, weights
-        )
-        return self.output_proj(attended), (locations, weights)
 
 
 class EncoderLayer(TransformerLayer):
@@ -414,11 +278,8 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
     ) -> DeformableDetrModelOutput:
         """See :meth:`~detrkit.models.detection.EncoderDecoderModel.forward`."""
         config = self.config
-        if inputs_embeds is not None:
-            raise ValueError("Deformable DETR does not take inputs_embeds; pass pixel_values")
-        if pixel_values is None:
-            raise ValueError("pass pixel_values (an image batch)")
-
+        if inputs_embeds is not None or pixel_values is None:
+            raise ValueError("Deformable DETR does not take inputs_embeds: pass pixel_values (images)")
         levels = self._feature_levels(pixel_values, padding_mask(pixel_mask, pixel_values))
         if isinstance(encoder_outputs, tuple):
             encoded = EncoderOutput(*encoder_outputs)
@@ -426,11 +287,9 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
             encoded = encoder_outputs or self.encoder(levels, output_attentions, output_hidden_states)
         memory: Tensor = encoded.last_hidden_state
 
-        class_proposals, box_proposals = None, None
+        classes = boxes = None  # of the proposals
         if config.two_stage:
-            queries, query_positions, reference, class_proposals, box_proposals = self._propose(
-                memory, levels
-            )
+            queries, query_positions, reference, classes, boxes = self._propose(memory, levels)
         else:
             query_positions, queries = self.query_position_embeddings.weight[None].chunk(2, dim=-1)
             queries = queries.expand(memory.shape[0], -1, -1)
@@ -460,8 +319,8 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
             encoder_sampling_locations=encoded.sampling_locations,
-            enc_outputs_class=class_proposals,
-            enc_outputs_coord_logits=box_proposals,
+            enc_outputs_class=classes,
+            enc_outputs_coord_logits=boxes,
         )
 
     def _feature_levels(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> FeatureLevels:
@@ -579,7 +438,7 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
             rename_while_loading({r"^(class_embed|bbox_embed)\.\d+\.": r"\1.0."})
         self.post_init()
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """Sets an attribute; heads that replace others are also the ones that refine and propose."""
         super().__setattr__(name, value)
         if name in _HEADS and all(head in self._modules for head in _HEADS):
@@ -606,7 +465,7 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
         if new and not self.config.two_stage:
             last.bias[2:] = -2.0
 
-    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+    def _adjust_missing_and_unexpected_keys(self, loading_info: LoadStateDictInfo) -> None:
         """Does not report heads as missing that a file has once for all layers."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         for name in _HEADS:

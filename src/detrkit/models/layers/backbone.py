@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import timm
 import torch
@@ -133,7 +132,7 @@ class ConvEncoder(nn.Module):
 
 
 def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
-    options: dict[str, Any] = {"out_indices": config.default_out_indices, **(config.backbone_kwargs or {})}
+    options: dict[str, object] = {"out_indices": config.default_out_indices, **(config.backbone_kwargs or {})}
     options.setdefault("in_chans", config.num_channels)
     if config.dilation:
         options["output_stride"] = 16

@@ -16,10 +16,11 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from detrkit.kernels import deformable_attention_gather as gather
@@ -141,12 +142,14 @@ def _(
     return tuple(x.new_empty(x.shape) if want else grad.new_empty(0) for want, x in wanted)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _remember(
+    ctx: FunctionCtx, inputs: tuple[Tensor, list[int], Tensor, Tensor, str], output: Tensor
+) -> None:
     value, ctx.sizes, locations, weights, ctx.implementation = inputs
     ctx.save_for_backward(value, locations, weights)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     of_value, _, of_locations, of_weights, _ = ctx.needs_input_grad
     gradients = _operator_backward(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 # A number of 64 random bits does for four elements of 16.
@@ -38,11 +37,11 @@ class _Drop(torch.autograd.Function):
     """Scales, and zeroes what is dropped; keeps a byte an element for the gradient instead of four."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(dropped)
         ctx.scale = scale
         return (x * scale).masked_fill_(dropped, 0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Drop.apply(grads[0], *ctx.saved_tensors, ctx.scale), None, None
