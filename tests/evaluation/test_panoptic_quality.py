@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detrkit.errors import AnnotationError
-from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult, panoptic_quality_of_files
+from detrkit.evaluation.panoptic_files import panoptic_quality_of_files
+from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
 from tests.golden import DATA, PANOPTIC, needs_data
 
 CATEGORIES = [

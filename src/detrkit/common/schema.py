@@ -109,3 +109,11 @@ class Annotation(TypedDict, total=False):
     score: float
     file_name: str
     segments_info: list[Segment]
+
+
+class Document(TypedDict, total=False):
+    """A COCO document; what its entries hold has been checked no further than the reader says."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 from detrkit.common.errors import AnnotationError
+from detrkit.common.schema import Annotation, Category, Document, Image, Segment
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.image_sizes import read_image_sizes
 from detrkit.processing.annotations import decode_segmentations
@@ -134,7 +134,7 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
         raise AnnotationError(f"{dataset.source} has problems. {found}. Correct them, or leave out --strict")
     for problem in problems:
         logger.warning("%s: %s", dataset.source, problem)
-    document = {"images": images, "annotations": annotations, "categories": categories}
+    document: Document = {"images": images, "annotations": annotations, "categories": categories}
     return DatasetReport(
         dataset=replace(dataset, document=document),
         problems=problems,
@@ -146,14 +146,16 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
 
 def _rows_of_images(
     dataset: DetectionDataset, findings: _Findings, sizes: Mapping[int, tuple[int, int]]
-) -> list[dict[str, Any]]:
+) -> list[Annotation]:
     """The annotations of usable images."""
     listed = {i["id"] for i in dataset.document["images"] if _fault(i, {"id": int}) is None}
-    rows = []
+    rows: list[Annotation] = []
     for row in dataset.document["annotations"]:
-        broken = _problem_with_row(row, listed)
-        if broken:
-            findings.add(*broken)
+        fault = _fault(row, {"image_id": int})
+        if fault:
+            findings.add("broken_entry", f"annotation {_name(row)} {fault}")
+        elif row["image_id"] not in listed:
+            findings.add("unknown_image", f"annotation {_name(row)}, image {row['image_id']}")
         elif row["image_id"] in sizes:  # annotations of dropped images are dropped with them
             rows.append(row)
     return rows
@@ -178,9 +180,9 @@ class _Findings:
 
 def _check_categories(
     dataset: DetectionDataset, findings: _Findings
-) -> tuple[list[dict[str, Any]], dict[int, int]]:
+) -> tuple[list[Category], dict[int, int]]:
     """Usable categories, and the id that replaces each id of a category with a duplicate name."""
-    kept: dict[int, dict[str, Any]] = {}
+    kept: dict[int, Category] = {}
     ids_by_name: dict[str, int] = {}
     merged: dict[int, int] = {}
     for position, entry in enumerate(dataset.document["categories"]):
@@ -196,16 +198,16 @@ def _check_categories(
     return list(kept.values()), {old: new for old, new in merged.items() if old not in kept}
 
 
-def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) -> list[dict[str, Any]]:
+def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) -> list[Image]:
     """Usable image entries, all with their height and width."""
-    listed: dict[int, list[dict[str, Any]]] = {}
+    listed: dict[int, list[Image]] = {}
     for position, entry in enumerate(dataset.document["images"]):
         fault = _fault(entry, {"id": int, "file_name": str})
         if fault:
             findings.add("broken_entry", f"image {position + 1} in the list {fault}")
         else:
             listed.setdefault(entry["id"], []).append(entry)
-    candidates: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, Image] = {}
     for image_id, entries in listed.items():
         names = [entry["file_name"] for entry in entries]
         if len(set(names)) > 1:
@@ -220,7 +222,7 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
         else:
             candidates[names[0]] = entries[0]
 
-    kept = []
+    kept: list[Image] = []
     sizes = read_image_sizes(
         [dataset.images_dir / name for name in candidates],
         exif_orientation=dataset.exif_orientation,
@@ -243,28 +245,18 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
     return kept
 
 
-def _problem_with_row(row: Any, listed: set[Any]) -> tuple[str, str] | None:
-    """What is wrong with an annotation of either kind, as (kind, example)."""
-    fault = _fault(row, {"image_id": int})
-    if fault:
-        return "broken_entry", f"annotation {_name(row)} {fault}"
-    if row["image_id"] not in listed:
-        return "unknown_image", f"annotation {_name(row)}, image {row['image_id']}"
-    return None
-
-
 def _check_objects(
-    rows: list[dict[str, Any]],
+    rows: list[Annotation],
     sizes: Mapping[int, tuple[int, int]],
     known: set[int],
     merged: Mapping[int, int],
     findings: _Findings,
     masks: bool,
-) -> list[dict[str, Any]]:
+) -> list[Annotation]:
     """Usable annotations of a detection file."""
-    kept = []
+    kept: list[Annotation] = []
     ids: set[int] = set()
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[tuple[float, ...]] = set()
     new_ids = count(1 + max((row["id"] for row in rows if isinstance(row.get("id"), int)), default=0))
     for row in rows:
         size = sizes[row["image_id"]]
@@ -298,9 +290,7 @@ def _check_objects(
     return kept
 
 
-def _problem_with_object(
-    row: Mapping[str, Any], size: tuple[int, int], known: set[int]
-) -> tuple[str, str] | None:
+def _problem_with_object(row: Annotation, size: tuple[int, int], known: set[int]) -> tuple[str, str] | None:
     name = f"annotation {_name(row)}"
     fault = _fault(row, {"category_id": int, "bbox": list})
     if fault:
@@ -320,7 +310,7 @@ def _problem_with_object(
     return None
 
 
-def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str] | None:
+def _problem_with_segmentation(row: Annotation, size: tuple[int, int]) -> tuple[str, str] | None:
     """What is wrong with the format of a segmentation, without decoding it."""
     segmentation = row.get("segmentation")
     if isinstance(segmentation, list):
@@ -338,14 +328,14 @@ def _problem_with_segmentation(row: Mapping[str, Any], size: tuple[int, int]) ->
     )
 
 
-def _try_drawing(annotations: list[dict[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> None:
+def _try_drawing(annotations: list[Annotation], sizes: Mapping[int, tuple[int, int]]) -> None:
     """Draws one polygon, if there is any, so that a missing package is reported before the first step."""
     first = next((a for a in annotations if isinstance(a.get("segmentation"), list)), None)
     if first:
         decode_segmentations([first["segmentation"]], *sizes[first["image_id"]], first["image_id"])
 
 
-def _is_polygon(value: Any) -> bool:
+def _is_polygon(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) >= 6
@@ -356,15 +346,15 @@ def _is_polygon(value: Any) -> bool:
 
 def _check_panoptic(
     dataset: DetectionDataset,
-    rows: list[dict[str, Any]],
+    rows: list[Annotation],
     sizes: Mapping[int, tuple[int, int]],
     known: set[int],
     merged: Mapping[int, int],
     findings: _Findings,
     decode: bool,
-) -> list[dict[str, Any]]:
+) -> list[Annotation]:
     """Usable annotations of a panoptic file: one for each image that has a PNG."""
-    by_image: dict[int, dict[str, Any]] = {}
+    by_image: dict[int, Annotation] = {}
     for row in rows:
         fault = _fault(row, {"file_name": str, "segments_info": list})
         if fault:
@@ -379,13 +369,13 @@ def _check_panoptic(
             findings.add("missing_panoptic", str(image_id))
     folder = dataset.panoptic_dir or Path()
     pngs = read_image_sizes([folder / row["file_name"] for row in by_image.values()], decode=decode)
-    kept = []
+    kept: list[Annotation] = []
     for row, size in zip(by_image.values(), pngs):
         if size != sizes[row["image_id"]]:
             why = f": {size[1]}x{size[0]}" if isinstance(size, tuple) else ""
             findings.add("broken_panoptic", f"{folder / row['file_name']}{why}")
             continue
-        segments: dict[int, dict[str, Any]] = {}
+        segments: dict[int, Segment] = {}
         for segment in row["segments_info"]:
             name = f"a segment of image {row['image_id']}"
             fault = _fault(segment, {"id": int, "category_id": int, "area": Real})
@@ -402,7 +392,7 @@ def _check_panoptic(
     return kept
 
 
-def _fault(entry: Any, keys: Mapping[str, type]) -> str | None:
+def _fault(entry: object, keys: Mapping[str, type]) -> str | None:
     """What is wrong with an entry that must have these keys and types, as the end of a sentence."""
     if not isinstance(entry, Mapping):
         return f"is {type(entry).__name__}, not a dictionary"
@@ -422,6 +412,6 @@ _TYPE_NAMES: dict[type, str] = {
 }
 
 
-def _name(row: Any) -> str:
+def _name(row: Annotation) -> str:
     """The name of an annotation in messages."""
     return str(row["id"]) if isinstance(row, Mapping) and "id" in row else "without id"

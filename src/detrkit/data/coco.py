@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import PIL.Image
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
-from detrkit.common.schema import Target
+from detrkit.common.schema import Annotation, Document, Target
 from detrkit.common.text import did_you_mean, match_names
 from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
+
+Labels: TypeAlias = Mapping[Any, int]
+"""Labels by category name or category id."""
 
 UNUSED_LABEL = "N/A"
 """Name of a label that no category has, as in the released checkpoints."""
@@ -51,10 +54,10 @@ class DetectionDataset:
             to the pixels as they are stored.
     """
 
-    document: dict[str, list[Any]]
+    document: Document
     images_dir: Path
     source: str
-    labels: Mapping[Any, int] | None = None
+    labels: Labels | None = None
     panoptic_dir: Path | None = None
     return_masks: bool = False
     exif_orientation: bool = False
@@ -65,7 +68,7 @@ class DetectionDataset:
         images_dir: str | os.PathLike[str],
         annotation_file: str | os.PathLike[str],
         *,
-        labels: Mapping[Any, int] | None = None,
+        labels: Labels | None = None,
         panoptic_dir: str | os.PathLike[str] | None = None,
         return_masks: bool = False,
         exif_orientation: bool = False,
@@ -245,7 +248,7 @@ class DetectionDataset:
         found = match_names({name: name for name in names}, id2label)
         return found if len(set(found.values())) == len(names) else None
 
-    def with_labels(self, labels: Mapping[Any, int] | None) -> DetectionDataset:
+    def with_labels(self, labels: Labels | None) -> DetectionDataset:
         """The same data set with different labels.
 
         A validation split uses the labels of the training split (``val.with_labels(train.label2id)``), since
@@ -257,15 +260,15 @@ class DetectionDataset:
         return replace(self, labels=labels)
 
     @cached_property
-    def _entries(self) -> dict[int, list[dict[str, Any]]]:
+    def _entries(self) -> dict[int, list[Annotation]]:
         """Annotations by image id."""
-        grouped: dict[int, list[dict[str, Any]]] = {}
+        grouped: dict[int, list[Annotation]] = {}
         for annotation in self.document["annotations"]:
             grouped.setdefault(annotation["image_id"], []).append(annotation)
         return grouped
 
 
-def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, list[Any]]:
+def read_coco_document(annotation_file: str | os.PathLike[str]) -> Document:
     """The lists of a COCO file.
 
     Raises:
@@ -284,7 +287,8 @@ def read_coco_document(annotation_file: str | os.PathLike[str]) -> dict[str, lis
             f"{path} is not a COCO ground-truth file: it has no list {' and '.join(missing)} (it has "
             f"{_listed(list(document))})"
         )
-    return {name: document[name] for name in _TABLES}
+    images, annotations, categories = (document[name] for name in _TABLES)
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
@@ -303,7 +307,7 @@ def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def _listed(names: Sequence[Any], most: int = 5) -> str:
+def _listed(names: Sequence[object], most: int = 5) -> str:
     """The first few names."""
     shown = ", ".join(map(str, names[:most]))
     return f"{shown}, ..." if len(names) > most else shown or "nothing"

@@ -8,15 +8,16 @@ from typing import Any, TypeAlias
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
+from detrkit.common.schema import Category, Document
 
 # Products of two numbers below it are still finite.
 _LARGEST = 1e30
 
-DocumentSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+DocumentSource: TypeAlias = Document | str | os.PathLike[str]
 """A COCO document, or the path of its file."""
 
 
-def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
+def read_document(source: DocumentSource, *lists: str) -> Document:
     """Reads a COCO document.
 
     Args:
@@ -26,7 +27,7 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
     Raises:
         AnnotationError: The file cannot be read, is not a JSON object, or does not have all of the lists.
     """
-    document = source if isinstance(source, Mapping) else read_json(source, AnnotationError)
+    document: Any = read_json(source, AnnotationError) if isinstance(source, (str, os.PathLike)) else source
     name = name_of(source)
     if not isinstance(document, Mapping):
         raise AnnotationError(f"{name} is not a COCO document: it contains a {type(document).__name__}")
@@ -36,20 +37,21 @@ def read_document(source: DocumentSource, *lists: str) -> dict[str, Any]:
             raise AnnotationError(f"{name} is not a COCO document: it has no list of {key}")
         if not entries:
             raise AnnotationError(f"{name} has no {key}, so there is nothing to evaluate")
-    return dict(document)
+    copied: Any = dict(document)
+    return copied
 
 
-def category_name(category: Mapping[str, Any]) -> str:
+def category_name(category: Category) -> str:
     """The name of a category of a COCO document; its id if it has no name."""
     return str(category.get("name", category["id"]))
 
 
-def name_of(source: Any) -> str:
+def name_of(source: object) -> str:
     """The name of a document in errors."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "the document"
 
 
-def whole_number(entry: Mapping[str, Any], key: str, what: str) -> int:
+def whole_number(entry: Mapping[str, object], key: str, what: str) -> int:
     """A value that must be an integer, such as an id.
 
     Raises:
@@ -61,7 +63,7 @@ def whole_number(entry: Mapping[str, Any], key: str, what: str) -> int:
     return value
 
 
-def number(entry: Mapping[str, Any], key: str, what: str) -> float:
+def number(entry: Mapping[str, object], key: str, what: str) -> float:
     """A value that must be a finite number.
 
     Raises:
@@ -73,7 +75,7 @@ def number(entry: Mapping[str, Any], key: str, what: str) -> float:
     return float(value)
 
 
-def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
+def box_of(entry: Mapping[str, object], what: str) -> list[float]:
     """A ``bbox`` of x, y, width and height.
 
     Raises:
@@ -85,18 +87,18 @@ def box_of(entry: Mapping[str, Any], what: str) -> list[float]:
     return [float(value) for value in box]
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value of a document is a number in the range of a float."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def shortened(value: Any) -> str:
+def shortened(value: object) -> str:
     """A value for a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def field(entry: Mapping[str, Any], key: str, what: str) -> Any:
+def field(entry: Mapping[str, object], key: str, what: str) -> Any:
     """A value that an entry of a document must have.
 
     Raises:

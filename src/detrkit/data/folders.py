@@ -6,14 +6,18 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from detrkit.common.errors import AnnotationError, MissingExtraError
+from detrkit.common.schema import Annotation, Category, Document, Image, RunLengths
 from detrkit.data.coco import DetectionDataset, existing_folder
 from detrkit.data.image_sizes import read_image_sizes
+
+if TYPE_CHECKING:
+    import supervision
 
 _IMAGES, _LABELS = "images", "labels"
 
@@ -87,18 +91,22 @@ def read_voc(
     return _convert(loaded, images, sorted(loaded.classes), return_masks)
 
 
-def _load(format_name: str, images_dir: Path, load: Callable[[Any], Any]) -> Any:
+def _load(
+    format_name: str,
+    images_dir: Path,
+    load: Callable[[type[supervision.DetectionDataset]], supervision.DetectionDataset],
+) -> supervision.DetectionDataset:
     """Calls a loader of supervision, and raises its errors as ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as that OpenCV is missing
-            from supervision import DetectionDataset as Library
+            from supervision import DetectionDataset
     except ImportError as error:
         raise MissingExtraError(f"reading {format_name} folders", "supervision") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return load(Library)
+            return load(DetectionDataset)
     except (OSError, ValueError, KeyError, IndexError, SyntaxError, yaml.YAMLError) as error:
         # SyntaxError is what XML parsers raise.
         raise AnnotationError(
@@ -106,23 +114,25 @@ def _load(format_name: str, images_dir: Path, load: Callable[[Any], Any]) -> Any
         ) from error
 
 
-def _convert(loaded: Any, images_dir: Path, names: Sequence[str], return_masks: bool) -> DetectionDataset:
+def _convert(
+    loaded: supervision.DetectionDataset, images_dir: Path, names: Sequence[str], return_masks: bool
+) -> DetectionDataset:
     """Converts a data set of supervision to ours."""
     paths = sorted(map(Path, loaded.image_paths))
     if not paths:
         raise AnnotationError(f"{images_dir}: no images in this folder; check the path")
     ids = {name: category for category, name in enumerate(names)}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[Image] = []
+    annotations: list[Annotation] = []
     sizes = read_image_sizes(paths, exif_orientation=True)
     for image_id, (path, size) in enumerate(zip(paths, sizes), start=1):
-        image: dict[str, Any] = {"id": image_id, "file_name": os.path.relpath(path, images_dir)}
+        image: Image = {"id": image_id, "file_name": os.path.relpath(path, images_dir)}
         if isinstance(size, tuple):  # otherwise check_dataset reports the error
             image["height"], image["width"] = size
         images.append(image)
         detections = loaded.annotations[str(path)]
         for i, (x0, y0, x1, y1) in enumerate(detections.xyxy.tolist()):
-            entry: dict[str, Any] = {
+            entry: Annotation = {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
                 "category_id": ids[loaded.classes[int(detections.class_id[i])]],
@@ -134,14 +144,14 @@ def _convert(loaded: Any, images_dir: Path, names: Sequence[str], return_masks: 
                 entry["segmentation"] = _run_lengths(np.asarray(detections.mask[i]))
                 entry["area"] = float(detections.mask[i].sum())
             annotations.append(entry)
-    categories = [{"id": category, "name": name} for name, category in ids.items()]
-    document: dict[str, list[Any]] = {"images": images, "annotations": annotations, "categories": categories}
+    categories: list[Category] = [{"id": category, "name": name} for name, category in ids.items()]
+    document: Document = {"images": images, "annotations": annotations, "categories": categories}
     return DetectionDataset(
         document, images_dir, str(images_dir), return_masks=return_masks, exif_orientation=True
     )
 
 
-def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+def _run_lengths(mask: np.ndarray) -> RunLengths:
     """COCO's uncompressed run lengths of a bool mask (height, width)."""
     column_wise = mask.T.ravel()
     changes = np.flatnonzero(np.diff(column_wise)) + 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from detrkit.evaluation.evaluate import Evaluation as Evaluation
     from detrkit.evaluation.evaluate import evaluate_detector as evaluate_detector
     from detrkit.evaluation.evaluate import evaluate_predictions as evaluate_predictions
+    from detrkit.evaluation.panoptic_files import panoptic_quality_of_files as panoptic_quality_of_files
     from detrkit.evaluation.panoptic_quality import PanopticQuality as PanopticQuality
-    from detrkit.evaluation.panoptic_quality import panoptic_quality_of_files as panoptic_quality_of_files
 else:
     __all__, __getattr__, __dir__ = lazy_names(__name__)

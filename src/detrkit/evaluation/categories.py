@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from detrkit.common.errors import AnnotationError
+from detrkit.common.schema import Category
 from detrkit.common.text import match_names
 from detrkit.data.documents import category_name
 
@@ -14,7 +14,7 @@ _NAMED_IN_ERRORS = 5
 
 
 def match_categories(
-    names: Mapping[int, str], categories: Iterable[Mapping[str, Any]], used: Iterable[int]
+    names: Mapping[int, str], categories: Iterable[Category], used: Iterable[int]
 ) -> dict[int, int]:
     """Matches a model's classes with a data set's categories.
 
@@ -56,6 +56,6 @@ def match_categories(
     return {label: label for label in names if label in name_of}
 
 
-def classes_by_name(names: Mapping[int, str], categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+def classes_by_name(names: Mapping[int, str], categories: Iterable[Category]) -> dict[int, int]:
     """Class id -> category id for the classes whose name a category has (see ``match_names``)."""
     return match_names(names, {category["id"]: category_name(category) for category in categories})

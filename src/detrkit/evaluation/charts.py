@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     stem = IOU_TYPES[result.iou_type]
     written = []
 
-    def write_table(name: str, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def write_table(name: str, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         written.append(write_csv(folder / f"{stem}_{name}.csv", heading, rows))
 
     def write_figure(name: str, figure: Figure) -> None:
@@ -79,7 +79,7 @@ def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     return written
 
 
-def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Writes a table; gives its path."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
@@ -158,7 +158,7 @@ def _mean_curves(result: CocoResult) -> Iterator[tuple[str, np.ndarray]]:
         yield f"{iou:.2f}", precision[IOU_THRESHOLDS.index(iou)]
 
 
-def _curve_rows(result: CocoResult) -> Iterator[tuple[Any, ...]]:
+def _curve_rows(result: CocoResult) -> Iterator[tuple[object, ...]]:
     for averaged, curve in _mean_curves(result):
         for recall, precision in zip(RECALLS, curve.tolist()):
             yield ALL_CATEGORIES, averaged, recall, precision, ""

@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
 from detrkit.common.files import read_json
+from detrkit.common.schema import Annotation, Document, RunLengths
 from detrkit.data.documents import (
     DocumentSource,
     box_of,
@@ -108,7 +110,7 @@ class CocoResult:
     scores: np.ndarray
     confusion: ConfusionMatrix
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The twelve numbers and those of each category, ready for JSON."""
         per_class = [{"id": c.id, "name": c.name, "objects": c.objects, **c.stats} for c in self.categories]
         return {**self.stats, "per_class": per_class}
@@ -190,7 +192,7 @@ class CocoEvaluator:
             self._categories = match_categories(names, self.ground_truth["categories"], used)
         self._images = {image["id"]: image for image in self.ground_truth["images"]}
         self.image_ids: list[int] = []
-        self.results: dict[str, list[dict[str, Any]]] = {"bbox": [], "segm": []}
+        self.results: dict[str, list[Annotation]] = {"bbox": [], "segm": []}
 
     def add(self, image_id: int, detections: Detections) -> None:
         """Takes the detections of one image; classes that the data set does not have are left out.
@@ -213,7 +215,7 @@ class CocoEvaluator:
             category = label if self._categories is None else self._categories.get(label)
             if category is None:
                 continue
-            common = {"image_id": image_id, "category_id": category, "score": entry["score"]}
+            common: Annotation = {"image_id": image_id, "category_id": category, "score": entry["score"]}
             self.results["bbox"].append({**common, "bbox": entry["bbox"]})
             if detections.masks is not None:
                 rle = encode_mask(detections.masks[position])
@@ -230,7 +232,7 @@ class CocoEvaluator:
 
 def evaluate_results(
     ground_truth: DocumentSource,
-    results: Sequence[Mapping[str, Any]] | str | os.PathLike[str],
+    results: Sequence[Annotation] | str | os.PathLike[str],
     iou_type: str = "bbox",
     *,
     image_ids: Sequence[int] | None = None,
@@ -256,8 +258,8 @@ def evaluate_results(
 
 
 def compare(
-    document: dict[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    document: Document,
+    results: Sequence[Annotation],
     iou_type: str,
     *,
     image_ids: Sequence[int] | None = None,
@@ -271,7 +273,7 @@ def compare(
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
     coco_class, evaluator_class, _ = _library()
     # Without this key the library would make a polygon of every box, which nothing reads.
-    extra: dict[str, Any] = {} if iou_type == "segm" else {"segmentation": None}
+    extra: dict[str, None] = {} if iou_type == "segm" else {"segmentation": None}
     found = [{**entry, **extra} for entry in results]
     _check_results(found, name, iou_type, {image["id"] for image in document["images"]})
     if image_ids is not None:
@@ -288,15 +290,13 @@ def compare(
     evaluator.evaluate()
 
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    numbers = np.zeros(len(evaluator.params.catIds), dtype=int)
     row = {int(category): i for i, category in enumerate(evaluator.params.catIds)}
-    for entry in objects:
-        numbers[row[entry["category_id"]]] += not entry["iscrowd"]
+    numbers = Counter(entry["category_id"] for entry in document["annotations"] if not entry["iscrowd"])
     categories = tuple(
         CategoryScores(
             id=category,
             name=category_name(truth.cats[category]),
-            objects=int(numbers[i]),
+            objects=numbers[category],
             stats=_statistics(precision[:, :, [i]], recall[:, [i]]),
         )
         for category, i in row.items()
@@ -311,7 +311,7 @@ def compare(
     )
 
 
-def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
+def read_ground_truth(source: DocumentSource) -> Document:
     """Reads and checks a COCO instances document.
 
     Args:
@@ -336,7 +336,7 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
     known_categories = {
         whole_number(category, "id", f"a category of {name}") for category in document["categories"]
     }
-    complete = []
+    complete: list[Annotation] = []
     for place, annotation in enumerate(document["annotations"], start=1):
         what = f"annotation {annotation.get('id', place)} of {name}"
         if whole_number(annotation, "image_id", what) not in known_images:
@@ -344,7 +344,7 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
         if whole_number(annotation, "category_id", what) not in known_categories:
             raise AnnotationError(f"{what} has category {annotation['category_id']}, which is not listed")
         box = box_of(annotation, what)
-        entry = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
+        entry: Annotation = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
         if entry["iscrowd"] not in (0, 1):
             raise AnnotationError(
                 f"{what} has the iscrowd {shortened(entry['iscrowd'])}, which is not 0 or 1"
@@ -355,8 +355,8 @@ def read_ground_truth(source: DocumentSource) -> dict[str, Any]:
 
 
 def read_results(
-    source: Sequence[Mapping[str, Any]] | str | os.PathLike[str],
-) -> Sequence[Mapping[str, Any]]:
+    source: Sequence[Annotation] | str | os.PathLike[str],
+) -> Sequence[Annotation]:
     """Reads COCO results.
 
     Args:
@@ -373,7 +373,7 @@ def read_results(
     return entries
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+def encode_mask(mask: np.ndarray) -> RunLengths:
     """COCO's compressed run lengths of a (height, width) mask, ready for JSON."""
     _, _, mask_module = _library()
     encoded = mask_module.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -446,7 +446,7 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
 
 
 def _check_results(
-    entries: Sequence[Mapping[str, Any]], name: str, iou_type: str, known_images: set[int]
+    entries: Sequence[Mapping[str, object]], name: str, iou_type: str, known_images: set[int]
 ) -> None:
     for place, entry in enumerate(entries):
         what = f"detection {place} of {name}"
@@ -463,7 +463,7 @@ def _check_results(
             )
 
 
-def _only_images(document: dict[str, Any], image_ids: set[int]) -> dict[str, Any]:
+def _only_images(document: Document, image_ids: set[int]) -> Document:
     missing = image_ids - {image["id"] for image in document["images"]}
     if missing:
         raise AnnotationError(f"the ground truth has no image {min(missing)}")
@@ -474,7 +474,7 @@ def _only_images(document: dict[str, Any], image_ids: set[int]) -> dict[str, Any
     }
 
 
-def _check_segmentations(document: Mapping[str, Any]) -> None:
+def _check_segmentations(document: Document) -> None:
     for image in document["images"]:
         for key in ("height", "width"):
             field(image, key, f"image {image['id']} of the ground truth, whose masks are evaluated,")

@@ -20,11 +20,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from detrkit.common.errors import AnnotationError, ImageError, SettingError
 from detrkit.common.files import atomic_file
 from detrkit.common.progress import with_progress
+from detrkit.common.schema import Annotation, Image
 from detrkit.data import documents
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.coco import (
@@ -36,17 +37,9 @@ from detrkit.evaluation.coco import (
     read_ground_truth,
     read_results,
 )
-from detrkit.evaluation.panoptic_quality import (
-    PanopticQuality,
-    PanopticResult,
-    in_categories,
-    panoptic_quality_of_files,
-    read_panoptic_ids,
-)
-
-if TYPE_CHECKING:
-    from detrkit.inference.cluster import RayDetector
-    from detrkit.inference.detector import Detector
+from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
+from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
+from detrkit.results.finder import ObjectFinder
 
 PANOPTIC_THRESHOLD = 0.85
 """The score of a query above which the original keeps its segment."""
@@ -73,7 +66,7 @@ class Evaluation:
     boxes: CocoResult | None = None
     masks: CocoResult | None = None
     panoptic: PanopticResult | None = None
-    results: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    results: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -90,7 +83,7 @@ class Evaluation:
         assert detected is not None  # something was evaluated
         return detected.stats
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All numbers, ready for JSON."""
         parts = {"boxes": self.boxes, "masks": self.masks, "panoptic": self.panoptic}
         return {
@@ -131,7 +124,7 @@ class Evaluation:
 
 
 def evaluate_detector(
-    detector: Detector | RayDetector,
+    detector: ObjectFinder,
     images_dir: str | os.PathLike[str],
     annotations_file: documents.DocumentSource,
     *,
@@ -220,7 +213,7 @@ def evaluate_predictions(
 
 
 def _evaluate_detections(
-    detector: Detector | RayDetector,
+    detector: ObjectFinder,
     images_dir: Path,
     annotations_file: documents.DocumentSource,
     batch_size: int,
@@ -247,7 +240,7 @@ def _evaluate_detections(
 
 
 def _evaluate_panoptic(
-    detector: Detector | RayDetector,
+    detector: ObjectFinder,
     images_dir: Path,
     annotations_file: documents.DocumentSource,
     panoptic_dir: Path,
@@ -294,9 +287,7 @@ def _evaluate_panoptic(
     )
 
 
-def _images_of(
-    annotations: Sequence[Mapping[str, Any]], images: Iterable[Mapping[str, Any]], name: str
-) -> list[Mapping[str, Any]]:
+def _images_of(annotations: Sequence[Annotation], images: Iterable[Image], name: str) -> list[Image]:
     """The image of each panoptic annotation."""
     by_id = {documents.field(image, "id", f"an image of {name}"): image for image in images}
     for annotation in annotations:
@@ -305,7 +296,7 @@ def _images_of(
     return [by_id[annotation["image_id"]] for annotation in annotations]
 
 
-def _find_images(images: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
+def _find_images(images: Sequence[Image], folder: Path, name: str) -> list[Path]:
     """The files of the images, all of which must be there."""
     if not folder.is_dir():
         raise ImageError(f"there is no folder {folder} of images")

@@ -2,15 +2,13 @@
 
 Example:
     ```python
-    from detrkit.evaluation.panoptic_quality import PanopticQuality, panoptic_quality_of_files
+    from detrkit.evaluation import PanopticQuality
 
-    result = panoptic_quality_of_files("panoptic_val2017.json", "predictions.json")
-    print(result.all.pq, result.things.pq, result.stuff.pq)
-
-    quality = PanopticQuality(categories)  # or image by image, from arrays
+    quality = PanopticQuality(categories)
     for prediction, truth in pairs:
         quality.update(prediction.ids, prediction.segments, truth.ids, truth.segments)
     result = quality.result()
+    print(result.all.pq, result.things.pq, result.stuff.pq)
     ```
 
 Source: ``panopticapi/evaluation.py`` of cocodataset/panopticapi.
@@ -19,21 +17,15 @@ Source: ``panopticapi/evaluation.py`` of cocodataset/panopticapi.
 from __future__ import annotations
 
 import math
-import os
-import signal
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detrkit.common.errors import AnnotationError, ImageError
-from detrkit.common.progress import with_progress
-from detrkit.data.documents import field, read_document
-from detrkit.evaluation.categories import classes_by_name
+from detrkit.common.errors import AnnotationError
+from detrkit.common.schema import Category, Segment
+from detrkit.data.documents import category_name, field
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,12 +35,6 @@ VOID = 0
 
 # Columns of the counts: the sum of the matched segments' IoU, and how many segments of each kind.
 _IOU, _TRUE_POSITIVES, _FALSE_POSITIVES, _FALSE_NEGATIVES = range(4)
-# Another process is only worth its start for this many images (about five seconds of work).
-_IMAGES_PER_PROCESS = 250
-_CHUNK = 8
-
-Segment = Mapping[str, Any]
-"""An entry of ``segments_info``: ``id``, ``category_id``, and for the truth ``iscrowd`` and ``area``."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ class CategoryQuality:
         """Whether the category takes part in the averages."""
         return self.true_positives + self.false_positives + self.false_negatives > 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | float]:
         """All of it, with panopticapi's short names for the numbers of segments."""
         return {
             "name": self.name,
@@ -136,7 +122,7 @@ class PanopticResult:
     categories: tuple[CategoryQuality, ...]
     images: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As panopticapi gives it (``All``, ``Things``, ``Stuff``, ``per_class`` by id), ready for JSON.
 
         Scores are fractions; panopticapi prints them times 100.
@@ -195,7 +181,7 @@ class PanopticQuality:
     void or of a crowd of their category.
     """
 
-    def __init__(self, categories: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, categories: Iterable[Category]) -> None:
         """Starts at zero images.
 
         Args:
@@ -204,7 +190,7 @@ class PanopticQuality:
         Raises:
             AnnotationError: There are none, one lacks a key, or two share an id.
         """
-        self.categories = [dict(category) for category in categories]
+        self.categories = list(categories)
         if not self.categories:
             raise AnnotationError("panoptic quality needs at least one category")
         ids = [field(category, "id", "a category") for category in self.categories]
@@ -223,7 +209,7 @@ class PanopticQuality:
         true_ids: np.ndarray,
         true_segments: Sequence[Segment],
         *,
-        image_id: Any = None,
+        image_id: object = None,
     ) -> None:
         """Adds one image.
 
@@ -240,15 +226,8 @@ class PanopticQuality:
             AnnotationError: Maps of different size, a predicted segment that only the map or only the list
                 has, an unknown category, or an id that is listed twice.
         """
-        self._add(
-            self._count(
-                predicted_ids,
-                predicted_segments,
-                true_ids,
-                true_segments,
-                "this image" if image_id is None else f"image {image_id}",
-            )
-        )
+        image = "this image" if image_id is None else f"image {image_id}"
+        self.add(self.count(predicted_ids, predicted_segments, true_ids, true_segments, image))
 
     def result(self) -> PanopticResult:
         """The quality over the images so far."""
@@ -263,11 +242,12 @@ class PanopticQuality:
             images=self.images,
         )
 
-    def _add(self, counts: np.ndarray) -> None:
+    def add(self, counts: np.ndarray) -> None:
+        """Adds the counts of one image, from :meth:`count`."""
         self._counts += counts
         self.images += 1
 
-    def _count(
+    def count(
         self,
         predicted_ids: np.ndarray,
         predicted_segments: Sequence[Segment],
@@ -275,7 +255,7 @@ class PanopticQuality:
         true_segments: Sequence[Segment],
         image: str,
     ) -> np.ndarray:
-        """The counts of one image, (categories, 4)."""
+        """The counts of one image, (categories, 4), without adding them; arguments as of :meth:`update`."""
         predicted_ids = _checked_map(predicted_ids, f"{image}: the predicted map")
         true_ids = _checked_map(true_ids, f"{image}: the true map")
         if predicted_ids.shape != true_ids.shape:
@@ -285,47 +265,24 @@ class PanopticQuality:
             )
         predicted = self._read_segments(predicted_segments, f"{image}: predicted")
         true = self._read_segments(true_segments, f"{image}: true")
-
-        # The places in segments_info of the two segments of each pair that overlaps, -1 where not listed.
-        pair_true, pair_predicted, pixels = _overlaps(true_ids, predicted_ids)
-        row, column = _positions(pair_true, true.ids), _positions(pair_predicted, predicted.ids)
-        unlisted = pair_predicted[(column < 0) & (pair_predicted != VOID)]
-        if len(unlisted):
-            raise AnnotationError(
-                f"{image}: the predicted map holds segment {unlisted[0]}, which segments_info does not list"
-            )
-
-        def sums(of_pairs: np.ndarray, places: np.ndarray, segments: _Segments) -> np.ndarray:
-            return _sums(places[of_pairs], pixels[of_pairs], len(segments.ids))
-
-        predicted_areas = sums(column >= 0, column, predicted)
-        if not predicted_areas.all():
-            raise AnnotationError(
-                f"{image}: segments_info lists segment {predicted.ids[predicted_areas == 0][0]}, "
-                "of which the predicted map has no pixel"
-            )
-        true_areas = np.where(np.isnan(true.areas), sums(row >= 0, row, true), true.areas)
-        void = sums((column >= 0) & (pair_true == VOID), column, predicted)
-        both = (row >= 0) & (column >= 0)
-        intersections = np.zeros((len(true.ids), len(predicted.ids)))
-        intersections[row[both], column[both]] = pixels[both]
+        common = _common_pixels(true_ids, true, predicted_ids, predicted, image)
 
         same_category = true.rows[:, None] == predicted.rows
-        candidates = same_category & ~true.crowds[:, None] & (intersections > 0)
-        unions = true_areas[:, None] + (predicted_areas - void) - intersections
-        ious = np.divide(intersections, unions, out=np.zeros_like(unions), where=candidates)
+        candidates = same_category & ~true.crowds[:, None] & (common.pairs > 0)
+        unions = common.true_areas[:, None] + (common.predicted_areas - common.void) - common.pairs
+        ious = np.divide(common.pairs, unions, out=np.zeros_like(unions), where=candidates)
         matches = ious > 0.5
 
-        ignored = void.copy()
+        ignored = common.void.copy()
         for crowd in np.flatnonzero(true.crowds):
             # As in panopticapi, the last crowd of a category counts where it has several.
             alike = same_category[crowd]
-            ignored[alike] = void[alike] + intersections[crowd, alike]
+            ignored[alike] = common.void[alike] + common.pairs[crowd, alike]
 
         length = len(self.categories)
         matched = true.rows[np.nonzero(matches)[0]]
         missed = true.rows[~matches.any(axis=1) & ~true.crowds]
-        false = predicted.rows[~matches.any(axis=0) & (ignored / predicted_areas <= 0.5)]
+        false = predicted.rows[~matches.any(axis=0) & (ignored / common.predicted_areas <= 0.5)]
         counts = np.empty((length, 4))
         counts[:, _IOU] = _sums(matched, ious[matches], length)
         counts[:, _TRUE_POSITIVES] = np.bincount(matched, minlength=length)
@@ -357,142 +314,6 @@ class PanopticQuality:
         )
 
 
-def panoptic_quality_of_files(
-    annotations_file: str | os.PathLike[str],
-    predictions_file: str | os.PathLike[str],
-    annotations_dir: str | os.PathLike[str] | None = None,
-    predictions_dir: str | os.PathLike[str] | None = None,
-    *,
-    processes: int | None = None,
-) -> PanopticResult:
-    """The panoptic quality of predictions in COCO's panoptic format.
-
-    Shows a progress bar on stderr when it takes more than a few seconds.
-
-    Args:
-        annotations_file: COCO panoptic JSON of the ground truth, with ``annotations`` and ``categories``.
-        predictions_file: COCO panoptic JSON of the predictions. Images that the ground truth does not have
-            are left out. Category ids are those of the ground truth, unless the file has ``categories`` of
-            its own: these are matched by name, and segments of those that the ground truth does not have
-            become void.
-        annotations_dir: Folder of the ground truth's PNG files; by default the JSON's path without ".json".
-        predictions_dir: Folder of the predictions' PNG files, with the same default.
-        processes: How many to use; by default one more for every few hundred images, up to the number of
-            processors. Where processes are not forked, a script that asks for several needs the usual
-            ``if __name__ == "__main__":`` guard.
-
-    Raises:
-        AnnotationError: A file is missing or no such file, an image has no prediction, or a prediction does
-            not fit (see ``PanopticQuality.update``).
-    """
-    truth = read_document(annotations_file, "annotations", "categories")
-    predictions = read_document(predictions_file, "annotations")
-    true_folder = _png_folder(annotations_dir, annotations_file)
-    predicted_folder = _png_folder(predictions_dir, predictions_file)
-    pairs = _pair_annotations(truth["annotations"], predictions["annotations"], predictions_file)
-    categories = _match_by_name(predictions.get("categories"), truth["categories"])
-    quality = PanopticQuality(truth["categories"])
-    count = partial(_count_files, quality, true_folder, predicted_folder, categories)
-    if processes is None:
-        processes = max(1, min(_processors(), len(pairs) // _IMAGES_PER_PROCESS))
-    if processes == 1:
-        for counts in with_progress(map(count, pairs), len(pairs), "Comparing"):
-            quality._add(counts)
-    else:
-        with ProcessPoolExecutor(processes, initializer=_ignore_interrupts) as pool:
-            for counts in with_progress(pool.map(count, pairs, chunksize=_CHUNK), len(pairs), "Comparing"):
-                quality._add(counts)
-    return quality.result()
-
-
-def _match_by_name(predicted: Any, true: list[dict[str, Any]]) -> dict[int, int | None]:
-    """Category id of the predictions -> that of the ground truth, None where it has none of that name.
-
-    Empty where the predictions name no category that the ground truth knows: ids are the same then.
-    """
-    named = [c for c in predicted or () if isinstance(c, Mapping) and {"id", "name"} <= c.keys()]
-    found = classes_by_name({category["id"]: str(category["name"]) for category in named}, true)
-    return {category["id"]: found.get(category["id"]) for category in named} if found else {}
-
-
-def _pair_annotations(
-    truth: list[dict[str, Any]], predictions: list[dict[str, Any]], predictions_file: Any
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The true and the predicted annotation of each image, with the keys that the comparison needs."""
-    for annotation, owner in [(a, "a true") for a in truth] + [(a, "a predicted") for a in predictions]:
-        for key in ("image_id", "file_name", "segments_info"):
-            field(annotation, key, f"{owner} panoptic annotation of image {annotation.get('image_id', '?')}")
-    predicted = {annotation["image_id"]: annotation for annotation in predictions}
-    missing = [a["image_id"] for a in truth if a["image_id"] not in predicted]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise AnnotationError(f"{predictions_file} has no prediction for image {missing[0]}{more}")
-    return [(annotation, predicted[annotation["image_id"]]) for annotation in truth]
-
-
-def _count_files(
-    quality: PanopticQuality,
-    true_folder: Path,
-    predicted_folder: Path,
-    categories: Mapping[int, int | None],
-    pair: tuple[dict[str, Any], dict[str, Any]],
-) -> np.ndarray:
-    """The counts of one image whose maps lie in PNG files."""
-    true, predicted = pair
-    image = f"image {true['image_id']}"
-    predicted_ids = read_panoptic_ids(
-        predicted_folder / predicted["file_name"], f"{image}: the predicted map"
-    )
-    return quality._count(
-        *in_categories(predicted_ids, predicted["segments_info"], categories),
-        read_panoptic_ids(true_folder / true["file_name"], f"{image}: the true map"),
-        true["segments_info"],
-        image,
-    )
-
-
-def in_categories(
-    ids: np.ndarray, segments: Sequence[Segment], categories: Mapping[int, int | None]
-) -> tuple[np.ndarray, list[Segment]]:
-    """Gives segments other category ids.
-
-    Args:
-        ids: (height, width) segment ids.
-        segments: Their entries.
-        categories: New ``category_id`` by the one so far. Segments of categories that become None are left
-            out, their pixels void; categories that are not listed stay.
-
-    Returns:
-        The new map and entries.
-    """
-    kept: list[Segment] = []
-    foreign: list[Any] = []
-    for segment in segments:
-        category: Any = segment.get("category_id")
-        if category not in categories:
-            kept.append(segment)
-        elif categories[category] is not None:
-            kept.append({**segment, "category_id": categories[category]})
-        else:
-            foreign.append(segment.get("id"))
-    return (np.where(np.isin(ids, foreign), VOID, ids) if foreign else ids), kept
-
-
-def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
-    """The segment ids of a panoptic PNG, (height, width); ``what`` names the map in errors.
-
-    Raises:
-        AnnotationError: The file is missing or no picture.
-    """
-    from detrkit.processing.images import load_image
-    from detrkit.processing.panoptic_png import rgb_to_id
-
-    try:
-        return rgb_to_id(np.asarray(load_image(path)))
-    except ImageError as error:
-        raise AnnotationError(f"{what}: {error}") from error
-
-
 @dataclass(frozen=True, eq=False)
 class _Segments:
     """The segments of one image, by place in ``segments_info``.
@@ -508,6 +329,60 @@ class _Segments:
     rows: np.ndarray
     crowds: np.ndarray
     areas: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _CommonPixels:
+    """Numbers of pixels of t true and p predicted segments, as floats.
+
+    Attributes:
+        pairs: (t, p), pixels that two segments share.
+        void: (p,), pixels of the predicted ones that are void in the truth.
+        true_areas: (t,), as the annotation says, or else counted.
+        predicted_areas: (p,).
+    """
+
+    pairs: np.ndarray
+    void: np.ndarray
+    true_areas: np.ndarray
+    predicted_areas: np.ndarray
+
+
+def _common_pixels(
+    true_ids: np.ndarray, true: _Segments, predicted_ids: np.ndarray, predicted: _Segments, image: str
+) -> _CommonPixels:
+    """Counts the pixels of one image.
+
+    Raises:
+        AnnotationError: Only the predicted map or only its list has a segment.
+    """
+    # The places in segments_info of the two segments of each pair that overlaps, -1 where not listed.
+    pair_true, pair_predicted, pixels = _overlaps(true_ids, predicted_ids)
+    row, column = _positions(pair_true, true.ids), _positions(pair_predicted, predicted.ids)
+    unlisted = pair_predicted[(column < 0) & (pair_predicted != VOID)]
+    if len(unlisted):
+        raise AnnotationError(
+            f"{image}: the predicted map holds segment {unlisted[0]}, which segments_info does not list"
+        )
+
+    def sums(of_pairs: np.ndarray, places: np.ndarray, segments: _Segments) -> np.ndarray:
+        return _sums(places[of_pairs], pixels[of_pairs], len(segments.ids))
+
+    predicted_areas = sums(column >= 0, column, predicted)
+    if not predicted_areas.all():
+        raise AnnotationError(
+            f"{image}: segments_info lists segment {predicted.ids[predicted_areas == 0][0]}, "
+            "of which the predicted map has no pixel"
+        )
+    both = (row >= 0) & (column >= 0)
+    pairs = np.zeros((len(true.ids), len(predicted.ids)))
+    pairs[row[both], column[both]] = pixels[both]
+    return _CommonPixels(
+        pairs=pairs,
+        void=sums((column >= 0) & (pair_true == VOID), column, predicted),
+        true_areas=np.where(np.isnan(true.areas), sums(row >= 0, row, true), true.areas),
+        predicted_areas=predicted_areas,
+    )
 
 
 def _overlaps(true_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -551,12 +426,12 @@ def _size(ids: np.ndarray) -> str:
     return f"{ids.shape[1]}x{ids.shape[0]}"
 
 
-def _category_quality(category: Mapping[str, Any], counts: np.ndarray) -> CategoryQuality:
+def _category_quality(category: Category, counts: np.ndarray) -> CategoryQuality:
     iou, true_positives, false_positives, false_negatives = counts.tolist()
     weight = true_positives + 0.5 * (false_positives + false_negatives)
     return CategoryQuality(
         id=category["id"],
-        name=str(category.get("name", category["id"])),
+        name=category_name(category),
         isthing=bool(category["isthing"]),
         pq=iou / weight if weight else 0.0,
         sq=iou / true_positives if true_positives else 0.0,
@@ -582,20 +457,3 @@ def _average(categories: Sequence[CategoryQuality]) -> PanopticScores:
 
 def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _png_folder(folder: str | os.PathLike[str] | None, file: str | os.PathLike[str]) -> Path:
-    path = Path(file).with_suffix("") if folder is None else Path(folder)
-    if not path.is_dir():
-        raise AnnotationError(f"there is no folder {path} with the PNG files of {file}")
-    return path
-
-
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ignore_interrupts() -> None:
-    """Leaves Ctrl-C to the main process, which ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detrkit.common.errors import ImageError, MissingExtraError
+from detrkit.common.schema import Annotation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,7 +94,7 @@ class Detections:
         mask = None if self.masks is None else self.masks[i]
         return Detection(self.boxes[i], float(self.scores[i]), int(self.labels[i]), self.names[i], mask)
 
-    def to_coco(self, image_id: int = 0, first_id: int = 1) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int = 0, first_id: int = 1) -> list[Annotation]:
         """The detections as entries of a COCO document's ``annotations`` (or of a COCO results file).
 
         Args:
@@ -104,7 +105,7 @@ class Detections:
             A dict for each detection: ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y of the top left
             corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``.
         """
-        entries = []
+        entries: list[Annotation] = []
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
         for i, (box, size) in enumerate(zip(self.boxes, sizes)):
             entries.append(

@@ -1,0 +1,52 @@
+"""What finds objects in many images: a detector on this machine, or one on a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from detrkit.results.detections import Detections
+    from detrkit.results.panoptic import PanopticSegmentation
+
+
+class ObjectFinder(Protocol):
+    """Finds the objects in image files; ``Detector`` and ``RayDetector`` do.
+
+    Attributes:
+        names: Label -> class name.
+    """
+
+    names: dict[int, str]
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model gives masks."""
+
+    def stream(
+        self,
+        images: Sequence[str | os.PathLike[str]],
+        threshold: float = 0.5,
+        batch_size: int = 1,
+        *,
+        masks: bool | None = None,
+        exif_orientation: bool = False,
+    ) -> Iterator[Detections]:
+        """The objects in each image, in order; see :meth:`detrkit.Detector.stream`."""
+
+    def stream_segments(
+        self,
+        images: Sequence[str | os.PathLike[str]],
+        threshold: float = 0.85,
+        batch_size: int = 1,
+        *,
+        exif_orientation: bool = False,
+    ) -> Iterator[PanopticSegmentation]:
+        """The segments of each image, in order; see :meth:`detrkit.Detector.stream_segments`."""
