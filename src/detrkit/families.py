@@ -7,11 +7,11 @@ imports neither torch nor Transformers; classes are imported by :meth:`Family.lo
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from detrkit.common.errors import CheckpointError, SettingError
+from detrkit.common.schema import JsonObject
 from detrkit.common.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ after every decoder layer. Hardware and time of the training are not known.""",
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 
 
-def has_masks(config: Mapping[str, Any]) -> bool | None:
+def has_masks(config: JsonObject) -> bool | None:
     """Whether a config.json is that of a model with masks; None if it does not name the model's class."""
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures[:100]):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detrkit.common.errors import CheckpointError, MissingExtraError
+from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_config, check_folder
 from detrkit.common.text import first_line
 from detrkit.families import Family, family_of, has_masks
@@ -39,7 +40,7 @@ class ModelFiles:
     family: Family
     config: DetrFamilyConfig
     has_masks: bool
-    contents: Mapping[str, Mapping[str, Any]] | None
+    contents: Mapping[str, JsonObject] | None
 
     @property
     def model_class(self) -> str:
@@ -129,9 +130,7 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
     return dict(_config_values(name, revision, check_folder(name) if is_folder(name) else None))
 
 
-def _config_values(
-    name: str, revision: str | None, contents: Mapping[str, Mapping[str, Any]] | None
-) -> Mapping[str, Any]:
+def _config_values(name: str, revision: str | None, contents: Mapping[str, JsonObject] | None) -> JsonObject:
     from transformers import PretrainedConfig
 
     if contents is not None and "config.json" in contents:
@@ -184,7 +183,7 @@ def load_pretrained(name: str, revision: str | None) -> tuple[ModelWithHeads, De
 
 
 def read_processor(
-    family: Family, name: str, revision: str | None, values: Mapping[str, Any] | None = None
+    family: Family, name: str, revision: str | None, values: JsonObject | None = None
 ) -> DetrImageProcessorBase:
     """The image processor of a Hub id or folder.
 

@@ -91,6 +91,8 @@ class ImageReader:
             threshold: Only objects with a higher score are given.
             batch_size: Maximum number of images at once on each worker.
         """
+        from detrkit.results.detections import Detections
+
         sources = [self.inputs[position].source for position in self.todo]
         found = detector.results(
             sources, threshold=threshold, batch_size=batch_size, exif_orientation=self.exif_orientation
@@ -98,7 +100,7 @@ class ImageReader:
         for place, result in with_progress(found, len(sources), "Detecting"):
             if isinstance(result, ImageError):
                 self._report(result)
-            else:
+            elif isinstance(result, Detections):
                 result.source = sources[place]
                 yield self.todo[place], None, result
 

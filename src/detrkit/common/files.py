@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def write_json(document: dict[str, Any], path: Path) -> None:
+def write_json(document: Mapping[str, object], path: Path) -> None:
     """Writes a document to a file, completely or not at all, to a pipe or device, or for ``-`` to stdout.
 
     Raises:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+JsonObject: TypeAlias = Mapping[str, Any]
+"""The content of a JSON file whose entries nobody has checked, such as a configuration."""
 
 
 class _Objects(TypedDict):

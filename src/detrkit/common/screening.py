@@ -15,6 +15,7 @@ from typing import Any
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.files import read_json
+from detrkit.common.schema import JsonObject
 
 MAX_WEIGHTS_BYTES = 32 * 2**30
 """Maximum number of bytes of a checkpoint, however much memory there is: a detector has less than 1 GiB."""
@@ -74,7 +75,7 @@ def is_archive(path: Path) -> bool:
         return True
 
 
-def check_folder(folder: str | os.PathLike[str]) -> dict[str, Mapping[str, Any]]:
+def check_folder(folder: str | os.PathLike[str]) -> dict[str, JsonObject]:
     """Refuses a model folder that is not safe to read.
 
     Returns:
@@ -102,7 +103,7 @@ def check_folder(folder: str | os.PathLike[str]) -> dict[str, Mapping[str, Any]]
     return configs
 
 
-def check_config(config: Any, where: str) -> None:
+def check_config(config: object, where: str) -> None:
     """Refuses a configuration that asks for code to be run.
 
     Args:
@@ -135,9 +136,9 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(letter in name for letter in "/\\:\0")
 
 
-def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _entries(config: JsonObject) -> Iterator[tuple[str, object]]:
     """All entries of a mapping and of the mappings inside it, however deep."""
-    waiting: list[Any] = [config]
+    waiting: list[object] = [config]
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
+from detrkit.common.schema import Target
 from detrkit.data.augmentation import (
     Example,
     Transform,
@@ -22,6 +23,7 @@ from detrkit.data.augmentation import (
 )
 from detrkit.data.coco import DetectionDataset
 from detrkit.processing.annotations import normalize_boxes
+from detrkit.processing.image_processor import DetrImageProcessorBase
 
 _BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % of padding within one
 
@@ -29,6 +31,35 @@ _BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % o
 ExampleKey: TypeAlias = tuple[int, int]
 """Epoch and index of an example. The epoch is passed with the index, so that persistent worker processes
 know it."""
+
+
+class PreparedExample(TypedDict):
+    """One image and its objects.
+
+    Attributes:
+        pixel_values: float32 (3, height, width).
+        labels: The target, with boxes cxcywh, normalised.
+    """
+
+    pixel_values: torch.Tensor
+    labels: Target
+
+
+class _Batch(TypedDict):
+    pixel_values: torch.Tensor
+    labels: list[Target]
+
+
+class Batch(_Batch, total=False):
+    """What a model takes in training.
+
+    Attributes:
+        pixel_values: (batch, 3, height, width).
+        labels: A target for each image, masks padded as the images.
+        pixel_mask: int64 (batch, height, width), only where something is padded: a model is faster without.
+    """
+
+    pixel_mask: torch.Tensor
 
 
 class PreparedDataset(Dataset):
@@ -54,7 +85,7 @@ class PreparedDataset(Dataset):
     def __init__(
         self,
         dataset: DetectionDataset,
-        processor: Any,
+        processor: DetrImageProcessorBase,
         augmentation: str | Transform = "none",
         *,
         seed: int = 0,
@@ -69,15 +100,11 @@ class PreparedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: ExampleKey | int) -> dict[str, Any]:
+    def __getitem__(self, key: ExampleKey | int) -> PreparedExample:
         """One example.
 
         Args:
             key: Epoch and index, as from :class:`AspectRatioBatchSampler`, or an index in epoch 0.
-
-        Returns:
-            ``pixel_values`` float32 (3, height, width), and ``labels``: the target with ``boxes`` as cxcywh
-            normalised to the image, ``size`` its height and width in pixels.
 
         Raises:
             ImageError: The image cannot be read.
@@ -114,30 +141,22 @@ class DetectionCollator:
             of the largest image in the batch.
     """
 
-    def __init__(self, processor: Any, pad_size: Mapping[str, int] | None = None) -> None:
+    def __init__(self, processor: DetrImageProcessorBase, pad_size: Mapping[str, int] | None = None) -> None:
         self.processor, self.pad_size = processor, pad_size
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Makes a batch.
-
-        Args:
-            examples: Examples of a :class:`PreparedDataset`.
-
-        Returns:
-            ``pixel_values`` (batch, 3, height, width), ``labels`` (a target per image, masks padded as well),
-            and ``pixel_mask`` int64 (batch, height, width) only if there is padding: a model is faster
-            without it.
-        """
-        batch = self.processor.pad(
+    def __call__(self, examples: Sequence[PreparedExample]) -> Batch:
+        """Makes a batch."""
+        padded = self.processor.pad(
             [example["pixel_values"] for example in examples],
             annotations=[example["labels"] for example in examples],
             pad_size=self.pad_size,
             return_tensors="pt",
         )
-        shape = batch["pixel_values"].shape[-2:]
-        if all(example["pixel_values"].shape[-2:] == shape for example in examples):
-            del batch["pixel_mask"]
-        return {**batch, "labels": [dict(target) for target in batch["labels"]]}
+        pixels = padded["pixel_values"]
+        batch: Batch = {"pixel_values": pixels, "labels": [target.data for target in padded["labels"]]}
+        if any(example["pixel_values"].shape[-2:] != pixels.shape[-2:] for example in examples):
+            batch["pixel_mask"] = padded["pixel_mask"]
+        return batch
 
 
 class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
@@ -238,5 +257,5 @@ def _chunks(values: np.ndarray, size: int) -> list[np.ndarray]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _transform(choice: str | Transform, processor: Any) -> Transform:
+def _transform(choice: str | Transform, processor: DetrImageProcessorBase) -> Transform:
     return augmentation(choice, processor.size) if isinstance(choice, str) else choice

@@ -6,9 +6,9 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.schema import JsonObject
 from detrkit.evaluation.coco import STATISTICS
 from detrkit.families import FAMILIES, Family
 from detrkit.hub.card_facts import Facts
@@ -29,8 +29,8 @@ _NUMBERS = ("PQ", "SQ", "RQ", "AP", "AP50", "AP75", "APsmall", "APmedium", "APla
 
 def trained_card(
     title: str,
-    config: Mapping[str, Any],
-    recipe: Mapping[str, Any],
+    config: JsonObject,
+    recipe: JsonObject,
     row: Mapping[str, float],
     *,
     dataset: str,
@@ -68,7 +68,7 @@ def trained_card(
     ).render()
 
 
-def _network(config: Mapping[str, Any]) -> str:
+def _network(config: JsonObject) -> str:
     backbone = config["backbone"] or config["backbone_config"]["model_type"]
     return (
         f"The backbone is {backbone_title(backbone)}; a Transformer of width {config['d_model']} with "
@@ -77,12 +77,12 @@ def _network(config: Mapping[str, Any]) -> str:
     )
 
 
-def _queries(config: Mapping[str, Any]) -> int:
+def _queries(config: JsonObject) -> int:
     queries: int = config["two_stage_num_proposals" if config.get("two_stage") else "num_queries"]
     return queries
 
 
-def _procedure(family: Family, recipe: Mapping[str, Any], epoch: float) -> str:
+def _procedure(family: Family, recipe: JsonObject, epoch: float) -> str:
     rate = family.learning_rate if recipe["learning_rate"] is None else recipe["learning_rate"]
     clipped = f", gradients clipped to a norm of {recipe['clip_norm']:g}" if recipe["clip_norm"] else ""
     averaged = (
@@ -97,7 +97,7 @@ def _procedure(family: Family, recipe: Mapping[str, Any], epoch: float) -> str:
     )
 
 
-def _start(recipe: Mapping[str, Any]) -> str:
+def _start(recipe: JsonObject) -> str:
     if recipe["from_scratch"]:
         return f"From {'an ImageNet backbone' if recipe['pretrained_backbone'] else 'random weights'}"
     # The path of a local model would tell nobody anything, and may hold the user's name.
@@ -174,9 +174,9 @@ def bundled_card(folder: Path, facts: Facts) -> str:
 
 def _bundled(
     name: str,
-    config: Mapping[str, Any],
+    config: JsonObject,
     size: Mapping[str, int],
-    evaluation: Mapping[str, Any],
+    evaluation: JsonObject,
     training: Sequence[str],
     facts: Facts,
 ) -> str:
@@ -221,7 +221,7 @@ def _bundled(
     ).render()
 
 
-def _weakest(per_class: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def _weakest(per_class: Iterable[JsonObject]) -> Iterable[str]:
     known = sorted((each for each in per_class if each["AP"] >= 0), key=lambda each: each["AP"])
     if len(known) > 1:
         weakest, best = known[0], known[-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from detrkit.common.schema import JsonObject
 from detrkit.families import Family, family_of, has_masks
 from detrkit.hub import card_texts as texts
 
@@ -135,7 +136,7 @@ class Card:
         return [snippet.format(**options) for snippet in snippets[: 1 + self.transformers_calls]]
 
 
-def plain_card(config: Mapping[str, Any], name: str) -> str:
+def plain_card(config: JsonObject, name: str) -> str:
     """The card of a model of which nothing is known but its configuration.
 
     Args:
@@ -160,13 +161,13 @@ def plain_card(config: Mapping[str, Any], name: str) -> str:
     ).render()
 
 
-def class_list(id2label: Mapping[Any, str]) -> str:
+def class_list(id2label: Mapping[int, str] | Mapping[str, str]) -> str:
     """For example "2 classes: cat, dog"; the first 20 names."""
     names = list(id2label.values())
     return f"{len(names)} classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 
-def variant_texts(family: Family, options: Mapping[str, Any], masks: bool) -> list[str]:
+def variant_texts(family: Family, options: JsonObject, masks: bool) -> list[str]:
     """Paragraphs on the options of a network.
 
     Args:

@@ -18,10 +18,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import ImageError, SettingError
+from detrkit.common.schema import JsonObject
 from detrkit.inference.detector import Detector
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _PARAMETERS = {"threshold": 0.5}
 
@@ -37,7 +41,7 @@ class EndpointHandler:
         """
         self.detector = Detector.from_pretrained(path or ".")
 
-    def __call__(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def __call__(self, data: JsonObject) -> list[dict[str, float | str | dict[str, int]]]:
         """Detects the objects in the image of a request.
 
         Args:
@@ -74,11 +78,11 @@ class EndpointHandler:
         ]
 
 
-def _read(inputs: Any) -> Any:
+def _read(inputs: object) -> Image:
     """The image of a request; paths and URLs are not opened."""
-    from PIL.Image import Image
+    import PIL.Image
 
-    if isinstance(inputs, Image):
+    if isinstance(inputs, PIL.Image.Image):
         return inputs
     if isinstance(inputs, str):
         inputs = _decode(inputs)

@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
 from detrkit.common.text import first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+    from transformers import BaseImageProcessor, PreTrainedModel
 
 CHECKPOINTS = "checkpoints"
 """Sub-folder of a training run that is not uploaded."""
@@ -24,10 +28,10 @@ HANDLER = {
 
 
 def push_to_hub(
-    model: Any,
+    model: PreTrainedModel | str | os.PathLike[str],
     repo_id: str | None = None,
     *,
-    processor: Any = None,
+    processor: BaseImageProcessor | None = None,
     private: bool | None = None,
     handler: bool = False,
     message: str = "Upload a detrkit model",
@@ -150,7 +154,7 @@ def _one_line(repo_id: str, endpoint: str) -> Iterator[None]:
         raise DetrkitError(f"could not upload to {repo_id}: {first_line(error)}") from error
 
 
-def _refusal(repo_id: str, error: Any) -> str:
+def _refusal(repo_id: str, error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status == 401:
         return "the Hub rejected your token (401): log in again with hf auth login, or correct HF_TOKEN"

@@ -25,14 +25,26 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.schema import JsonObject
 from detrkit.common.text import first_line
+from detrkit.results.detections import Detections
+from detrkit.results.panoptic import PanopticSegmentation
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
     from detrkit.inference.detector import Detector
+
+Found: TypeAlias = Detections | PanopticSegmentation | ImageError
+"""What is in an image, or why it cannot be read."""
+
+_Result = TypeVar("_Result", Detections, PanopticSegmentation)
 
 AUTO = "auto"
 LOCAL = "local"
@@ -148,7 +160,7 @@ class RayDetector:
         masks: bool = False,
         segments: bool = False,
         exif_orientation: bool = False,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[tuple[int, Found]]:
         """What is in each image, in the order in which they get done.
 
         Args:
@@ -173,7 +185,7 @@ class RayDetector:
         check_numbers(threshold, batch_size)
         if (masks or segments) and not self.has_masks:
             raise no_masks()
-        options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
+        options: dict[str, float | bool] = {"threshold": threshold, "batch_size": batch_size}
         if not segments:
             options["masks"] = masks
         return self._results(
@@ -188,7 +200,7 @@ class RayDetector:
         *,
         masks: bool | None = None,
         exif_orientation: bool = False,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Detections]:
         """Like ``Detector.stream``: the results in the order of the images, which must be files or addresses.
 
         Results that came before those of earlier images are held in memory until these are there.
@@ -197,7 +209,7 @@ class RayDetector:
         found = self.results(
             list(images), threshold, batch_size, masks=with_masks, exif_orientation=exif_orientation
         )
-        return _in_order(found)
+        return _in_order(found, Detections)
 
     def stream_segments(
         self,
@@ -206,16 +218,16 @@ class RayDetector:
         batch_size: int = 1,
         *,
         exif_orientation: bool = False,
-    ) -> Iterator[Any]:
+    ) -> Iterator[PanopticSegmentation]:
         """Like ``Detector.stream_segments``, with images as for :meth:`stream`."""
         found = self.results(
             list(images), threshold, batch_size, segments=True, exif_orientation=exif_orientation
         )
-        return _in_order(found)
+        return _in_order(found, PanopticSegmentation)
 
     def _results(
-        self, sources: list[str], segments: bool, options: dict[str, Any], exif_orientation: bool
-    ) -> Iterator[tuple[int, Any]]:
+        self, sources: list[str], segments: bool, options: dict[str, float | bool], exif_orientation: bool
+    ) -> Iterator[tuple[int, Found]]:
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -266,7 +278,7 @@ class _Worker:
     """A process that holds the detector and does one portion of the images after another."""
 
     def __init__(
-        self, settings: _Settings, segments: bool, options: dict[str, Any], exif_orientation: bool
+        self, settings: _Settings, segments: bool, options: dict[str, float | bool], exif_orientation: bool
     ) -> None:
         import torch
 
@@ -289,16 +301,16 @@ class _Worker:
         except DetrkitError as error:
             self.failure = _Failure(str(error))
             return
-        stream: Callable[..., Iterator[Any]] = self.detector.stream
+        stream: Callable[..., Iterator[Detections | PanopticSegmentation]] = self.detector.stream
         if segments:
             stream = self.detector.stream_segments
         self.stream = partial(stream, **options)
         self.exif_orientation = exif_orientation
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int] | list[bytes]]:
         """Positions and sources in, positions and pickled results out."""
         positions = [int(position) for position in batch["position"]]
-        results: list[Any] = [self.failure] * len(positions)
+        results: Sequence[Found | _Failure | None] = [self.failure] * len(positions)
         if self.failure is None:
             try:
                 results = self._results([str(source) for source in batch["source"]])
@@ -306,13 +318,13 @@ class _Worker:
                 results = [_Failure(str(error))] * len(positions)
         return {"position": positions, "result": [pickle.dumps(result) for result in results]}
 
-    def _results(self, sources: list[str]) -> list[Any]:
+    def _results(self, sources: list[str]) -> list[Found]:
         from detrkit.inference.prepared import read_image
 
-        results: dict[int, Any] = {}
+        results: dict[int, Found] = {}
         readable: list[int] = []
 
-        def pictures() -> Iterator[Any]:
+        def pictures() -> Iterator[Image]:
             for place, source in enumerate(sources):
                 try:
                     image = read_image(
@@ -336,7 +348,7 @@ def is_ray_address(text: str) -> bool:
     return text in (AUTO, LOCAL) or (bool(host) and "/" not in host and port.isdecimal())
 
 
-def _import_ray() -> Any:
+def _import_ray() -> ModuleType:
     # Ray would ask its makers' server, at the end of every run, to count it, and tell of its inner life on
     # stderr. What stops a job reaches us as an exception.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -349,7 +361,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _connect(ray: Any, address: str) -> None:
+def _connect(ray: ModuleType, address: str) -> None:
     if not is_ray_address(address):
         raise SettingError(
             f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
@@ -384,7 +396,7 @@ def _nothing_on_stderr() -> Iterator[None]:
 
 
 def _shares(
-    nodes: Sequence[dict[str, Any]], workers: int | None, cpus: int | None, device: str | None
+    nodes: Sequence[JsonObject], workers: int | None, cpus: int | None, device: str | None
 ) -> tuple[int, int, int]:
     """How many workers there can be, and the cores and graphics cards of each."""
     alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
@@ -415,8 +427,8 @@ def _for_workers(source: str | os.PathLike[str]) -> str:
     return text if "://" in text else os.path.abspath(text)  # noqa: PTH100 - links stay as they are
 
 
-def _in_order(found: Iterable[tuple[int, Any]]) -> Iterator[Any]:
-    waiting: dict[int, Any] = {}
+def _in_order(found: Iterable[tuple[int, Found]], kind: type[_Result]) -> Iterator[_Result]:
+    waiting: dict[int, Found] = {}
     following = 0
     for position, result in found:
         waiting[position] = result
@@ -424,6 +436,7 @@ def _in_order(found: Iterable[tuple[int, Any]]) -> Iterator[Any]:
             result = waiting.pop(following)
             if isinstance(result, ImageError):
                 raise result
+            assert isinstance(result, kind)
             yield result
             following += 1
 

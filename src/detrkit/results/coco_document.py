@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import write_text
+from detrkit.common.schema import JsonObject
 from detrkit.results.journal import Journal
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class CocoOutput:
         json_file: Path,
         ids: Sequence[int],
         names: Sequence[str],
-        settings: dict[str, Any],
+        settings: JsonObject,
         *,
         resume: bool = False,
     ) -> None:
@@ -50,7 +51,7 @@ class CocoOutput:
         self.left_over = self._written = 0
         self._ids, self._names = ids, names
         # Position among the inputs -> the image's entry, or its place in the journal.
-        self._found: dict[int, dict[str, Any] | int] = {}
+        self._found: dict[int, JsonObject | int] = {}
         to_file = str(json_file) != "-" and (json_file.is_file() or not json_file.exists())
         self._journal = Journal(_journal_path(json_file), settings) if to_file else None
         if self._journal is None:
@@ -114,7 +115,7 @@ class CocoOutput:
         write_text(self._parts(names, self.done if positions is None else positions), self.json_file)
         return self._written
 
-    def document(self, names: Mapping[int, str]) -> dict[str, Any]:
+    def document(self, names: Mapping[int, str]) -> dict[str, object]:
         """The document itself, as :meth:`write` writes it."""
         return dict(json.loads("".join(self._parts(names, self.done))))
 
@@ -143,7 +144,7 @@ class CocoOutput:
         categories = [{"id": label, "name": name} for label, name in sorted(listed.items())]
         yield f'], "categories": {json.dumps(categories)}}}\n'
 
-    def _entries(self, positions: Collection[int]) -> Iterator[dict[str, Any]]:
+    def _entries(self, positions: Collection[int]) -> Iterator[JsonObject]:
         for position in sorted(positions):
             entry = self._found[position]
             if isinstance(entry, int):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -13,7 +13,14 @@ from detrkit.common.errors import ImageError, MissingExtraError
 from detrkit.common.schema import Annotation
 
 if TYPE_CHECKING:
+    import supervision
     from PIL.Image import Image
+
+    from detrkit.processing.images import ImageSource
+    from detrkit.results.panoptic import PanopticSegmentation
+
+Index: TypeAlias = slice | np.ndarray | Sequence[int] | Sequence[bool]
+"""Chooses among detections."""
 
 
 class Detection(NamedTuple):
@@ -69,7 +76,13 @@ class Detections:
     def __iter__(self) -> Iterator[Detection]:
         return (self._row(i) for i in range(len(self)))
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: Index) -> Detections: ...
+
+    def __getitem__(self, index: int | Index) -> Detection | Detections:
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             return self._row(int(index))
         chosen = np.arange(len(self))[_as_index(index)]
@@ -120,7 +133,7 @@ class Detections:
             )
         return entries
 
-    def to_supervision(self) -> Any:
+    def to_supervision(self) -> supervision.Detections:
         """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.
 
         Raises:
@@ -138,7 +151,7 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def draw(self, image: Any = None) -> Image:
+    def draw(self, image: ImageSource | None = None) -> Image:
         """Draws boxes, names and scores on a picture.
 
         Args:
@@ -158,7 +171,7 @@ class Detections:
         return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
 
 
-def picture_of(results: Any, image: Any, what: str) -> Image:
+def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:
     """The picture that the results of an image are to be drawn on.
 
     Args:
@@ -184,7 +197,7 @@ def picture_of(results: Any, image: Any, what: str) -> Image:
     return picture
 
 
-def _as_index(index: Any) -> Any:
+def _as_index(index: Index | bool) -> slice | np.ndarray:
     if isinstance(index, slice):
         return index
     index = np.asarray(index)

@@ -10,6 +10,7 @@ from typing import Any
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file
+from detrkit.common.schema import JsonObject
 
 
 class Journal:
@@ -19,7 +20,7 @@ class Journal:
     addressed by their position in the file, so that none needs to be held in memory.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: JsonObject) -> None:
         """Opens a journal; nothing is written before :meth:`start`.
 
         Args:
@@ -58,13 +59,13 @@ class Journal:
             raise DetrkitError(f"cannot read {self.path}: {error.strerror or error}") from error
         self._whole = place
 
-    def at(self, place: int) -> dict[str, Any]:
+    def at(self, place: int) -> JsonObject:
         """The entry at a place in the file."""
         with self.path.open("rb") as file:
             file.seek(place)
             return dict(json.loads(file.readline()))
 
-    def check(self, found: Any, where: Path) -> None:
+    def check(self, found: object, where: Path) -> None:
         """Compares the settings of earlier work with those of this one.
 
         Raises:
@@ -78,7 +79,7 @@ class Journal:
                     "settings, or start from scratch without --resume"
                 )
 
-    def start(self, entries: Iterable[dict[str, Any]] = ()) -> list[int]:
+    def start(self, entries: Iterable[JsonObject] = ()) -> list[int]:
         """Atomically replaces the content with these entries; returns their places.
 
         Raises:
@@ -93,7 +94,7 @@ class Journal:
         self._whole = None
         return places
 
-    def add(self, entry: dict[str, Any]) -> int:
+    def add(self, entry: JsonObject) -> int:
         """Appends an entry; returns its place.
 
         Raises:
@@ -116,5 +117,5 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-def _line(entry: dict[str, Any]) -> bytes:
+def _line(entry: JsonObject) -> bytes:
     return json.dumps(entry).encode() + b"\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from detrkit.results.detections import picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from detrkit.processing.images import ImageSource
 
 
 @dataclass(eq=False, repr=False)
@@ -95,7 +97,7 @@ class PanopticSegmentation:
             ],
         }
 
-    def draw(self, image: Any = None) -> Image:
+    def draw(self, image: ImageSource | None = None) -> Image:
         """Draws the segments over a picture, with their names.
 
         Args:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from detrkit.data.loading import AspectRatioBatchSampler
 from detrkit.training.history import best_row, evaluations, has_stalled, merge_log
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 
 class RunPlan(TrainerCallback):
@@ -40,13 +43,13 @@ class RunPlan(TrainerCallback):
         self.metric, self.patience = metric, patience
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Sets the epoch of the sampler."""
         self.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Saves every ``save_every`` steps, except at the end of an epoch."""
         ends_epoch = float(state.epoch or 0).is_integer()
@@ -56,7 +59,7 @@ class RunPlan(TrainerCallback):
         control.should_log = control.should_log or control.should_save
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Logs, evaluates and saves."""
         epoch = round(state.epoch or 0)
@@ -64,7 +67,7 @@ class RunPlan(TrainerCallback):
         control.should_evaluate = epoch % self.eval_every == 0 or epoch == args.num_train_epochs
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Stops a run that no longer improves."""
         if has_stalled(merge_log(state.log_history), self.metric, self.patience):
@@ -82,7 +85,7 @@ class WeightAverage(TrainerCallback):
         self.update = update
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Updates the average."""
         self.update()
@@ -106,7 +109,7 @@ class Reporter(TrainerCallback):
         self.metric, self.save_best, self.write_reports = metric, save_best, write_reports
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Saves the model if it is the best so far."""
         if not state.is_world_process_zero:
@@ -116,7 +119,7 @@ class Reporter(TrainerCallback):
             self.save_best(rows)
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Writes the reports so far."""
         if state.is_world_process_zero:
@@ -132,13 +135,12 @@ class Progress(TrainerCallback):
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Bar | None = None
         self._loss = 0.0
         self._epoch_start = 0.0
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Shows the bar if stderr is a terminal."""
         if not state.is_world_process_zero or not sys.stderr.isatty():
@@ -149,24 +151,29 @@ class Progress(TrainerCallback):
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("Training", total=state.max_steps, completed=state.global_step)
+        self._bar.add_task("Training", total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Starts the clock."""
         self._epoch_start = time.monotonic()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Advances the bar."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step)
+            self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
     ) -> None:
         """Keeps the loss for the next line."""
         self._loss = logs.get("loss", self._loss)
@@ -176,8 +183,8 @@ class Progress(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: Any,
-        **kwargs: Any,
+        metrics: dict[str, float],
+        **kwargs: object,
     ) -> None:
         """Prints the metric of the epoch."""
         if not state.is_world_process_zero:
@@ -196,7 +203,7 @@ class Progress(TrainerCallback):
             print(line, file=sys.stderr, flush=True)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Removes the bar."""
         self.close()

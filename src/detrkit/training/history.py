@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from detrkit.evaluation.coco import STATISTICS
 
@@ -14,7 +13,7 @@ _EVALUATION = "eval_"
 _FIRST_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", *PANOPTIC_STATISTICS, *STATISTICS)
 
 
-def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+def merge_log(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """One row for each logged step.
 
     Args:
@@ -24,7 +23,7 @@ def merge_log(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]
         Rows by step: ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and the
         metrics (``AP``, ...) if the model was evaluated.
     """
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[float, dict[str, float]] = {}
     for entry in log_history:
         if "loss" not in entry and not any(name.startswith(_EVALUATION) for name in entry):
             continue  # the Trainer's summary of the run

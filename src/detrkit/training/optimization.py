@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,17 @@ _STEP_AT, _STEP_FACTOR = (
 )  # 40 of 50 epochs in Deformable DETR, 200 of 300 in DETR's short schedule: about
 
 
+class ParameterGroup(TypedDict):
+    """Parameters that share a learning rate, for an optimizer."""
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+
+
 def parameter_groups(
     model: nn.Module, learning_rate: float, backbone_learning_rate: float
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """The trained parameters in groups with a learning rate each.
 
     Args:
@@ -36,10 +44,13 @@ def parameter_groups(
         Groups for an optimizer, each with ``name``, ``params`` and ``lr``: "backbone", "sampling" (sampling
         offsets and reference points, a tenth of the rate) and "transformer". Empty groups are left out.
     """
-    groups: dict[str, dict[str, Any]] = {
-        "transformer": {"lr": learning_rate},
-        "backbone": {"lr": backbone_learning_rate},
-        "sampling": {"lr": learning_rate * SAMPLING_FACTOR},
+    rates = {
+        "transformer": learning_rate,
+        "backbone": backbone_learning_rate,
+        "sampling": learning_rate * SAMPLING_FACTOR,
+    }
+    groups: dict[str, ParameterGroup] = {
+        name: {"name": name, "params": [], "lr": rate} for name, rate in rates.items()
     }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -50,8 +61,8 @@ def parameter_groups(
             kind = "sampling"
         else:
             kind = "transformer"
-        groups[kind].setdefault("params", []).append(parameter)
-    return [{"name": name, **group} for name, group in groups.items() if "params" in group]
+        groups[kind]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def learning_rate_factor(schedule: str, steps: int, warmup_steps: int) -> Callable[[int], float]:
@@ -91,7 +102,7 @@ class AveragedWeights(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        def blend(averages: Any, current: Any, updates: Tensor | int) -> None:
+        def blend(averages: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
             if not averages[0].is_floating_point():  # counters
                 for average, value in zip(averages, current):
                     average.copy_(value)

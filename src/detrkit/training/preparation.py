@@ -18,7 +18,9 @@ from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.evaluation.categories import match_categories
 from detrkit.families import FAMILIES, Family, family_of
+from detrkit.models.detection import ModelWithHeads
 from detrkit.models.layers.backbone import ConvEncoder
+from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.training.batch_norm import thaw_batch_norm
 from detrkit.training.recipe import TrainingRecipe
 
@@ -55,7 +57,7 @@ def read_datasets(
     )
 
 
-def check_classes(model: Any, val: DetectionDataset) -> None:
+def check_classes(model: ModelWithHeads, val: DetectionDataset) -> None:
     """Refuses validation images with objects that the model has no class for.
 
     Raises:
@@ -74,7 +76,9 @@ def check_classes(model: Any, val: DetectionDataset) -> None:
         ) from error
 
 
-def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
+def build_model(
+    recipe: TrainingRecipe, train: DetectionDataset
+) -> tuple[ModelWithHeads, DetrImageProcessorBase, DetectionDataset]:
     """Creates the model, with its trainable parameters chosen, and its image processor.
 
     Args:
@@ -100,7 +104,7 @@ def build_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, A
     return model, processor, train
 
 
-def learning_rates(recipe: TrainingRecipe, model: Any) -> tuple[float, float]:
+def learning_rates(recipe: TrainingRecipe, model: ModelWithHeads) -> tuple[float, float]:
     """Learning rate, and learning rate of the backbone."""
     rate = recipe.learning_rate
     if rate is None:
@@ -129,7 +133,9 @@ def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
     return {"shortest_edge": shortest, "longest_edge": longest or round(shortest * _LONGEST_EDGE)}
 
 
-def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any]:
+def _new_model(
+    recipe: TrainingRecipe, train: DetectionDataset
+) -> tuple[ModelWithHeads, DetrImageProcessorBase]:
     families = {family.option_name: family for family in FAMILIES.values()}
     family = families.get(recipe.model.replace("_", "-").lower())
     if family is None:
@@ -162,7 +168,9 @@ def _new_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, An
     return model, family.load(family.processor)()
 
 
-def _pretrained_model(recipe: TrainingRecipe, train: DetectionDataset) -> tuple[Any, Any, DetectionDataset]:
+def _pretrained_model(
+    recipe: TrainingRecipe, train: DetectionDataset
+) -> tuple[ModelWithHeads, DetrImageProcessorBase, DetectionDataset]:
     from detrkit.checkpoints.loading import read_config, read_processor, unreadable
 
     name = resolve_model(recipe.model)
@@ -209,7 +217,7 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
     return options
 
 
-def choose_trained(model: Any, recipe: TrainingRecipe) -> None:
+def choose_trained(model: ModelWithHeads, recipe: TrainingRecipe) -> None:
     """Freezes parameters, and makes batch norm trainable, as the recipe says."""
     live = recipe.live_batch_norm
     if live is None:

@@ -303,7 +303,7 @@ class TrainingRecipe:
             if "=" not in text:
                 raise SettingError(f"--model-option must be NAME=VALUE, not {text!r}")
 
-    def _check(self, option: Field[Any], hint: Any) -> None:
+    def _check(self, option: Field[Any], hint: object) -> None:
         value = getattr(self, option.name)
         flag = flag_of(option.name)
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

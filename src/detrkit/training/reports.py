@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from detrkit.inference.detector import Detector
@@ -109,7 +110,7 @@ def _tile(image: Image.Image) -> Image.Image:
     return image.resize((_TILE, round(image.height * _TILE / image.width)), Image.Resampling.LANCZOS)
 
 
-def _axes(title: str, ylabel: str) -> Any:
+def _axes(title: str, ylabel: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6))
@@ -120,7 +121,7 @@ def _axes(title: str, ylabel: str) -> Any:
 
 
 def _curve(
-    axes: Any, rows: Sequence[Mapping[str, float]], name: str, *, main: bool, marker: str | None = None
+    axes: Axes, rows: Sequence[Mapping[str, float]], name: str, *, main: bool, marker: str | None = None
 ) -> None:
     """Draws one column over the epochs; the main one stands out."""
     axes.plot(

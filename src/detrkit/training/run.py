@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +25,8 @@ from detrkit.evaluation import evaluate_detector
 from detrkit.hub.card_trained import trained_card
 from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
 from detrkit.inference.detector import Detector
+from detrkit.models.detection import ModelWithHeads
+from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
@@ -191,7 +192,10 @@ def _run(
 
 
 def _measure(
-    model: Any, recipe: TrainingRecipe, processor: Any, dataset: DetectionDataset
+    model: ModelWithHeads,
+    recipe: TrainingRecipe,
+    processor: DetrImageProcessorBase,
+    dataset: DetectionDataset,
 ) -> dict[str, float]:
     """The metrics of a model in training, as from ``detrkit evaluate``."""
     device = model.device

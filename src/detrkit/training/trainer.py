@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from transformers import Trainer
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerControl
 
 from detrkit.common.errors import DetrkitError, TrainingError
-from detrkit.data.loading import AspectRatioBatchSampler
+from detrkit.data.loading import AspectRatioBatchSampler, Batch
+from detrkit.models.detection import ModelWithHeads
+from detrkit.models.outputs import ObjectDetectionOutput
 from detrkit.training.optimization import AveragedWeights, learning_rate_factor, parameter_groups
 
 AVERAGE_FILE = "averaged_weights.pt"
@@ -43,9 +46,9 @@ class DetectionTrainer(Trainer):
         averaged: The average of the weights; None without averaging.
     """
 
-    optimizer: Any
-    lr_scheduler: Any
-    control: Any
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    control: TrainerControl
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class DetectionTrainer(Trainer):
         ema_decay: float,
         multi_scale: float,
         sampler: AspectRatioBatchSampler,
-        measure: Callable[[Any], dict[str, float]],
+        measure: Callable[[ModelWithHeads], dict[str, float]],
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -67,7 +70,7 @@ class DetectionTrainer(Trainer):
         self._batches = 0
 
     @property
-    def best_weights(self) -> Any:
+    def best_weights(self) -> ModelWithHeads:
         """The model that is evaluated and saved: with averaged weights, if they are averaged."""
         return self.model if self.averaged is None else self.averaged.module
 
@@ -83,7 +86,7 @@ class DetectionTrainer(Trainer):
             pin_memory=self.args.device.type == "cuda",
         )
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the groups of :func:`parameter_groups`."""
         if self.optimizer is None:
             groups = parameter_groups(self.model if model is None else model, *self.recipe_rates)
@@ -104,15 +107,19 @@ class DetectionTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ObjectDetectionOutput]:
         """The model's loss; keeps its terms for the log.
 
         Raises:
             TrainingError: The loss is not finite.
         """
         if self.multi_scale:
-            inputs = {**inputs, **self._rescaled(inputs)}
+            inputs = self._rescaled(inputs)
         try:
             outputs = model(**inputs)
         except FloatingPointError as error:
@@ -143,10 +150,13 @@ class DetectionTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluates the averaged weights in the main process, and sends the metrics to the others."""
-        found: list[Any] = [self.measure(self.best_weights) if self.is_world_process_zero() else None]
+        found = [self.measure(self.best_weights) if self.is_world_process_zero() else {}]
         if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(found)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found[0].items()}
@@ -154,7 +164,7 @@ class DetectionTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Also saves the averaged weights; removes a checkpoint that cannot be written completely.
 
         The Trainer writes the state last, so a checkpoint with a state is complete. Older checkpoints are
@@ -179,7 +189,7 @@ class DetectionTrainer(Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # before the state marks the checkpoint as complete
 
-    def _rescaled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _rescaled(self, inputs: Batch) -> Batch:
         """The batch in a different size, which depends only on seed and step."""
         draw = np.random.default_rng((self.args.seed, self.state.global_step)).uniform(-1, 1)
         pixels = inputs["pixel_values"]
@@ -187,7 +197,8 @@ class DetectionTrainer(Trainer):
             max(1, round(side * (1 + draw * self.multi_scale) / _MULTIPLE)) * _MULTIPLE
             for side in pixels.shape[-2:]
         ]
-        resized = {"pixel_values": F.interpolate(pixels, size=size, mode="bilinear", antialias=True)}
+        resized = inputs.copy()
+        resized["pixel_values"] = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
         if "pixel_mask" in inputs:
             mask = inputs["pixel_mask"]
             resized["pixel_mask"] = F.interpolate(mask[None].float(), size=size)[0].to(mask.dtype)
