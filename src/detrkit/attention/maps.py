@@ -21,7 +21,7 @@ import numpy as np
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
-from detrkit.inference.detector import check_numbers
+from detrkit.inference.prepared import check_numbers
 from detrkit.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from detrkit.inference.detector import Detector
     from detrkit.inference.predictions import Prediction
-    from detrkit.inference.prepared import ImageSource
     from detrkit.models.detection import ObjectDetectionModel
     from detrkit.processing.image_processor import DetrImageProcessorBase
+    from detrkit.processing.images import ImageSource
 
 _Self = TypeVar("_Self", bound="Attention")
 

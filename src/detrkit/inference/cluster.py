@@ -179,8 +179,8 @@ class RayDetector:
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
             DetrkitError: The workers cannot go on.
         """
-        from detrkit.inference.detector import check_numbers
         from detrkit.inference.predictions import no_masks
+        from detrkit.inference.prepared import check_numbers
 
         check_numbers(threshold, batch_size)
         if (masks or segments) and not self.has_masks:

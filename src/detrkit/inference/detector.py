@@ -19,18 +19,23 @@ import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
-from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
+from detrkit.common.schema import Category
 from detrkit.engines import check_engine, start
 from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
-from detrkit.inference.prepared import ImageSource, PreparedImage, is_one_image, prepare_image, to_device
+from detrkit.inference.prepared import (
+    PreparedImage,
+    check_numbers,
+    is_one_image,
+    prepare_image,
+    to_device,
+)
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -40,13 +45,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PretrainedConfig
 
-    from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
+    from detrkit.models.outputs import ObjectDetectionOutput
     from detrkit.processing.image_processor import DetrImageProcessorBase
+    from detrkit.processing.images import ImageSource
 
 _Result = TypeVar("_Result")
 
-# Images of one processed size.
-_Batch = Sequence[PreparedImage]
+# Images of one processed size, and what is called with their pixels.
+_Batch: TypeAlias = Sequence[PreparedImage]
+_Model: TypeAlias = "Callable[..., ObjectDetectionOutput]"
 
 # Threads that read images for a GPU, which takes a few hundred a second; a thread reads about a hundred.
 _READERS = 8
@@ -84,12 +91,11 @@ class Detector:
             model: A detection or segmentation model of detrkit. The detector prepares a copy: the model can
                 still be trained and saved, and later changes to it do not reach the detector.
             processor: Its image processor.
-            engine: What runs the model: "torch", "compile", "onnx" or "openvino" (see
-                :mod:`detrkit.engines`). The last two export the model first, which takes a while; load a
-                folder that ``detrkit export`` wrote to save that.
-            device: Such as "cpu" or "cuda:1"; by default a GPU if there is one and the engine runs there.
-            dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
-            limits: How large image files may be and which addresses are asked; None for the defaults.
+            engine: As for ``from_pretrained``, like the others. "onnx" and "openvino" export the model first,
+                which takes a while; load a folder that ``detrkit export`` wrote to avoid that.
+            device: Where the engine runs.
+            dtype: Type of the weights.
+            limits: Of image files and addresses.
 
         Raises:
             SettingError: Engine, device or dtype do not exist or are not available here.
@@ -134,8 +140,9 @@ class Detector:
 
         Args:
             model: A Hub id ("facebook/detr-resnet-50"), a folder, or a short name ("detr-resnet-50").
-            engine: What runs the model: "torch", "compile", "onnx" or "openvino"; by default the one that a
-                folder's model was exported for, otherwise "torch".
+            engine: What runs the model: "torch", "compile", "onnx" or "openvino" (see
+                :mod:`detrkit.engines`); by default the one that a folder's model was exported for, otherwise
+                "torch".
             device: Such as "cpu" or "cuda:1"; by default a GPU if there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
             revision: Branch, tag or commit on the Hub.
@@ -338,10 +345,6 @@ class Detector:
 
         Returns:
             An iterator of the segmentations, in the order of the images.
-
-        Raises:
-            ImageError: An image cannot be found or read.
-            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
         return self._stream(images, self._segmenting(threshold, batch_size), batch_size, exif_orientation)
 
@@ -382,10 +385,6 @@ class Detector:
 
         Returns:
             An iterator of the predictions, in the order of the images.
-
-        Raises:
-            ImageError: An image cannot be found or read.
-            SettingError: ``batch_size`` is out of range.
         """
         check_numbers(0, batch_size)
         run = partial(self._predict, min_threshold=0.0, masks=False)
@@ -396,18 +395,16 @@ class Detector:
     ) -> Callable[[_Batch], Iterator[Detections]]:
         """What finds the objects of a batch, its settings checked."""
         check_numbers(threshold, batch_size)
-        if masks and not self.has_masks:
-            raise no_masks()
-        return partial(self._detect, threshold=threshold, masks=self.has_masks if masks is None else masks)
+        masks = self.has_masks if masks is None else masks
+        model = self._masks_above(threshold) if masks else self._without_masks
+        return partial(self._detect, model=model, threshold=threshold, masks=masks)
 
     def _segmenting(
         self, threshold: float, batch_size: int
     ) -> Callable[[_Batch], Iterator[PanopticSegmentation]]:
         """What segments a batch, its settings checked."""
         check_numbers(threshold, batch_size)
-        if not self.has_masks:
-            raise no_masks()
-        return partial(self._segment, threshold=threshold)
+        return partial(self._segment, model=self._masks_above(threshold), threshold=threshold)
 
     def _stream(
         self,
@@ -448,14 +445,14 @@ class Detector:
             for_gpu=self._device.type == "cuda",
         )
 
-    def _detect(self, batch: _Batch, threshold: float, masks: bool) -> Iterator[Detections]:
+    def _detect(self, batch: _Batch, model: _Model, threshold: float, masks: bool) -> Iterator[Detections]:
         """The detections of images of one processed size."""
-        outputs = self._run(batch, self._masks_above(threshold) if masks else self._without_masks)
+        outputs = self._run(batch, model)
         return self._reader.detections(outputs, [item.frame for item in batch], threshold, masks)
 
-    def _segment(self, batch: _Batch, threshold: float) -> Iterator[PanopticSegmentation]:
+    def _segment(self, batch: _Batch, model: _Model, threshold: float) -> Iterator[PanopticSegmentation]:
         """The segmentations of images of one processed size."""
-        outputs = self._run(batch, self._masks_above(threshold))
+        outputs = self._run(batch, model)
         return self._reader.segments(outputs, [item.frame for item in batch], threshold)
 
     def _predict(
@@ -473,17 +470,17 @@ class Detector:
             yield Prediction(own, item.frame, min_threshold, self._reader)
 
     @property
-    def _without_masks(self) -> Callable[..., ObjectDetectionOutput]:
+    def _without_masks(self) -> _Model:
         """The model, without the mask head that it may have."""
         return self.model.detector if has_masks(self.model) else self.model
 
-    def _masks_above(self, threshold: float) -> Callable[..., SegmentationOutput]:
+    def _masks_above(self, threshold: float) -> _Model:
         """The model, with masks of the queries above a threshold."""
         if not has_masks(self.model):
             raise no_masks()
         return partial(self.model.segment, threshold=threshold)
 
-    def _run(self, batch: _Batch, model: Callable[..., ObjectDetectionOutput]) -> ObjectDetectionOutput:
+    def _run(self, batch: _Batch, model: _Model) -> ObjectDetectionOutput:
         """A model's outputs for images of one processed size."""
         import torch
 
@@ -509,7 +506,7 @@ class Detector:
             is_thing_map=self._is_thing_map,
         )
 
-    def categories(self, found: Collection[int] = ()) -> list[dict[str, Any]]:
+    def categories(self, found: Collection[int] = ()) -> list[Category]:
         """The model's classes as the ``categories`` of a COCO document.
 
         Args:
@@ -518,19 +515,4 @@ class Detector:
         Returns:
             For each class ``id`` and ``name``, and ``isthing`` if the model gives masks.
         """
-        used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
-        listed: list[dict[str, Any]] = [{"id": label, "name": name} for label, name in used.items()]
-        if self.has_masks:
-            is_thing = self._reader.is_thing
-            listed = [{**entry, "isthing": int(is_thing(entry["id"]))} for entry in listed]
-        return listed
-
-
-def check_numbers(threshold: float, batch_size: int) -> None:
-    """Raises a SettingError for numbers that no detector takes."""
-    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
-        raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
-    if not isinstance(batch_size, Integral):
-        raise SettingError(f"batch_size must be a whole number, not {batch_size!r}")
-    if batch_size < 1:
-        raise SettingError(f"batch_size must be at least 1, not {batch_size}")
+        return self._reader.categories(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detrkit.common.errors import SettingError
+from detrkit.common.schema import Category
 from detrkit.inference.prepared import ImageFrame
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
@@ -93,11 +94,17 @@ class OutputReader:
         """The class name of a label, or its number if the model does not name it."""
         return self.names.get(label, str(label))
 
-    def is_thing(self, label: int) -> bool:
-        """Whether a class is a thing rather than stuff."""
-        from detrkit.processing.segmentation import resolve_is_thing_map
+    def categories(self, found: Collection[int]) -> list[Category]:
+        """See :meth:`detrkit.Detector.categories`."""
+        used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
+        listed: list[Category] = [{"id": label, "name": name} for label, name in used.items()]
+        if self.has_masks:
+            from detrkit.processing.segmentation import resolve_is_thing_map
 
-        return resolve_is_thing_map(self.is_thing_map, self.processor.is_thing_map)(label)
+            is_thing = resolve_is_thing_map(self.is_thing_map, self.processor.is_thing_map)
+            for entry in listed:
+                entry["isthing"] = int(is_thing(entry["id"]))
+        return listed
 
     def _detections(self, result: Mapping[str, torch.Tensor], frame: ImageFrame) -> Detections:
         scores = result["scores"].cpu().numpy().astype(np.float32)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
+from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from PIL.Image import Image
     from transformers import BatchFeature
 
+    from detrkit.processing.images import ImageSource
     from detrkit.processing.pixels import PixelScaling
-
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image | np.ndarray | torch.Tensor"
-"""One image: a path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ def read_image(
     return image
 
 
-def is_one_image(images: Any) -> bool:
+def is_one_image(images: object) -> bool:
     """Whether the argument of a call is one image rather than many."""
     if isinstance(images, (str, bytes, bytearray, os.PathLike)):
         return True
@@ -173,3 +172,13 @@ def is_one_image(images: Any) -> bool:
     if dimensions is not None:
         return dimensions <= 3
     return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image reports anything else
+
+
+def check_numbers(threshold: float, batch_size: int) -> None:
+    """Raises a SettingError for numbers that no detector takes."""
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
+    if not isinstance(batch_size, Integral):
+        raise SettingError(f"batch_size must be a whole number, not {batch_size!r}")
+    if batch_size < 1:
+        raise SettingError(f"batch_size must be at least 1, not {batch_size}")
