@@ -7,7 +7,7 @@ import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detrkit.common.errors import CheckpointError, MissingExtraError
 from detrkit.common.schema import JsonObject
@@ -92,7 +92,16 @@ class ModelFiles:
         contents = self.contents or {}
         values = contents.get("processor_config.json", {}).get("image_processor")
         values = values or contents.get("preprocessor_config.json")
-        return read_processor(self.family, self.name, self.revision, values)
+        processor_class = self.family.load(self.family.processor)
+        try:
+            if values is None:
+                processor = processor_class.from_pretrained(self.name, revision=self.revision)
+            else:
+                processor = processor_class.from_dict(dict(values))
+            processor.check()
+        except Exception as error:  # a file from elsewhere can raise anything
+            raise unreadable(self.name, self.revision, "preprocessor_config.json", error) from error
+        return processor
 
 
 def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
@@ -103,7 +112,7 @@ def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
             must not be read.
     """
     contents = check_folder(name) if is_folder(name) else None
-    values = _config_values(name, revision, contents)
+    values = (contents or {}).get("config.json") or _fetch_config(name, revision)
     family = family_of(values.get("model_type"), name)
     try:
         config = family.load(family.config).from_dict(values)
@@ -121,20 +130,9 @@ def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
     )
 
 
-def read_config(name: str, revision: str | None) -> dict[str, Any]:
-    """The config.json of a Hub id or folder.
-
-    Raises:
-        CheckpointError: There is none, or one that asks for code to be run.
-    """
-    return dict(_config_values(name, revision, check_folder(name) if is_folder(name) else None))
-
-
-def _config_values(name: str, revision: str | None, contents: Mapping[str, JsonObject] | None) -> JsonObject:
+def _fetch_config(name: str, revision: str | None) -> JsonObject:
     from transformers import PretrainedConfig
 
-    if contents is not None and "config.json" in contents:
-        return contents["config.json"]
     try:
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError, RecursionError) as error:
@@ -180,32 +178,6 @@ def load_pretrained(name: str, revision: str | None) -> tuple[ModelWithHeads, De
     """
     files = read_model_files(name, revision)
     return files.load_model(), files.load_processor()
-
-
-def read_processor(
-    family: Family, name: str, revision: str | None, values: JsonObject | None = None
-) -> DetrImageProcessorBase:
-    """The image processor of a Hub id or folder.
-
-    Args:
-        family: The model's family.
-        name: A Hub id or a folder.
-        revision: Branch, tag or commit on the Hub.
-        values: What the processor's file holds, if it has been read before.
-
-    Raises:
-        CheckpointError: It cannot be read.
-    """
-    processor_class = family.load(family.processor)
-    try:
-        if values is None:
-            processor = processor_class.from_pretrained(name, revision=revision)
-        else:
-            processor = processor_class.from_dict(dict(values))
-        processor.check()
-    except Exception as error:  # a file from elsewhere can raise anything
-        raise unreadable(name, revision, "preprocessor_config.json", error) from error
-    return processor
 
 
 def _where(name: str, revision: str | None) -> str:

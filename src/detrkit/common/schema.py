@@ -14,64 +14,45 @@ JsonObject: TypeAlias = Mapping[str, Any]
 
 
 class _Objects(TypedDict):
-    class_labels: Tensor
-    boxes: Tensor
+    class_labels: Tensor  # int64 (n,)
+    boxes: Tensor  # float32 (n, 4); see Target
 
 
 class Target(_Objects, total=False):
     """The objects of one image, as training and the losses take them.
 
-    Attributes:
-        class_labels: int64 (n,).
-        boxes: float32 (n, 4): xyxy in pixels, for a model cxcywh and normalised to the image without padding.
-        masks: bool (n, height, width), for a model padded as its image is.
-        image_id: int64 (1,), by which errors name the image.
-        area: float32 (n,) in pixels of the resized image.
-        iscrowd: int64 (n,).
-        orig_size: int64 (2,), height and width of the image as it was read.
-        size: int64 (2,), height and width after resizing, without padding.
-        keypoints: float32 (m, 3).
+    Boxes are xyxy in pixels, for a model cxcywh and normalised to the image without padding.
     """
 
-    masks: Tensor
-    image_id: Tensor
-    area: Tensor
-    iscrowd: Tensor
-    orig_size: Tensor
-    size: Tensor
-    keypoints: Tensor
+    masks: Tensor  # bool (n, height, width), for a model padded as its image is
+    image_id: Tensor  # int64 (1,), by which errors name the image
+    area: Tensor  # float32 (n,) in pixels of the resized image
+    iscrowd: Tensor  # int64 (n,)
+    orig_size: Tensor  # int64 (2,), height and width of the image as it was read
+    size: Tensor  # int64 (2,), height and width after resizing, without padding
+    keypoints: Tensor  # float32 (m, 3)
 
 
 class _Segment(TypedDict):
-    id: int
-    category_id: int
+    id: int  # value of its pixels in the map of segments
+    category_id: int  # a category id in a COCO file, a label in a model's result
 
 
 class Segment(_Segment, total=False):
-    """An entry of a panoptic ``segments_info``.
+    """An entry of a panoptic ``segments_info``."""
 
-    Attributes:
-        id: Value of its pixels in the map of segments.
-        category_id: A category id in a COCO file, a label in a model's result.
-        isthing: 1 or True for a thing, 0 or False for stuff.
-        area: Number of pixels.
-        score: Confidence in [0, 1], of a predicted segment.
-        iscrowd: 1 for a group of objects, of a true segment.
-        bbox: x and y of the top left corner, width and height in pixels.
-    """
-
-    isthing: int
-    area: int
-    score: float
-    iscrowd: int
-    bbox: list[int]
+    isthing: int  # 1 or True for a thing, 0 or False for stuff
+    area: int  # number of pixels
+    score: float  # in [0, 1], of a predicted segment
+    iscrowd: int  # 1 for a group of objects, of a true segment
+    bbox: list[int]  # x and y of the top left corner, width and height in pixels
 
 
 class RunLengths(TypedDict):
-    """A mask as COCO's run lengths: its height and width, and the runs as a list or a compressed string."""
+    """A mask as COCO's run lengths."""
 
-    size: list[int]
-    counts: list[int] | str
+    size: list[int]  # height and width
+    counts: list[int] | str  # the runs as a list or a compressed string
 
 
 class Image(TypedDict, total=False):
@@ -93,26 +74,18 @@ class Category(TypedDict, total=False):
 
 
 class Annotation(TypedDict, total=False):
-    """An entry of ``annotations``: an object, or with ``segments_info`` the segments of an image.
-
-    Attributes:
-        bbox: x and y of the top left corner, width and height in pixels.
-        area: In pixels.
-        segmentation: Polygons of x, y, x, y, ..., or run lengths.
-        score: Confidence in [0, 1], of a detection.
-        file_name: The PNG file of a panoptic annotation.
-    """
+    """An entry of ``annotations``: an object, or with ``segments_info`` the segments of an image."""
 
     id: int
     image_id: int
     category_id: int
-    bbox: list[float]
-    area: float
+    bbox: list[float]  # x and y of the top left corner, width and height in pixels
+    area: float  # in pixels
     iscrowd: int
-    segmentation: list[list[float]] | RunLengths
+    segmentation: list[list[float]] | RunLengths  # polygons of x, y, x, y, ..., or run lengths
     keypoints: list[float]
-    score: float
-    file_name: str
+    score: float  # in [0, 1], of a detection
+    file_name: str  # the PNG file of a panoptic annotation
     segments_info: list[Segment]
 
 

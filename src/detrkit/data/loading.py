@@ -34,32 +34,21 @@ know it."""
 
 
 class PreparedExample(TypedDict):
-    """One image and its objects.
+    """One image and its objects."""
 
-    Attributes:
-        pixel_values: float32 (3, height, width).
-        labels: The target, with boxes cxcywh, normalised.
-    """
-
-    pixel_values: torch.Tensor
-    labels: Target
+    pixel_values: torch.Tensor  # float32 (3, height, width)
+    labels: Target  # with boxes cxcywh, normalised
 
 
 class _Batch(TypedDict):
-    pixel_values: torch.Tensor
-    labels: list[Target]
+    pixel_values: torch.Tensor  # (batch, 3, height, width)
+    labels: list[Target]  # one for each image, masks padded as the images
 
 
 class Batch(_Batch, total=False):
-    """What a model takes in training.
+    """What a model takes in training."""
 
-    Attributes:
-        pixel_values: (batch, 3, height, width).
-        labels: A target for each image, masks padded as the images.
-        pixel_mask: int64 (batch, height, width), only where something is padded: a model is faster without.
-    """
-
-    pixel_mask: torch.Tensor
+    pixel_mask: torch.Tensor  # int64 (batch, height, width), if any: a model is faster without
 
 
 class PreparedDataset(Dataset):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
+from detrkit.common.screening import check_folder
 from detrkit.common.text import first_line
 
 if TYPE_CHECKING:
@@ -125,10 +126,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _card(folder: Path, name: str) -> str:
-    from detrkit.checkpoints.loading import read_config
     from detrkit.hub.cards import plain_card
 
-    return plain_card(read_config(str(folder), None), name)
+    return plain_card(check_folder(folder)["config.json"], name)
 
 
 @contextmanager

@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+# What an argument of a call holds: one image, one or many, many (a str is iterable too, hence the ignores).
+_File: TypeAlias = "str | os.PathLike[str] | Image"
+_Array: TypeAlias = "np.ndarray | torch.Tensor"
+_Many: TypeAlias = "Iterable[ImageSource]"
+
 # Images of one processed size, and what is called with their pixels.
 _Batch: TypeAlias = Sequence[PreparedImage]
 _Model: TypeAlias = "Callable[..., ObjectDetectionOutput]"
@@ -185,9 +190,9 @@ class Detector:
         )
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is iterable too
+    def __call__(  # type: ignore[overload-overlap]
         self,
-        images: str | os.PathLike[str] | Image,
+        images: _File,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
@@ -195,10 +200,10 @@ class Detector:
         exif_orientation: bool = False,
     ) -> Detections: ...
 
-    @overload  # an array holds one image or many
+    @overload
     def __call__(
         self,
-        images: np.ndarray | torch.Tensor,
+        images: _Array,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
@@ -209,7 +214,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Iterable[ImageSource],
+        images: _Many,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
@@ -219,7 +224,7 @@ class Detector:
 
     def __call__(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | _Many,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
@@ -253,7 +258,7 @@ class Detector:
 
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: _Many,
         threshold: float = 0.5,
         batch_size: int = 1,
         *,
@@ -277,38 +282,23 @@ class Detector:
         return self._stream(images, run, batch_size, exif_orientation)
 
     @overload
-    def segment(  # type: ignore[overload-overlap]  # a str is iterable too
-        self,
-        images: str | os.PathLike[str] | Image,
-        threshold: float = 0.85,
-        batch_size: int = 1,
-        *,
-        exif_orientation: bool = False,
+    def segment(  # type: ignore[overload-overlap]
+        self, images: _File, threshold: float = ..., batch_size: int = ..., *, exif_orientation: bool = ...
     ) -> PanopticSegmentation: ...
 
     @overload
     def segment(
-        self,
-        images: np.ndarray | torch.Tensor,
-        threshold: float = 0.85,
-        batch_size: int = 1,
-        *,
-        exif_orientation: bool = False,
+        self, images: _Array, threshold: float = ..., batch_size: int = ..., *, exif_orientation: bool = ...
     ) -> Any: ...
 
     @overload
     def segment(
-        self,
-        images: Iterable[ImageSource],
-        threshold: float = 0.85,
-        batch_size: int = 1,
-        *,
-        exif_orientation: bool = False,
+        self, images: _Many, threshold: float = ..., batch_size: int = ..., *, exif_orientation: bool = ...
     ) -> list[PanopticSegmentation]: ...
 
     def segment(
         self,
-        images: ImageSource | Iterable[ImageSource],
+        images: ImageSource | _Many,
         threshold: float = 0.85,
         batch_size: int = 1,
         *,
@@ -335,7 +325,7 @@ class Detector:
 
     def stream_segments(
         self,
-        images: Iterable[ImageSource],
+        images: _Many,
         threshold: float = 0.85,
         batch_size: int = 1,
         *,
@@ -376,7 +366,7 @@ class Detector:
 
     def stream_predictions(
         self,
-        images: Iterable[ImageSource],
+        images: _Many,
         batch_size: int = 1,
         *,
         exif_orientation: bool = False,
@@ -408,7 +398,7 @@ class Detector:
 
     def _stream(
         self,
-        images: Iterable[ImageSource],
+        images: _Many,
         run: Callable[[_Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,

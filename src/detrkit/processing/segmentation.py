@@ -26,51 +26,33 @@ IsThingMap: TypeAlias = Mapping[int, bool] | Mapping[str, bool]
 
 
 class _LabelledSegment(TypedDict):
-    id: int
+    id: int  # value of its pixels in the map of segments
     label_id: int
-    was_fused: bool
+    was_fused: bool  # whether its class has at most one segment
     score: float
-    area: int
+    area: int  # number of pixels
 
 
 class LabelledSegment(_LabelledSegment, total=False):
-    """A segment in the form of Transformers.
+    """A segment in the form of Transformers."""
 
-    Attributes:
-        id: Value of its pixels in the map of segments.
-        label_id: Its label.
-        was_fused: Whether its class has at most one segment.
-        score: Confidence in [0, 1].
-        area: Number of pixels.
-        isthing: Whether it is a thing rather than stuff, of panoptic segments.
-    """
-
-    isthing: int
+    isthing: int  # of panoptic segments
 
 
 class Segmentation(TypedDict):
-    """The segments of one image in the form of Transformers 5.
+    """The segments of one image in the form of Transformers 5."""
 
-    Attributes:
-        segmentation: int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs
-            (start from 1, length, start, ...) along the rows.
-        segments_info: The segments.
-    """
-
+    # int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs (start from 1,
+    # length, start, ...) along the rows
     segmentation: torch.Tensor | list[list[int]]
     segments_info: list[LabelledSegment]
 
 
 class PanopticPng(TypedDict):
-    """The segments of one image in the form of Transformers 4.
+    """The segments of one image in the form of Transformers 4."""
 
-    Attributes:
-        png_string: A PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``).
-        segments_info: The segments, without their scores.
-    """
-
-    png_string: bytes
-    segments_info: list[Segment]
+    png_string: bytes  # a PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``)
+    segments_info: list[Segment]  # without scores
 
 
 # Category ids of COCO up to this one are things, those above are stuff.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ObjectFinder(Protocol):
-    """Finds the objects in image files; ``Detector`` and ``RayDetector`` do.
+    """Finds the objects in image files, as ``Detector`` and ``RayDetector`` do.
 
     Attributes:
         names: Label -> class name.
@@ -31,22 +31,11 @@ class ObjectFinder(Protocol):
         """Whether the model gives masks."""
 
     def stream(
-        self,
-        images: Sequence[str | os.PathLike[str]],
-        threshold: float = 0.5,
-        batch_size: int = 1,
-        *,
-        masks: bool | None = None,
-        exif_orientation: bool = False,
+        self, images: Sequence[Path], threshold: float, batch_size: int, *, masks: bool | None
     ) -> Iterator[Detections]:
         """The objects in each image, in order; see :meth:`detrkit.Detector.stream`."""
 
     def stream_segments(
-        self,
-        images: Sequence[str | os.PathLike[str]],
-        threshold: float = 0.85,
-        batch_size: int = 1,
-        *,
-        exif_orientation: bool = False,
+        self, images: Sequence[Path], threshold: float, batch_size: int
     ) -> Iterator[PanopticSegmentation]:
         """The segments of each image, in order; see :meth:`detrkit.Detector.stream_segments`."""

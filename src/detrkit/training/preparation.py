@@ -17,7 +17,7 @@ from detrkit.common.text import did_you_mean, first_line
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.evaluation.categories import match_categories
-from detrkit.families import FAMILIES, Family, family_of
+from detrkit.families import FAMILIES, Family
 from detrkit.models.detection import ModelWithHeads
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.processing.image_processor import DetrImageProcessorBase
@@ -171,26 +171,24 @@ def _new_model(
 def _pretrained_model(
     recipe: TrainingRecipe, train: DetectionDataset
 ) -> tuple[ModelWithHeads, DetrImageProcessorBase, DetectionDataset]:
-    from detrkit.checkpoints.loading import read_config, read_processor, unreadable
+    from detrkit.checkpoints.loading import read_model_files, unreadable
 
-    name = resolve_model(recipe.model)
-    config = read_config(name, None)
-    family = family_of(config.get("model_type"), name)
-    config = family.load(family.config).from_dict(config)
-    labels = train.labels_in(config.id2label)
-    own = {label for label, title in config.id2label.items() if title != UNUSED_LABEL}
+    files = read_model_files(resolve_model(recipe.model))
+    names = files.config.id2label
+    labels = train.labels_in(names)
+    own = {label for label, title in names.items() if title != UNUSED_LABEL}
     if labels is not None and set(labels.values()) != own:  # the model has further classes
         labels = None
     new_classes = {} if labels else _class_names(train)
     try:
-        model = family.load_model_class(recipe.masks).from_pretrained(
-            name, ignore_mismatched_sizes=True, **new_classes, **_options(recipe, family)
+        model = files.family.load_model_class(recipe.masks).from_pretrained(
+            files.name, ignore_mismatched_sizes=True, **new_classes, **_options(recipe, files.family)
         )
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        raise unreadable(name, None, "weights", error) from error
-    return model, read_processor(family, name, None), train.with_labels(labels)
+        raise unreadable(files.name, None, "weights", error) from error
+    return model, files.load_processor(), train.with_labels(labels)
 
 
 def _class_names(train: DetectionDataset) -> dict[str, Any]:
