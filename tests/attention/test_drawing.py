@@ -154,7 +154,7 @@ def test_rows_have_different_colours_that_show_on_a_pale_ground() -> None:
 
 @pytest.mark.parametrize("draw", [draw_attention, draw_panels])
 def test_another_picture_is_refused(draw: Any) -> None:
-    with pytest.raises(ImageError, match="image of 90x60 pixels, but the picture to draw on has 60x90"):
+    with pytest.raises(ImageError, match="image of 90x60 pixels, but the image to draw on has 60x90"):
         draw(make_picture(60, 90), maps_of(one_cell(0, 0)[None]))
 
 

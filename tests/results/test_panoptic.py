@@ -78,7 +78,7 @@ def test_drawing_reads_the_source_again(tmp_path):
 
 
 def test_drawing_refuses_what_does_not_fit():
-    with pytest.raises(ImageError, match="60x40 pixels, but the picture to draw on has 61x40"):
+    with pytest.raises(ImageError, match="60x40 pixels, but the image to draw on has 61x40"):
         segmentation().draw(Image.new("RGB", (61, 40)))
     with pytest.raises(ImageError, match="did not come from a file"):
         segmentation().draw()

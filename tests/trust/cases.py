@@ -390,7 +390,7 @@ FILES = [
     Case(
         "TIFF with values above 16 bits",
         _tiff(np.full((40, 60), 10**6, np.int32)),
-        says="integers must lie in 0..255 or 0..65535",
+        says="integers must be in 0..255 or 0..65535",
     ),
 ]
 
@@ -577,7 +577,7 @@ ARRAYS = [
     Case(
         "integers above 65535",
         constant(np.full((4, 5, 3), 70_000)),
-        says="integers must lie in 0..255 or 0..65535",
+        says="integers must be in 0..255 or 0..65535",
     ),
     Case("nothing (None)", constant(None), says="cannot read an image from NoneType"),
     Case("number", constant(7), says="cannot read an image from int"),
@@ -602,28 +602,28 @@ LISTS = [
     Case(
         "threshold above 1",
         constant(PHOTO),
-        says="threshold must lie between 0 and 1, not 2",
+        says="threshold must be between 0 and 1, not 2",
         error=SettingError,
         call=_set(threshold=2),
     ),
     Case(
         "threshold below 0",
         constant(PHOTO),
-        says="threshold must lie between 0 and 1, not -0.1",
+        says="threshold must be between 0 and 1, not -0.1",
         error=SettingError,
         call=_set(threshold=-0.1),
     ),
     Case(
         "threshold NaN",
         constant(PHOTO),
-        says="threshold must lie between 0 and 1, not nan",
+        says="threshold must be between 0 and 1, not nan",
         error=SettingError,
         call=_set(threshold=float("nan")),
     ),
     Case(
         "threshold in words",
         constant(PHOTO),
-        says="threshold must lie between 0 and 1, not 'high'",
+        says="threshold must be between 0 and 1, not 'high'",
         error=SettingError,
         call=_set(threshold="high"),
     ),

@@ -1,1 +1,1 @@
-"""What a model looks at, and pictures of it."""
+"""What a model attends to, and drawings of it."""

@@ -1,4 +1,4 @@
-"""Pictures of what :mod:`detrkit.attention.maps` finds, after figures 3, 6 and 7 of the DETR paper.
+"""Drawings of what :mod:`detrkit.attention.maps` finds, after figures 3, 6 and 7 of the DETR paper.
 
 Attention maps are drawn cell by cell, without smoothing, as the model knows nothing finer. Samples are dots
 whose area and opacity grow with their weight.
@@ -42,10 +42,10 @@ def draw_attention(
         attention: N rows.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
         opacity: How much of a colour there is where attention is strongest, in [0, 1].
-        line_width: Width of boxes and rings in pixels; by default it grows with the picture.
+        line_width: Width of boxes and rings in pixels; by default it grows with the image.
 
     Returns:
-        A new RGB picture of the same size.
+        A new RGB image of the same size.
 
     Raises:
         ImageError: The image is not of the size that the attention refers to.
@@ -54,7 +54,7 @@ def draw_attention(
     height, width = attention.image_size
     if image.size != (width, height):
         raise ImageError(
-            f"the attention refers to an image of {width}x{height} pixels, but the picture to draw on has "
+            f"the attention refers to an image of {width}x{height} pixels, but the image to draw on has "
             f"{image.width}x{image.height}"
         )
     if colors is None:
@@ -82,11 +82,11 @@ def draw_panels(
     Args:
         image: The image that the attention is of, any mode.
         attention: N rows.
-        columns: Pictures in a line; by default as many as make the whole about square.
+        columns: Panels in a row; by default as many as make the drawing about square.
         opacity: As in :func:`draw_attention`.
 
     Returns:
-        A new RGB picture. The panels keep the image's size.
+        A new RGB image. The panels keep the image's size.
 
     Raises:
         ImageError: The image is not of the size that the attention refers to, or there is nothing to draw.
@@ -128,7 +128,7 @@ def draw_queries(
         side: Side of a square in pixels.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
 
     Raises:
         ImageError: There is no such query, or there are none to draw.

@@ -121,7 +121,7 @@ class AttentionSamples(Attention):
 
     Attributes:
         locations: (N, heads, levels, points, 2) float32, x and y in pixels of the original image. A sample
-            may lie outside of it, where there is nothing to read.
+            may be outside of it, where it reads zeros.
     """
 
     locations: np.ndarray
@@ -161,7 +161,7 @@ def encoder_attention(
         A row for each point: maps, for Deformable DETR samples.
 
     Raises:
-        SettingError: A point lies outside of the image, there is no such layer or level, or the detector is
+        SettingError: A point is outside of the image, the layer or level does not exist, or the detector is
             not run by PyTorch's eager mode.
         ImageError: The image cannot be found or read.
     """
@@ -190,7 +190,7 @@ def encoder_attention(
 
 
 def check_points(points: Iterable[Sequence[float]], image_size: tuple[int, int]) -> list[tuple[float, float]]:
-    """The x and y of points, checked to lie in an image.
+    """The x and y of points, checked to be in an image.
 
     Args:
         points: Pairs x, y in pixels, from 0, the left or upper edge, to the width and height.
@@ -208,7 +208,7 @@ def check_points(points: Iterable[Sequence[float]], image_size: tuple[int, int])
             raise SettingError(f"a point is a pair of numbers x, y in pixels, not {point!r}") from error
         if not (0 <= x <= width and 0 <= y <= height):
             raise SettingError(
-                f"the point {x:g},{y:g} lies outside of the image, which is {width} pixels wide and "
+                f"the point {x:g},{y:g} is outside of the image, which is {width} pixels wide and "
                 f"{height} high"
             )
         checked.append((x, y))
@@ -316,9 +316,9 @@ def query_statistics(
         detector: A detector on any engine.
         images: Images of any kind that a detector takes.
         threshold: Only boxes with a higher score; below 0, all that the queries give, as in the paper.
-        batch_size: The most images that go through the model at once.
+        batch_size: Maximum number of images that go through the model at once.
         exif_orientation: Turn each image as its EXIF entry says.
-        total: Number of images, for the progress bar, where ``images`` cannot tell.
+        total: Number of images, for the progress bar, if ``images`` has no length.
 
     Raises:
         SettingError: ``threshold`` or ``batch_size`` are out of range.

@@ -1,4 +1,4 @@
-"""How good a model is: COCO average precision, panoptic quality, and where its mistakes lie."""
+"""How good a model is: COCO average precision, panoptic quality, and what its mistakes are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision-recall curves and confusion matrices, as CSV files and as pictures."""
+"""Precision-recall curves and confusion matrices, as CSV files and as charts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DPI = 120
 
 
 def check_charts_available() -> None:
-    """Says before any work when pictures cannot be drawn.
+    """Raises before any work if charts cannot be drawn.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -181,7 +181,7 @@ class CocoEvaluator:
                 (see ``match_categories``); by default class ids are category ids.
 
         Raises:
-            AnnotationError: The ground truth cannot be read or used, or the model has not its categories.
+            AnnotationError: The ground truth cannot be read or used, or the model lacks its categories.
             MissingExtraError: faster-coco-eval is not installed.
         """
         _library()

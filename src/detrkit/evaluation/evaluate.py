@@ -143,7 +143,7 @@ def evaluate_detector(
         images_dir: Folder of the images.
         annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
         panoptic_dir: Folder of the panoptic PNG files; panoptic quality is evaluated instead of boxes.
-        batch_size: The most images that go through the model at once.
+        batch_size: Maximum number of images that go through the model at once.
         limit: Only use the first so many images.
         masks: Whether to evaluate masks too; by default where the model gives and the annotations have them.
         threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
@@ -181,13 +181,13 @@ def evaluate_predictions(
     *,
     panoptic_dir: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
-    """Compares predictions that lie in files with the annotations.
+    """Compares predictions in files with the annotations.
 
     Args:
         annotations_file: COCO instances JSON, or with ``panoptic_dir`` a COCO panoptic JSON.
         predictions_file: COCO results JSON (boxes, masks, or both in one entry), a document of
             ``detrkit detect``, or with ``panoptic_dir`` a COCO panoptic JSON such as ``detrkit segment``
-            writes, whose PNG files lie in the folder of its name (see ``panoptic_quality_of_files``).
+            writes, whose PNG files are in the folder of its name (see ``panoptic_quality_of_files``).
         panoptic_dir: Folder of the ground truth's panoptic PNG files.
 
     Raises:

@@ -106,7 +106,7 @@ def _count_files(
     categories: Mapping[int, int | None],
     pair: tuple[Annotation, Annotation],
 ) -> np.ndarray:
-    """The counts of one image whose maps lie in PNG files."""
+    """The counts of one image whose maps are PNG files."""
     true, predicted = pair
     image = f"image {true['image_id']}"
     predicted_ids = read_panoptic_ids(
@@ -151,7 +151,7 @@ def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
     """The segment ids of a panoptic PNG, (height, width); ``what`` names the map in errors.
 
     Raises:
-        AnnotationError: The file is missing or no picture.
+        AnnotationError: The file is missing or is not an image.
     """
     from detrkit.processing.images import load_image
     from detrkit.processing.panoptic_png import rgb_to_id

@@ -26,7 +26,7 @@ def read_ahead(items: Iterable[_Item], depth: int) -> Iterator[_Item]:
 
     Args:
         items: What to iterate over.
-        depth: The most items that are made before they are asked for.
+        depth: Maximum number of items that are made before they are asked for.
 
     Returns:
         An iterator of the items in their order. An error of ``items`` is raised in its place.

@@ -1,7 +1,7 @@
 """Detection on many machines at once, with Ray Data.
 
-Workers hold the model and read the images themselves, so these must lie where every machine finds them under
-the same name: on shared storage, or at an address. The results come back to the process that asked, as they
+Workers hold the model and read the images themselves, so every machine must find these under the same name:
+on shared storage, or at an address. The results come back to the process that asked, as they
 are made. What a worker or a machine had not finished when it was lost is done again by the others.
 
 Example:
@@ -82,7 +82,7 @@ class RayDetector:
         config: The model's configuration.
         names: Class id -> class name.
         has_masks: Whether the model gives masks, so that it can segment.
-        workers: The most processes that hold the model.
+        workers: Maximum number of processes that hold the model.
         cpus: Cores of each.
         gpus: Graphics cards of each, 0 or 1.
     """
@@ -106,9 +106,9 @@ class RayDetector:
             model: A Hub id, a short name, or a folder that every machine finds under this name.
             address: The cluster's head, "host:port" or "ray://host:port". "auto" stands for the cluster that
                 this process is connected to, that the variable RAY_ADDRESS names or that runs on this
-                machine, and starts one on this machine where there is none; "local" always starts one.
-            workers: The most processes that hold the model; as many as there are cores or cards for by
-                default.
+                machine, and starts one on this machine if there is none; "local" always starts one.
+            workers: Maximum number of processes that hold the model; by default as many as there are cores or
+                cards for.
             cpus: Cores of each; by default those of the smallest machine, up to 8.
             engine: As for ``Detector.from_pretrained``, like the others.
             device: By default a graphics card for each worker where the cluster has some.
@@ -118,7 +118,7 @@ class RayDetector:
 
         Raises:
             MissingExtraError: Ray is not installed.
-            SettingError: The cluster cannot be reached, or has not the cores that are asked for.
+            SettingError: The cluster cannot be reached, or does not have the requested cores.
             CheckpointError: The model cannot be found, read or used.
         """
         from detrkit.checkpoints.loading import read_model_files
@@ -166,7 +166,7 @@ class RayDetector:
         Args:
             sources: Paths or addresses of images.
             threshold: Only objects with a higher score are given.
-            batch_size: The most images that go through the model at once.
+            batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object.
             segments: Give a ``PanopticSegmentation`` instead of ``Detections``.
             exif_orientation: Turn each image as its EXIF entry says.
@@ -349,7 +349,7 @@ def is_ray_address(text: str) -> bool:
 
 
 def _import_ray() -> ModuleType:
-    # Ray would ask its makers' server, at the end of every run, to count it, and tell of its inner life on
+    # Ray would ask its makers' server, at the end of every run, to count it, and log on
     # stderr. What stops a job reaches us as an exception.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

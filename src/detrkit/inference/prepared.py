@@ -177,7 +177,7 @@ def is_one_image(images: object) -> bool:
 def check_numbers(threshold: float, batch_size: int) -> None:
     """Raises a SettingError for numbers that no detector takes."""
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
-        raise SettingError(f"threshold must lie between 0 and 1, not {threshold!r}")
+        raise SettingError(f"threshold must be between 0 and 1, not {threshold!r}")
     if not isinstance(batch_size, Integral):
         raise SettingError(f"batch_size must be a whole number, not {batch_size!r}")
     if batch_size < 1:

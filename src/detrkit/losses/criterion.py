@@ -106,7 +106,7 @@ def _weights(config: DetrFamilyConfig) -> dict[str, float]:
 def proposal_loss(
     logits: Tensor, boxes: Tensor, targets: Targets, config: DetrFamilyConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a two-stage model's proposals, which only tell objects from background.
+    """The loss of a two-stage model's proposals, which only distinguish objects from background.
 
     Args:
         logits: (batch, proposals, classes), of which the first class stands for any object.

@@ -170,7 +170,7 @@ def _overlaps(corners: Tensor, image: Tensor, wanted: Tensor) -> Tensor:
 def _planes(boxes: Tensor, image: Tensor) -> Tensor:
     """The boxes (layers, batch, queries, 4) of some images: (layers, images, queries, 4).
 
-    In memory the values of a coordinate lie side by side, which is several times as fast to compute with.
+    In memory the values of a coordinate are contiguous, which is several times as fast to compute with.
     """
     return boxes.movedim(-1, 0).contiguous().index_select(2, image).movedim(0, -1)
 

@@ -1,6 +1,6 @@
 """What the configurations of the three families share: the backbone and the set criterion.
 
-Every form of ``config.json`` that lies on the Hub is read into one form: a timm backbone is named by
+Every form of ``config.json`` that is on the Hub is read into one form: a timm backbone is named by
 ``backbone`` (with ``backbone_config`` None), any other backbone is a ``backbone_config``. Reading a
 configuration never asks the network for a timm backbone.
 """
@@ -206,7 +206,7 @@ def _check_ranges(values: Mapping[str, object]) -> None:
     for name, (least, largest) in _RANGES.items():
         value = values.get(name)
         if value is not None and not (isinstance(value, (int, float)) and least <= value <= largest):
-            raise ValueError(f"{name} must lie between {least} and {largest}, not {value!r}")
+            raise ValueError(f"{name} must be between {least} and {largest}, not {value!r}")
 
 
 def _check_backbone(options: object) -> None:

@@ -87,7 +87,7 @@ class SegmentationModel(ModelWithHeads):
 
         Returns:
             ``logits``, ``pred_boxes`` and ``pred_masks`` of the surviving queries in their order, and
-            ``query_indices``, which tells their numbers. An image with fewer survivors than another of the
+            ``query_indices``, their numbers. An image with fewer survivors than another of the
             batch also has its best queries below the threshold, so that all have the same number.
 
         Raises:

@@ -28,7 +28,7 @@ COCO_PANOPTIC = "coco_panoptic"
 PER_OBJECT: Final = ("class_labels", "boxes", "area", "iscrowd", "masks")
 """Entries of a target that have one row for each object."""
 
-# Farthest that a point of a polygon may lie from the image's corner, in pixels: more than any image has.
+# Maximum distance of a polygon's point from the image's corner, in pixels: more than any image has.
 _FARTHEST_POINT = 1e5
 
 

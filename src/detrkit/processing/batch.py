@@ -117,7 +117,7 @@ def _run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
 
 
 def fill_padding(image: np.ndarray | torch.Tensor, height: int, width: int, value: float) -> None:
-    """Fills what lies below ``height`` and right of ``width`` of an image (..., height, width)."""
+    """Fills what is below ``height`` and right of ``width`` of an image (..., height, width)."""
     image[..., height:, :] = value
     image[..., :height, width:] = value
 

@@ -28,7 +28,7 @@ _TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
-    """What lies at an http or https address.
+    """The content of an http or https address.
 
     Redirects are followed to http and https only. An address on a private network is refused unless
     ``limits`` allow it; the check is of the numbers that a connection is made to, after the name was looked

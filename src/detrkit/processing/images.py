@@ -66,7 +66,7 @@ def load_image(
     Args:
         source: A path, a ``file:``, ``http:`` or ``https:`` URL, a PIL image, or an array or tensor of one
             image with the channels first or last. Arrays of real numbers count as fractions of full
-            brightness when all values lie in 0..1, else as 0..255.
+            brightness if all values are in 0..1, else as 0..255.
         exif_orientation: Turn the image upright as its EXIF orientation says. Off by default, as in the
             original: COCO's boxes refer to the pixels as they are stored.
         limits: How large a file may be, and which addresses are asked; the usual limits when None. PIL
@@ -112,14 +112,14 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
     Eight-bit modes go through ``convert("RGB")``, as in the original: palettes are looked up, transparency is
     dropped, CMYK is converted. Pillow would clip brighter modes at 255, so those are scaled instead: 16-bit
     gray by 1/257; mode I, which holds 16-bit gray in files that Pillow reads so, by 1/257 where a value
-    exceeds 255; mode F by 255 where all values lie in 0..1.
+    exceeds 255; mode F by 255 if all values are in 0..1.
 
     Args:
         image: An image of any mode.
         name: What errors call it.
 
     Raises:
-        ImageError: The pixels cannot be decoded, are not finite, or lie outside 16 bits.
+        ImageError: The pixels cannot be decoded, are not finite, or are outside of 16 bits.
     """
     name = name or getattr(image, "filename", "") or "the image"
     try:
@@ -449,7 +449,7 @@ def _integers_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
         return _divide_rounding(values, 257)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise ImageError(f"{name} holds values from {low} to {high}; integers must lie in 0..255 or 0..65535")
+        raise ImageError(f"{name} holds values from {low} to {high}; integers must be in 0..255 or 0..65535")
     return values.astype(np.uint8) if high <= 255 else _divide_rounding(values, 257)
 
 

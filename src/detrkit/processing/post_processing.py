@@ -65,7 +65,7 @@ def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) 
     Args:
         logits: (batch, queries, classes), without a "no object" class.
         boxes: (batch, queries, 4), cxcywh, normalised.
-        k: Number of candidates; all pairs where there are fewer.
+        k: Number of candidates; all pairs if there are fewer.
 
     Returns:
         The candidates from best to worst; a query can appear with several classes.
@@ -94,7 +94,7 @@ def best_pairs(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
     Args:
         logits: (batch, queries, classes).
-        k: Number of pairs; all where there are fewer.
+        k: Number of pairs; all if there are fewer.
 
     Returns:
         Scores float32, queries and classes int64, each (batch, k).

@@ -66,7 +66,7 @@ _ROUNDED_AWAY = 1e-6
 
 
 def resolve_is_thing_map(*maps: IsThingMap | None) -> Callable[[int], bool]:
-    """What tells things from stuff: the first map that is given, or COCO's where none is.
+    """Whether a label is a thing: by the first map that is given, or else COCO's.
 
     Args:
         *maps: Maps by precedence, such as a call's, a processor's, a model's.
@@ -186,7 +186,7 @@ def panoptic_segments(
         labels: int64 (n,).
         masks: (n, h, w), logits.
         grid: How masks become pixels.
-        rule: Things, stuff, and thresholds that segments have to pass besides.
+        rule: Things, stuff, and further thresholds that segments have to pass.
 
     Returns:
         Ids, int32 (height, width) at the target size, 0 where there is no segment; and for each segment, in

@@ -1,8 +1,8 @@
 """An image processor's methods that turn masks into instance, semantic and panoptic segmentations.
 
 Outputs need ``logits`` (batch, queries, classes) and ``pred_masks`` (batch, queries, h, w), mask logits over
-the batch with its padding, of all queries or of any number of them. Images of a batch that was padded have to
-be told by ``processed_sizes``, (height, width) of each image as the model saw it, without padding: their
+the batch with its padding, of all queries or of any number of them. The images of a padded batch need
+``processed_sizes``, (height, width) of each image as the model saw it, without padding: their
 masks are cropped to it. Without it an image is taken to fill the batch, and its masks go straight to the
 target size.
 

@@ -152,17 +152,17 @@ class Detections:
         )
 
     def draw(self, image: ImageSource | None = None) -> Image:
-        """Draws boxes, names and scores on a picture.
+        """Draws boxes, names and scores on an image.
 
         Args:
-            image: The picture that was given to the detector (path, address, PIL image, array or tensor).
+            image: The image that was given to the detector (path, address, PIL image, array or tensor).
                 When left out, the file or address that the detections came from is read again.
 
         Returns:
-            A new RGB picture of the same size.
+            A new RGB image of the same size.
 
         Raises:
-            ImageError: The picture cannot be read, or is not of the size that the boxes refer to.
+            ImageError: The image cannot be read, or does not have the size that the boxes refer to.
         """
         from detrkit.results.drawing import class_color, draw_boxes
 
@@ -172,7 +172,7 @@ class Detections:
 
 
 def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:
-    """The picture that the results of an image are to be drawn on.
+    """The image that results are drawn on.
 
     Args:
         results: Its ``Detections`` or ``PanopticSegmentation``.
@@ -180,7 +180,7 @@ def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | 
         what: What the results are called.
 
     Raises:
-        ImageError: The picture cannot be read, or is not of the size that the results refer to.
+        ImageError: The image cannot be read, or does not have the size that the results refer to.
     """
     from detrkit.processing.images import load_image
 
@@ -191,7 +191,7 @@ def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | 
     height, width = results.image_size
     if picture.size != (width, height):
         raise ImageError(
-            f"the {what} refer to an image of {width}x{height} pixels, but the picture to draw on has "
+            f"the {what} refer to an image of {width}x{height} pixels, but the image to draw on has "
             f"{picture.width}x{picture.height}"
         )
     return picture

@@ -58,11 +58,11 @@ def draw_boxes(
             drawn; boxes that are wholly outside or not finite are left out.
         captions: N texts; none are drawn when left out.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
-        line_width: Width of the outlines in pixels; by default it grows with the picture.
-        font_size: Height of the captions' font in pixels; by default it grows with the picture.
+        line_width: Width of the outlines in pixels; by default it grows with the image.
+        font_size: Height of the captions' font in pixels; by default it grows with the image.
 
     Returns:
-        A new RGB picture of the same size.
+        A new RGB image of the same size.
 
     Raises:
         ValueError: ``captions`` or ``colors`` are not as many as the boxes.
@@ -131,10 +131,10 @@ def draw_segments(
         captions: N texts; none are drawn when left out.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
         opacity: How much of a segment's colour there is in the picture, in [0, 1].
-        font_size: Height of the captions' font in pixels; by default it grows with the picture.
+        font_size: Height of the captions' font in pixels; by default it grows with the image.
 
     Returns:
-        A new RGB picture of the same size.
+        A new RGB image of the same size.
 
     Raises:
         ValueError: ``captions`` or ``colors`` are not as many as the segments, or ``ids`` is not of the

@@ -98,17 +98,17 @@ class PanopticSegmentation:
         }
 
     def draw(self, image: ImageSource | None = None) -> Image:
-        """Draws the segments over a picture, with their names.
+        """Draws the segments over an image, with their names.
 
         Args:
-            image: The picture that was given to the detector (path, address, PIL image, array or tensor).
+            image: The image that was given to the detector (path, address, PIL image, array or tensor).
                 When left out, the file or address that the segmentation came from is read again.
 
         Returns:
-            A new RGB picture of the same size.
+            A new RGB image of the same size.
 
         Raises:
-            ImageError: The picture cannot be read, or is not of the size that the segments refer to.
+            ImageError: The image cannot be read, or does not have the size that the segments refer to.
         """
         from detrkit.results.drawing import draw_segments, segment_colors
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 PRIOR_PROBABILITY = 0.01
 BORDER = 1e-5
 
-# Where a proposal may lie. The original's bounds are 0.01 and 0.99, themselves excluded, which is just where
+# Where a proposal may be. The original's bounds are 0.01 and 0.99, themselves excluded, which is just where
 # the first and last of 50 pixels have their centres: a rounding error, as other runtimes make it, must not
 # let those in.
 _INSIDE = (0.01 + 1e-6, 0.99 - 1e-6)

@@ -138,7 +138,7 @@ def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
         options["output_stride"] = 16
     if _loading_checkpoint.get() is not None and ":" in str(config.backbone):
         raise ValueError(
-            f"backbone {config.backbone!r} lies elsewhere; a checkpoint may only name one of timm's own"
+            f"backbone {config.backbone!r} is stored elsewhere; a checkpoint may only name one of timm's own"
         )
     fetch = bool(config.use_pretrained_backbone) and _loading_checkpoint.get() is None
     return timm.create_model(config.backbone, pretrained=fetch, features_only=True, **options)

@@ -40,7 +40,7 @@ def deformable_attention(
 
     A location is relative to its level: 0 is the left (upper) edge of the first pixel, 1 the right (lower)
     edge of the last, so location x size - 0.5 counts pixels from centre to centre. Samples are bilinear;
-    what lies outside the map counts as zero. So does a sample whose location is NaN or infinite, and its
+    what is outside the map counts as zero. So does a sample whose location is NaN or infinite, and its
     location gets no gradient. Numbers of ``value`` must be finite.
 
     Indices and sums are computed in fp32 (fp64 where ``value`` is fp64), whatever the inputs' dtypes.
