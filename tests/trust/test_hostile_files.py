@@ -364,8 +364,8 @@ def test_a_backbone_elsewhere_cannot_bring_code(model: Path, ran: Path, tmp_path
     [
         ({"backbone_kwargs": {"checkpoint_path": "evil.pth"}}, "checkpoint_path is not taken"),
         ({"backbone_kwargs": {"pretrained_cfg": {"file": "evil.pth"}}}, "pretrained_cfg is not taken"),
-        ({"backbone": "hf-hub:evil/backbone"}, "lies elsewhere"),
-        ({"backbone": "local-dir:/tmp/evil"}, "lies elsewhere"),
+        ({"backbone": "hf-hub:evil/backbone"}, "is stored elsewhere"),
+        ({"backbone": "local-dir:/tmp/evil"}, "is stored elsewhere"),
     ],
 )
 def test_a_timm_backbone_cannot_bring_files(model: Path, entries: dict[str, Any], says: str) -> None:
