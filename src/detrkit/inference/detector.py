@@ -30,6 +30,7 @@ from detrkit.engines.placement import place
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
 from detrkit.inference.prepared import (
+    ImageFrame,
     PreparedImage,
     check_numbers,
     is_one_image,
@@ -89,15 +90,14 @@ class Detector:
     ) -> None:
         """Prepares a model for inference; ``from_pretrained`` loads model and processor as well.
 
-        On a CPU this also makes the process keep freed memory for reuse (see
-        :mod:`detrkit.engines.allocator`).
+        On a CPU the process then keeps freed memory for reuse (see :mod:`detrkit.engines.allocator`).
 
         Args:
             model: A detection or segmentation model of detrkit. The detector prepares a copy: the model can
                 still be trained and saved, and later changes to it do not reach the detector.
             processor: Its image processor.
-            engine: As for ``from_pretrained``, like the others. "onnx" and "openvino" export the model first,
-                which takes a while; load a folder that ``detrkit export`` wrote to avoid that.
+            engine: As for ``from_pretrained``, like the others. "onnx" and "openvino" first export the model,
+                which takes a while and is saved by loading a folder that ``detrkit export`` wrote.
             device: Where the engine runs.
             dtype: Type of the weights.
             limits: Of image files and addresses.
@@ -233,8 +233,7 @@ class Detector:
     ) -> Detections | list[Detections]:
         """Finds the objects in one image or in many.
 
-        Images are only batched with others of the same processed size, so that a result does not depend on
-        the other images.
+        Only images of one processed size are batched, so that a result does not depend on the others.
 
         Args:
             images: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor, or many in
@@ -267,9 +266,8 @@ class Detector:
     ) -> Iterator[Detections]:
         """Like calling the detector with many images, but gives each result when it is ready.
 
-        The next images are read and resized in a background thread, which also iterates over ``images``,
-        while the model runs. Only a few batches of images are held in memory, however many there are. All
-        arguments are those of a call.
+        The next images are read and resized in the background, where ``images`` is iterated over too, while
+        the model runs. Only a few batches are held in memory. All arguments are those of a call.
 
         Returns:
             An iterator of the ``Detections``, in the order of the images.
@@ -387,14 +385,17 @@ class Detector:
         check_numbers(threshold, batch_size)
         masks = self.has_masks if masks is None else masks
         model = self._masks_above(threshold) if masks else self._without_masks
-        return partial(self._detect, model=model, threshold=threshold, masks=masks)
+        return lambda batch: self._reader.detections(
+            self._run(batch, model), _frames(batch), threshold, masks
+        )
 
     def _segmenting(
         self, threshold: float, batch_size: int
     ) -> Callable[[_Batch], Iterator[PanopticSegmentation]]:
         """What segments a batch, its settings checked."""
         check_numbers(threshold, batch_size)
-        return partial(self._segment, model=self._masks_above(threshold), threshold=threshold)
+        model = self._masks_above(threshold)
+        return lambda batch: self._reader.segments(self._run(batch, model), _frames(batch), threshold)
 
     def _stream(
         self,
@@ -434,16 +435,6 @@ class Detector:
             limits=self.limits,
             for_gpu=self._device.type == "cuda",
         )
-
-    def _detect(self, batch: _Batch, model: _Model, threshold: float, masks: bool) -> Iterator[Detections]:
-        """The detections of images of one processed size."""
-        outputs = self._run(batch, model)
-        return self._reader.detections(outputs, [item.frame for item in batch], threshold, masks)
-
-    def _segment(self, batch: _Batch, model: _Model, threshold: float) -> Iterator[PanopticSegmentation]:
-        """The segmentations of images of one processed size."""
-        outputs = self._run(batch, model)
-        return self._reader.segments(outputs, [item.frame for item in batch], threshold)
 
     def _predict(
         self, batch: _Batch, min_threshold: float, masks: bool, attentions: bool = False
@@ -506,3 +497,7 @@ class Detector:
             For each class ``id`` and ``name``, and ``isthing`` if the model gives masks.
         """
         return self._reader.categories(found)
+
+
+def _frames(batch: _Batch) -> list[ImageFrame]:
+    return [item.frame for item in batch]
