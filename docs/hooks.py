@@ -29,7 +29,12 @@ _SHARED = {
     ),
     "Outputs": ("detrkit.models.outputs",),
     "Image processors": ("detrkit.processing.image_processor.DetrImageProcessorBase",),
-    "Segments": ("detrkit.processing.segmentation_processor.SegmentationPostProcessing",),
+    "Segments": (
+        "detrkit.processing.segmentation_processor.SegmentationPostProcessing",
+        "detrkit.processing.segmentation.Segmentation",
+        "detrkit.processing.segmentation.PanopticPng",
+    ),
+    "Targets": ("detrkit.common.schema.Target",),
 }
 _TOOLBOX = {
     "Data sets": (
@@ -44,6 +49,10 @@ _TOOLBOX = {
         "detrkit.evaluation.evaluate.evaluate_detector",
         "detrkit.evaluation.evaluate.evaluate_predictions",
         "detrkit.evaluation.evaluate.Evaluation",
+    ),
+    "Predictions": (
+        "detrkit.inference.predictions.Prediction",
+        "detrkit.inference.predictions.Candidates",
     ),
     "Clusters": ("detrkit.inference.cluster.RayDetector",),
     "Export": ("detrkit.engines.export.export_model",),

@@ -26,33 +26,41 @@ IsThingMap: TypeAlias = Mapping[int, bool] | Mapping[str, bool]
 
 
 class _LabelledSegment(TypedDict):
-    id: int  # value of its pixels in the map of segments
+    id: int
     label_id: int
-    was_fused: bool  # whether its class has at most one segment
+    was_fused: bool
     score: float
-    area: int  # number of pixels
+    area: int
 
 
 class LabelledSegment(_LabelledSegment, total=False):
-    """A segment in the form of Transformers."""
+    """A segment in the form of Transformers; see :class:`Segmentation`."""
 
-    isthing: int  # of panoptic segments
+    isthing: int
 
 
 class Segmentation(TypedDict):
-    """The segments of one image in the form of Transformers 5."""
+    """The segments of one image in the form of Transformers 5.
 
-    # int32 (height, width), the id of each pixel's segment or 0; or for each segment its runs (start from 1,
-    # length, start, ...) along the rows
+    ``segmentation`` is int32 (height, width), the id of each pixel's segment or 0; or a list of the runs of
+    each segment (start from 1, length, start, ...) along the rows. ``segments_info`` has for each segment
+    ``id``, ``label_id``, ``was_fused`` (whether its class has at most one), ``score``, ``area`` in pixels
+    and, of panoptic ones, ``isthing``.
+    """
+
     segmentation: torch.Tensor | list[list[int]]
     segments_info: list[LabelledSegment]
 
 
 class PanopticPng(TypedDict):
-    """The segments of one image in the form of Transformers 4."""
+    """The segments of one image in the form of Transformers 4.
 
-    png_string: bytes  # a PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``)
-    segments_info: list[Segment]  # without scores
+    ``png_string`` is a PNG file in which a pixel's colour is the id of its segment (see ``rgb_to_id``).
+    ``segments_info`` has for each segment ``id``, ``isthing``, ``category_id`` and ``area`` in pixels.
+    """
+
+    png_string: bytes
+    segments_info: list[Segment]
 
 
 # Category ids of COCO up to this one are things, those above are stuff.
