@@ -23,8 +23,8 @@ from detrkit.attention.maps import (
     query_statistics,
 )
 from detrkit.errors import ImageError, SettingError
-from detrkit.models.deformable_detr import modeling_deformable_detr
 from detrkit.models.layers import attention as attention_layer
+from detrkit.models.layers import feature_levels
 from tests.closeness import assert_same_numbers
 from tests.conftest import make_picture
 
@@ -241,13 +241,13 @@ def test_even_attention_falls_into_a_box_by_its_area(
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, np.ndarray, np.ndarray]]:
     """Shapes, locations and weights of every call of the operator: encoder's layers, then the decoder's."""
     made = []
-    operator = modeling_deformable_detr.deformable_attention
+    operator = feature_levels.deformable_attention
 
     def noting(value: Any, shapes: Any, locations: Any, weights: Any, *args: Any) -> Any:
         made.append((shapes, locations.numpy().copy(), weights.numpy().copy()))
         return operator(value, shapes, locations, weights, *args)
 
-    monkeypatch.setattr(modeling_deformable_detr, "deformable_attention", noting)
+    monkeypatch.setattr(feature_levels, "deformable_attention", noting)
     return made
 
 

@@ -387,7 +387,7 @@ def test_a_png_of_another_size(data_set: tuple[Path, Path]) -> None:
     [
         (None, "cannot read .*truth.json: No such file"),
         ("{", "truth.json is not a JSON file"),
-        ("[]", "truth.json is not a COCO document: it holds a list"),
+        ("[]", "truth.json is not a COCO document: it contains a list"),
         ('{"annotations": [{}]}', "no list of categories"),
         ('{"annotations": [], "categories": [{}]}', "has no annotations, so there is nothing to evaluate"),
         ('{"annotations": [{"image_id": 1}], "categories": [{}]}', "of image 1 has no 'file_name'"),

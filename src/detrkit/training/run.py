@@ -121,8 +121,8 @@ def train(
 
 def _make_trainer(
     recipe: TrainingRecipe,
-    model: Any,
-    processor: Any,
+    model: ModelWithHeads,
+    processor: DetrImageProcessorBase,
     train_data: DetectionDataset,
     val_data: DetectionDataset,
     metric: str,
