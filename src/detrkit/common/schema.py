@@ -13,17 +13,14 @@ JsonObject: TypeAlias = Mapping[str, Any]
 """The content of a JSON file whose entries nobody has checked, such as a configuration."""
 
 
-class _Objects(TypedDict):
-    class_labels: Tensor  # int64 (n,)
-    boxes: Tensor  # float32 (n, 4); see Target
-
-
-class Target(_Objects, total=False):
+class Target(TypedDict, total=False):
     """The objects of one image, as training and the losses take them.
 
     Boxes are xyxy in pixels, for a model cxcywh and normalised to the image without padding.
     """
 
+    class_labels: Tensor  # int64 (n,)
+    boxes: Tensor  # float32 (n, 4)
     masks: Tensor  # bool (n, height, width), for a model padded as its image is
     image_id: Tensor  # int64 (1,), by which errors name the image
     area: Tensor  # float32 (n,) in pixels of the resized image
@@ -33,14 +30,11 @@ class Target(_Objects, total=False):
     keypoints: Tensor  # float32 (m, 3)
 
 
-class _Segment(TypedDict):
-    id: int  # value of its pixels in the map of segments
-    category_id: int  # a category id in a COCO file, a label in a model's result
-
-
-class Segment(_Segment, total=False):
+class Segment(TypedDict, total=False):
     """An entry of a panoptic ``segments_info``."""
 
+    id: int  # value of its pixels in the map of segments
+    category_id: int  # a category id in a COCO file, a label in a model's result
     isthing: int  # 1 or True for a thing, 0 or False for stuff
     area: int  # number of pixels
     score: float  # in [0, 1], of a predicted segment

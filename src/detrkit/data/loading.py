@@ -40,14 +40,11 @@ class PreparedExample(TypedDict):
     labels: Target  # with boxes cxcywh, normalised
 
 
-class _Batch(TypedDict):
-    pixel_values: torch.Tensor  # (batch, 3, height, width)
-    labels: list[Target]  # one for each image, masks padded as the images
-
-
-class Batch(_Batch, total=False):
+class Batch(TypedDict, total=False):
     """What a model takes in training."""
 
+    pixel_values: torch.Tensor  # (batch, 3, height, width)
+    labels: list[Target]  # one for each image, masks padded as the images
     pixel_mask: torch.Tensor  # int64 (batch, height, width), if any: a model is faster without
 
 

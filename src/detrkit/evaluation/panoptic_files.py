@@ -138,7 +138,7 @@ def in_categories(
     foreign: list[int] = []
     for segment in segments:
         category = segment.get("category_id")
-        if category not in categories:
+        if category is None or category not in categories:
             kept.append(segment)
         elif (known := categories[category]) is not None:
             kept.append({**segment, "category_id": known})

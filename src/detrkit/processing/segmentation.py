@@ -25,17 +25,14 @@ IsThingMap: TypeAlias = Mapping[int, bool] | Mapping[str, bool]
 """Whether a class is a thing (True) or stuff (False), by label; labels may be strings, as JSON has them."""
 
 
-class _LabelledSegment(TypedDict):
+class LabelledSegment(TypedDict, total=False):
+    """A segment in the form of Transformers; see :class:`Segmentation`."""
+
     id: int
     label_id: int
     was_fused: bool
     score: float
     area: int
-
-
-class LabelledSegment(_LabelledSegment, total=False):
-    """A segment in the form of Transformers; see :class:`Segmentation`."""
-
     isthing: int
 
 
