@@ -132,9 +132,9 @@ def test_panoptic_segments_without_a_pixel_are_left_out(tmp_path):
     [
         ('{"images": [', r"broken\.json is not a JSON file"),
         ("\x80", r"broken\.json is not a JSON file"),
-        ("[1, 2]", "contains a list, not an object"),
-        ('{"images": [], "annotations": []}', "has no list categories"),
-        ('{"images": {}, "licenses": []}', "has no list images and annotations and categories"),
+        ("[1, 2]", "is not a COCO document: it contains a list"),
+        ('{"images": [], "annotations": []}', "has no list of categories"),
+        ('{"images": {}, "licenses": []}', "has no list of images and annotations and categories"),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused_in_one_line(tmp_path, content, reason):

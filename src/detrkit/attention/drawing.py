@@ -20,6 +20,7 @@ from detrkit.results.drawing import Color, class_color, draw_boxes
 _OVERSAMPLING = 3
 _MOST_PIXELS = 8_000_000
 _GAP = 8
+_SQUARES_IN_A_LINE = 5
 _MOST_BRIGHTNESS = 135
 
 
@@ -74,16 +75,13 @@ def draw_attention(
     return draw_boxes(picture, found.boxes, captions, colors, line_width=line_width)
 
 
-def draw_panels(
-    image: Image.Image, attention: Attention, *, columns: int | None = None, opacity: float = 0.85
-) -> Image.Image:
+def draw_panels(image: Image.Image, attention: Attention, *, columns: int | None = None) -> Image.Image:
     """Draws each row of an attention on a copy of its own, side by side.
 
     Args:
         image: The image that the attention is of, any mode.
         attention: N rows.
         columns: Panels in a row; by default as many as make the drawing about square.
-        opacity: As in :func:`draw_attention`.
 
     Returns:
         A new RGB image. The panels keep the image's size.
@@ -93,27 +91,22 @@ def draw_panels(
     """
     if len(attention) == 0:
         raise ImageError("there is no attention to draw: nothing was chosen")
-    panels = [
-        draw_attention(image, attention[[row]], colors=[row_color(row)], opacity=opacity)
-        for row in range(len(attention))
-    ]
+    rows = range(len(attention))
+    panels = [draw_attention(image, attention[[row]], colors=[row_color(row)]) for row in rows]
     if columns is None:
         columns = max(1, round(math.sqrt(len(panels) * image.height / image.width)))
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
-    whole = Image.new(
-        "RGB",
-        (columns * (image.width + _GAP) - _GAP, lines * (image.height + _GAP) - _GAP),
-        "white",
-    )
+    width, height = image.width + _GAP, image.height + _GAP
+    whole = Image.new("RGB", (columns * width - _GAP, lines * height - _GAP), "white")
     for place, panel in enumerate(panels):
         line, column = divmod(place, columns)
-        whole.paste(panel, (column * (image.width + _GAP), line * (image.height + _GAP)))
+        whole.paste(panel, (column * width, line * height))
     return whole
 
 
 def draw_queries(
-    statistics: QueryStatistics, queries: Sequence[int] | None = None, *, columns: int = 5, side: int = 160
+    statistics: QueryStatistics, queries: Sequence[int] | None = None, *, side: int = 160
 ) -> Image.Image:
     """Draws where queries fire: a square for each, a dot at the centre of each of its boxes.
 
@@ -124,7 +117,6 @@ def draw_queries(
     Args:
         statistics: From :func:`detrkit.attention.maps.query_statistics`.
         queries: Their numbers; by default the 20 that gave the most boxes, in the order of their numbers.
-        columns: Squares in a line.
         side: Side of a square in pixels.
 
     Returns:
@@ -140,7 +132,7 @@ def draw_queries(
         raise ImageError(f"no such queries: choose some from 0 to {len(counts) - 1}")
     font_size = max(8, side // 11)
     font, head = ImageFont.load_default(font_size), round(1.6 * font_size)
-    columns = min(columns, len(queries))
+    columns = min(_SQUARES_IN_A_LINE, len(queries))
     lines = math.ceil(len(queries) / columns)
     size = (columns * (side + _GAP) + _GAP, lines * (side + head + _GAP))
     scale = _oversampling(*size)

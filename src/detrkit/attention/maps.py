@@ -179,14 +179,7 @@ def encoder_attention(
     centres = np.stack(
         [(columns + 0.5) / grid.real_width * width, (rows + 0.5) / grid.real_height * height], axis=-1
     )
-    return look.attention(
-        "encoder",
-        look.outputs["encoder_attentions"],
-        look.outputs.get("encoder_sampling_locations"),
-        layer,
-        cells,
-        points=centres,
-    )
+    return look.attention("encoder", layer, cells, points=centres)
 
 
 def check_points(points: Iterable[Sequence[float]], image_size: tuple[int, int]) -> list[tuple[float, float]]:
@@ -258,8 +251,6 @@ def decoder_attention(
     boxes = found.detections.boxes.astype(np.float64)
     return look.attention(
         "decoder",
-        look.outputs["cross_attentions"],
-        look.outputs.get("cross_sampling_locations"),
         layer,
         found.queries,
         points=(boxes[:, :2] + boxes[:, 2:]) / 2,
@@ -333,42 +324,28 @@ def query_statistics(
     found = list(with_progress(stream, total, "Asking the queries"))
     if not found:
         raise ImageError("there are no images to collect the queries' boxes from")
-    counts = [len(fired.queries) for fired in found]
+    fired, columns = zip(*found)
+    queries, boxes, scores, labels = (np.concatenate(column) for column in zip(*columns))
     return QueryStatistics(
-        queries=np.concatenate([fired.queries for fired in found]),
-        boxes=np.concatenate([fired.boxes for fired in found]),
-        scores=np.concatenate([fired.scores for fired in found]),
-        labels=np.concatenate([fired.labels for fired in found]),
-        images=np.repeat(np.arange(len(found)), counts),
+        queries=queries,
+        boxes=boxes,
+        scores=scores,
+        labels=labels,
+        images=np.repeat(np.arange(len(found)), [mask.sum() for mask in fired]),
         image_count=len(found),
-        query_count=max(fired.asked for fired in found),
+        query_count=max(map(len, fired)),
         ranked=bool(getattr(detector.config, "two_stage", False)),
     )
 
 
-class _Fired(NamedTuple):
-    """The boxes of one image; fields as in :class:`QueryStatistics`."""
-
-    queries: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    asked: int
-
-
 def _fired(
     processor: DetrImageProcessorBase, outputs: Mapping[str, torch.Tensor], threshold: float
-) -> _Fired:
-    """The boxes that the queries give in one image."""
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Which queries of an image give a box, bool (queries,); their numbers, boxes, scores and labels."""
     best = processor.query_probabilities(outputs["logits"])[0][0].max(-1)
     keep = best.values > threshold
-    return _Fired(
-        queries=keep.nonzero()[:, 0].cpu().numpy(),
-        boxes=outputs["pred_boxes"][0][keep].cpu().numpy(),
-        scores=best.values[keep].cpu().numpy(),
-        labels=best.indices[keep].cpu().numpy(),
-        asked=len(keep),
-    )
+    columns = keep.nonzero()[:, 0], outputs["pred_boxes"][0][keep], best.values[keep], best.indices[keep]
+    return keep.cpu().numpy(), tuple(column.cpu().numpy() for column in columns)
 
 
 class _Grid(NamedTuple):
@@ -388,23 +365,16 @@ class _Look:
     grids: list[_Grid]
 
     @property
-    def outputs(self) -> Mapping[str, Any]:
-        return self.prediction.outputs
-
-    @property
     def image_size(self) -> tuple[int, int]:
         return self.prediction.frame.image_size
 
     def attention(
-        self,
-        part: str,
-        weights: Sequence[torch.Tensor],
-        locations: Sequence[torch.Tensor] | None,
-        layer: int,
-        rows: np.ndarray,
-        **about: Any,
+        self, part: str, layer: int, rows: np.ndarray, **about: Any
     ) -> AttentionMaps | AttentionSamples:
-        """The attention of some rows of a layer, in the image's coordinates."""
+        """The attention of some rows of a layer of the encoder or decoder, in the image's coordinates."""
+        outputs: Mapping[str, Any] = self.prediction.outputs
+        name = {"encoder": "encoder", "decoder": "cross"}[part]
+        weights, locations = outputs[f"{name}_attentions"], outputs.get(f"{name}_sampling_locations")
         if not -len(weights) <= layer < len(weights):
             raise SettingError(f"there is no {part} layer {layer}: this model has {len(weights)}, from 0")
         about |= {"image_size": self.image_size, "layer": layer % len(weights)}
@@ -443,11 +413,7 @@ def _look(detector: Detector, image: ImageSource, exif_orientation: bool) -> _Lo
 
 
 def _eager_model(detector: Detector) -> ObjectDetectionModel:
-    """The detection model of a detector, if its attentions can be read.
-
-    Raises:
-        SettingError: The detector runs on another engine than ``torch``.
-    """
+    """The detection model of a detector; a SettingError unless it runs on PyTorch's eager engine."""
     from torch import nn
 
     model = detector.model

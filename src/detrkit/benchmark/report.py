@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from detrkit.benchmark.sides import STAGES
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file
 
@@ -47,16 +49,13 @@ def make_rows(
         rate), ``share_of_limit`` (time of that arithmetic at that rate / median; forward only), and
         ``failure``.
     """
-    theirs = next((r for r in results if r.name == reference), None)
+    theirs = next((r.seconds for r in results if r.name == reference), {})
     limit = settings.batch * least_seconds(cost, rate)
     rows = []
     for result in results:
-        stages = ("forward", "end to end") if result.seconds else ("",)
-        for stage in stages:
-            seconds = result.seconds.get(stage)
-            if stage and not seconds:
-                continue
-            row: dict[str, Any] = {
+        for stage in [stage for stage in STAGES if stage in result.seconds] or [""]:
+            seconds = result.seconds.get(stage, [])
+            row = {
                 **(about or {}),
                 "side": result.name,
                 "stage": stage,
@@ -65,20 +64,17 @@ def make_rows(
                 "height": settings.height,
                 "width": settings.width,
                 "batch": settings.batch,
-                "repeats": len(seconds or ()),
-                **_times(result, stage, settings.batch),
-                **_ratios(result, theirs, stage),
+                "repeats": len(seconds),
+                **_times(seconds, settings.batch),
+                **_ratios(seconds, theirs.get(stage, [])),
                 "peak_mb": None if result.megabytes is None else round(result.megabytes),
                 "gmac": round(cost.macs / 1e9, 1),
                 "sampling_gmac": round(cost.sampling_macs / 1e9, 2),
                 "gflops": round(rate),
-                "share_of_limit": None,
+                "share_of_limit": round(limit / median(seconds), 3) if stage == "forward" else None,
                 "failure": result.failure,
                 **(configuration or {}),
             }
-            median = result.median(stage)
-            if stage == "forward" and median:
-                row["share_of_limit"] = round(limit / median, 3)
             rows.append(row)
     return rows
 
@@ -93,27 +89,23 @@ def least_seconds(cost: Cost, rate: float) -> float:
     return 2 * (cost.macs + cost.sampling_macs) / (rate * 1e9)
 
 
-def _times(result: Times, stage: str, batch: int) -> dict[str, float | None]:
-    median, seconds = result.median(stage), result.seconds.get(stage)
-    if median is None or not seconds:
+def _times(seconds: Sequence[float], batch: int) -> dict[str, float | None]:
+    if not seconds:
         return dict.fromkeys(("median_s", "fastest_s", "slowest_s", "images_per_s"))
     return {
-        "median_s": round(median, 5),
+        "median_s": round(median(seconds), 5),
         "fastest_s": round(min(seconds), 5),
         "slowest_s": round(max(seconds), 5),
-        "images_per_s": round(batch / median, 3),
+        "images_per_s": round(batch / median(seconds), 3),
     }
 
 
-def _ratios(result: Times, theirs: Times | None, stage: str) -> dict[str, float | None]:
-    ours = result.seconds.get(stage)
-    other = theirs.seconds.get(stage) if theirs else None
-    if not ours or not other:
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
+    if not ours or not theirs:
         return dict.fromkeys(("ratio", "ratio_low", "ratio_high"))
-    assert theirs is not None
-    turns = [b / a for a, b in zip(ours, other)]
-    median = (theirs.median(stage) or 0) / (result.median(stage) or 1)
-    return {"ratio": round(median, 3), "ratio_low": round(min(turns), 3), "ratio_high": round(max(turns), 3)}
+    turns = [b / a for a, b in zip(ours, theirs)]
+    ratio = median(theirs) / median(ours)
+    return {"ratio": round(ratio, 3), "ratio_low": round(min(turns), 3), "ratio_high": round(max(turns), 3)}
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -14,8 +14,8 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,6 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"
 
-    def to_json(self) -> str:
-        """As the argument of a process."""
-        return json.dumps(asdict(self))
-
     @property
     def pictures(self) -> list[PIL.Image.Image]:
         """The pictures of a batch: noise, whose work is that of any picture."""
@@ -99,9 +95,8 @@ def detrkit_side(settings: Settings) -> Side:
     def end_to_end() -> float:
         if detector.has_masks:
             return float(sum(map(len, detector.segment(pictures, settings.threshold, settings.batch))))
-        return float(
-            sum(found.scores.sum() for found in detector(pictures, settings.threshold, settings.batch))
-        )
+        results = detector(pictures, settings.threshold, settings.batch)
+        return float(sum(found.scores.sum() for found in results))
 
     return Side(lambda: _run(detector.model, pixels), end_to_end)
 
@@ -181,13 +176,8 @@ def serve(settings: Settings) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The process."""
+if __name__ == "__main__":
     from detrkit.common.terminal import quiet_libraries
 
     quiet_libraries()
-    serve(Settings(**json.loads(arguments[0])))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    serve(Settings(**json.loads(sys.argv[1])))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from detrkit.benchmark.sides import STAGES, Settings
@@ -41,11 +40,6 @@ class Times:
     megabytes: float | None = None
     failure: str = ""
 
-    def median(self, stage: str) -> float | None:
-        """Median seconds of a stage; None where it was not run to the end."""
-        seconds = self.seconds.get(stage)
-        return statistics.median(seconds) if seconds else None
-
 
 class WorkerError(Exception):
     """A process that ended before it answered; says why."""
@@ -63,7 +57,7 @@ class Worker:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         self._errors: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "detrkit.benchmark.sides", settings.to_json()],
+            [sys.executable, "-m", "detrkit.benchmark.sides", json.dumps(asdict(settings))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -79,7 +73,7 @@ class Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
             # Libraries may print to stdout too.
@@ -87,8 +81,6 @@ class Worker:
                 if line.startswith("{"):
                     answer: dict[str, float] = json.loads(line)
                     return answer
-        except BrokenPipeError:
-            pass
         raise WorkerError(self._failure())
 
     def stop(self) -> None:
@@ -144,7 +136,11 @@ def _run_in_turns(
     environment: Mapping[str, str],
 ) -> Iterator[str]:
     """Fills in the results; tells of each run."""
-    with _workers(sides, environment) as workers:
+    workers: dict[str, Worker] = {}
+    with ExitStack() as stack:
+        for name, settings in sides.items():
+            workers[name] = Worker(settings, environment)
+            stack.callback(workers[name].stop)
 
         def turn(name: str, what: str) -> dict[str, float] | None:
             if results[name].failure:
@@ -171,18 +167,6 @@ def _run_in_turns(
         for name, times in results.items():
             answer = turn(name, "memory")
             times.megabytes = None if answer is None else answer["megabytes"]
-
-
-@contextmanager
-def _workers(sides: Mapping[str, Settings], environment: Mapping[str, str]) -> Iterator[dict[str, Worker]]:
-    workers: dict[str, Worker] = {}
-    try:
-        for name, settings in sides.items():
-            workers[name] = Worker(settings, environment)
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.stop()
 
 
 def disagreement(results: Sequence[Times], tolerance: float = 1e-3) -> dict[str, str]:

@@ -42,6 +42,17 @@ def list_failures(failures: Sequence[str], total: int) -> None:
             say(failure, indent="  ")
 
 
+def make_table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table without rows: columns of texts, then columns of numbers, which are aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*texts, box=box.SIMPLE)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def print_table(table: Table) -> None:
     """Prints a table on stdout; its full width if that is not a terminal, so that nothing is cut."""
     from rich.console import Console

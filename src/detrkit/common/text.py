@@ -58,6 +58,11 @@ def _folded(name: str) -> str:
     return name.strip().casefold()
 
 
+def percent(value: float) -> str:
+    """A fraction in percent with one decimal; a dash for no number, which COCO's evaluation gives as -1."""
+    return f"{100 * value:.1f}" if value >= 0 else "-"
+
+
 def is_url(text: str) -> bool:
     """Whether a text is an http(s) URL."""
     return text.lower().startswith(("http://", "https://"))

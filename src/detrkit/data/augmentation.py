@@ -199,17 +199,10 @@ class RandomWindow:
 
 
 def _span(length: int, window: float, out: int, position: float) -> tuple[int, int, int, int]:
-    """The overlap of a window and an image along one axis.
+    """Where a window of some pixels at a position in [0, 1] meets an image along one axis.
 
-    Args:
-        length: Length of the image in pixels.
-        window: Length of the window in pixels; may exceed the image's.
-        out: Length in pixels to which the window is resized.
-        position: Relative position, in 0..1, of the window in the image, or of the image in the window.
-
-    Returns:
-        First visible pixel of the image and the one after the last, then their start and length in the
-        resized window.
+    Gives the first pixel of the image that is seen and the one after the last, then where these begin in the
+    window after it was resized to ``out`` pixels, and their length there.
     """
     start = position * (length - window)
     first, after = max(0, round(start)), min(length, max(round(start + window), round(start) + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from numbers import Real
@@ -106,25 +106,28 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
         MissingExtraError: Polygons must be converted to masks, and no package that can do so is installed.
     """
     findings = _Findings()
-    categories, merged = _check_categories(dataset, findings)
+    categories, ids = _check_categories(dataset, findings)
     images = _check_images(dataset, findings, decode)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    known = {category["id"] for category in categories}
     rows = _rows_of_images(dataset, findings, sizes)
-    objects_of: Counter[int] = Counter()
     if dataset.panoptic_dir is not None:
-        annotations = _check_panoptic(dataset, rows, sizes, known, merged, findings, decode)
-        with_panoptic = {annotation["image_id"] for annotation in annotations}
-        images = [image for image in images if image["id"] in with_panoptic]
-        objects_of.update({a["image_id"]: len(a["segments_info"]) for a in annotations})
+        annotations = _check_panoptic(dataset.panoptic_dir, rows, sizes, ids, findings, decode)
+        objects_of = Counter({a["image_id"]: len(a["segments_info"]) for a in annotations})
+        images = [image for image in images if image["id"] in objects_of]
     else:
-        annotations = _check_objects(rows, sizes, known, merged, findings, dataset.return_masks)
-        objects_of.update(annotation["image_id"] for annotation in annotations)
+        annotations = _check_objects(rows, sizes, ids, findings, dataset.return_masks)
+        objects_of = Counter(annotation["image_id"] for annotation in annotations)
 
-    if dataset.return_masks:
-        _try_drawing(annotations, sizes)
+    polygons = (a for a in annotations if isinstance(a.get("segmentation"), list))
+    if dataset.return_masks and (first := next(polygons, None)):
+        # That a package is missing should not show in the first step of a training.
+        decode_segmentations([first["segmentation"]], *sizes[first["image_id"]], first["image_id"])
 
-    problems = findings.problems()
+    problems = tuple(
+        Problem(kind, findings.counts[kind], findings.examples[kind])
+        for kind in _KINDS
+        if kind in findings.counts
+    )
     found = "; ".join(map(str, problems))
     objects = sum(objects_of.values())
     for what, left in (("image", len(images)), ("category", len(categories)), ("object", objects)):
@@ -140,7 +143,7 @@ def check_dataset(dataset: DetectionDataset, *, strict: bool = False, decode: bo
         problems=problems,
         images=len(images),
         objects=objects,
-        empty_images=sum(not objects_of.get(image["id"]) for image in images),
+        empty_images=sum(not objects_of[image["id"]] for image in images),
     )
 
 
@@ -151,10 +154,9 @@ def _rows_of_images(
     listed = {i["id"] for i in dataset.document["images"] if _fault(i, {"id": int}) is None}
     rows: list[Annotation] = []
     for row in dataset.document["annotations"]:
-        fault = _fault(row, {"image_id": int})
-        if fault:
-            findings.add("broken_entry", f"annotation {_name(row)} {fault}")
-        elif row["image_id"] not in listed:
+        if findings.lacks(row, {"image_id": int}, f"annotation {_name(row)}"):
+            continue
+        if row["image_id"] not in listed:
             findings.add("unknown_image", f"annotation {_name(row)}, image {row['image_id']}")
         elif row["image_id"] in sizes:  # annotations of dropped images are dropped with them
             rows.append(row)
@@ -165,47 +167,45 @@ def _rows_of_images(
 class _Findings:
     """The number and first example of each kind of problem."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, example: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] += 1
         self.examples.setdefault(kind, example)
 
-    def problems(self) -> tuple[Problem, ...]:
-        return tuple(
-            Problem(kind, self.counts[kind], self.examples[kind]) for kind in _KINDS if kind in self.counts
-        )
+    def lacks(self, entry: object, keys: Mapping[str, type], name: str) -> bool:
+        """Whether an entry lacks a key with a value of its type, which is noted."""
+        fault = _fault(entry, keys)
+        if fault:
+            self.add("broken_entry", f"{name} {fault}")
+        return fault is not None
 
 
 def _check_categories(
     dataset: DetectionDataset, findings: _Findings
 ) -> tuple[list[Category], dict[int, int]]:
-    """Usable categories, and the id that replaces each id of a category with a duplicate name."""
+    """Usable categories, and the id that each id stands for: another one's if that has the same name."""
     kept: dict[int, Category] = {}
     ids_by_name: dict[str, int] = {}
     merged: dict[int, int] = {}
-    for position, entry in enumerate(dataset.document["categories"]):
-        fault = _fault(entry, {"id": int, "name": str})
-        if fault:
-            findings.add("broken_entry", f"category {position + 1} in the list {fault}")
-        elif entry["id"] in kept or entry["name"] in ids_by_name:
+    for position, entry in enumerate(dataset.document["categories"], start=1):
+        if findings.lacks(entry, {"id": int, "name": str}, f"category {position} in the list"):
+            continue
+        if entry["id"] in kept or entry["name"] in ids_by_name:
             findings.add("duplicate_category", f"{entry['id']} ({entry['name']})")
             merged.setdefault(entry["id"], ids_by_name.get(entry["name"], entry["id"]))
         else:
             kept[entry["id"]] = entry
             ids_by_name[entry["name"]] = entry["id"]
-    return list(kept.values()), {old: new for old, new in merged.items() if old not in kept}
+    return list(kept.values()), merged | {category: category for category in kept}
 
 
 def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) -> list[Image]:
     """Usable image entries, all with their height and width."""
     listed: dict[int, list[Image]] = {}
-    for position, entry in enumerate(dataset.document["images"]):
-        fault = _fault(entry, {"id": int, "file_name": str})
-        if fault:
-            findings.add("broken_entry", f"image {position + 1} in the list {fault}")
-        else:
+    for position, entry in enumerate(dataset.document["images"], start=1):
+        if not findings.lacks(entry, {"id": int, "file_name": str}, f"image {position} in the list"):
             listed.setdefault(entry["id"], []).append(entry)
     candidates: dict[str, Image] = {}
     for image_id, entries in listed.items():
@@ -231,25 +231,23 @@ def _check_images(dataset: DetectionDataset, findings: _Findings, decode: bool) 
     for (name, entry), size in zip(candidates.items(), sizes):
         if isinstance(size, FileNotFoundError):
             findings.add("missing_image", str(dataset.images_dir / name))
-            continue
-        if isinstance(size, Exception):
+        elif isinstance(size, Exception):
             findings.add("unreadable_image", str(size))
-            continue
-        height, width = size
-        stated = entry.get("height", height), entry.get("width", width)
-        if stated != size:
+        else:
+            height, width = size
+            stated = entry.get("height", height), entry.get("width", width)
+            if stated == size:
+                kept.append({**entry, "height": height, "width": width})
+                continue
             rotated = "; rotated by its EXIF orientation?" if stated == (width, height) else ""
             findings.add("size_mismatch", f"{name} is {width}x{height}, not {stated[1]}x{stated[0]}{rotated}")
-            continue
-        kept.append({**entry, "height": height, "width": width})
     return kept
 
 
 def _check_objects(
     rows: list[Annotation],
     sizes: Mapping[int, tuple[int, int]],
-    known: set[int],
-    merged: Mapping[int, int],
+    category_ids: Mapping[int, int],
     findings: _Findings,
     masks: bool,
 ) -> list[Annotation]:
@@ -260,13 +258,13 @@ def _check_objects(
     new_ids = count(1 + max((row["id"] for row in rows if isinstance(row.get("id"), int)), default=0))
     for row in rows:
         size = sizes[row["image_id"]]
-        problem = _problem_with_object(row, size, known | merged.keys() if merged else known)
+        problem = _problem_with_object(row, size, category_ids)
         if problem is None and masks:
             problem = _problem_with_segmentation(row, size)
         if problem:
             findings.add(*problem)
             continue
-        category = merged.get(row["category_id"], row["category_id"])
+        category = category_ids[row["category_id"]]
         crowd = int(row.get("iscrowd") or 0)
         identity = (row["image_id"], category, crowd, *row["bbox"])
         if identity in seen:
@@ -290,7 +288,9 @@ def _check_objects(
     return kept
 
 
-def _problem_with_object(row: Annotation, size: tuple[int, int], known: set[int]) -> tuple[str, str] | None:
+def _problem_with_object(
+    row: Annotation, size: tuple[int, int], known: Container[int]
+) -> tuple[str, str] | None:
     name = f"annotation {_name(row)}"
     fault = _fault(row, {"category_id": int, "bbox": list})
     if fault:
@@ -328,13 +328,6 @@ def _problem_with_segmentation(row: Annotation, size: tuple[int, int]) -> tuple[
     )
 
 
-def _try_drawing(annotations: list[Annotation], sizes: Mapping[int, tuple[int, int]]) -> None:
-    """Draws one polygon, if there is any, so that a missing package is reported before the first step."""
-    first = next((a for a in annotations if isinstance(a.get("segmentation"), list)), None)
-    if first:
-        decode_segmentations([first["segmentation"]], *sizes[first["image_id"]], first["image_id"])
-
-
 def _is_polygon(value: object) -> bool:
     return (
         isinstance(value, list)
@@ -345,21 +338,21 @@ def _is_polygon(value: object) -> bool:
 
 
 def _check_panoptic(
-    dataset: DetectionDataset,
+    folder: Path,
     rows: list[Annotation],
     sizes: Mapping[int, tuple[int, int]],
-    known: set[int],
-    merged: Mapping[int, int],
+    category_ids: Mapping[int, int],
     findings: _Findings,
     decode: bool,
 ) -> list[Annotation]:
     """Usable annotations of a panoptic file: one for each image that has a PNG."""
     by_image: dict[int, Annotation] = {}
     for row in rows:
-        fault = _fault(row, {"file_name": str, "segments_info": list})
-        if fault:
-            findings.add("broken_entry", f"annotation of image {row['image_id']} {fault}")
-        elif row["image_id"] in by_image:
+        if findings.lacks(
+            row, {"file_name": str, "segments_info": list}, f"annotation of image {row['image_id']}"
+        ):
+            continue
+        if row["image_id"] in by_image:
             findings.add("identical_annotation", f"image {row['image_id']}")
         else:
             by_image[row["image_id"]] = row
@@ -367,7 +360,6 @@ def _check_panoptic(
     for image_id in sizes:
         if image_id not in with_row:
             findings.add("missing_panoptic", str(image_id))
-    folder = dataset.panoptic_dir or Path()
     pngs = read_image_sizes([folder / row["file_name"] for row in by_image.values()], decode=decode)
     kept: list[Annotation] = []
     for row, size in zip(by_image.values(), pngs):
@@ -378,15 +370,14 @@ def _check_panoptic(
         segments: dict[int, Segment] = {}
         for segment in row["segments_info"]:
             name = f"a segment of image {row['image_id']}"
-            fault = _fault(segment, {"id": int, "category_id": int, "area": Real})
-            if fault:
-                findings.add("broken_entry", f"{name} {fault}")
-            elif segment["category_id"] not in known and segment["category_id"] not in merged:
+            if findings.lacks(segment, {"id": int, "category_id": int, "area": Real}, name):
+                continue
+            if segment["category_id"] not in category_ids:
                 findings.add("unknown_category", f"{name}, category {segment['category_id']}")
             elif segment["id"] in segments:
                 findings.add("identical_annotation", f"segment {segment['id']} of image {row['image_id']}")
             else:
-                category = merged.get(segment["category_id"], segment["category_id"])
+                category = category_ids[segment["category_id"]]
                 segments[segment["id"]] = {**segment, "category_id": category}
         kept.append({**row, "segments_info": list(segments.values())})
     return kept

@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import PIL.Image
 
 from detrkit.common.errors import AnnotationError
-from detrkit.common.files import read_json
 from detrkit.common.schema import Annotation, Document, Target
 from detrkit.common.text import did_you_mean, match_names
+from detrkit.data.documents import read_lists
 from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
@@ -30,8 +30,6 @@ Labels: TypeAlias = Mapping[Any, int]
 
 UNUSED_LABEL = "N/A"
 """Name of a label that no category has, as in the released checkpoints."""
-
-_TABLES = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,7 +86,9 @@ class DetectionDataset:
         Raises:
             AnnotationError: A file or folder is missing, or the file is not COCO JSON of that kind.
         """
-        document = read_coco_document(annotation_file)
+        read = read_lists(annotation_file, "images", "annotations", "categories")
+        images, annotations, categories = read["images"], read["annotations"], read["categories"]
+        document: Document = {"images": images, "annotations": annotations, "categories": categories}
         panoptic = any(isinstance(a, Mapping) and "segments_info" in a for a in document["annotations"])
         if panoptic and panoptic_dir is None:
             raise AnnotationError(
@@ -268,29 +268,6 @@ class DetectionDataset:
         return grouped
 
 
-def read_coco_document(annotation_file: str | os.PathLike[str]) -> Document:
-    """The lists of a COCO file.
-
-    Raises:
-        AnnotationError: The file is missing, is not JSON, or is not a COCO file.
-    """
-    path = Path(annotation_file)
-    document = read_json(path, AnnotationError)
-    if not isinstance(document, dict):
-        raise AnnotationError(
-            f"{path} is not a COCO file: it contains a {type(document).__name__}, not an object with "
-            f"{', '.join(_TABLES)}"
-        )
-    missing = [name for name in _TABLES if not isinstance(document.get(name), list)]
-    if missing:
-        raise AnnotationError(
-            f"{path} is not a COCO ground-truth file: it has no list {' and '.join(missing)} (it has "
-            f"{_listed(list(document))})"
-        )
-    images, annotations, categories = (document[name] for name in _TABLES)
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
 def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
     """A folder as a path.
 
@@ -307,7 +284,7 @@ def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def _listed(names: Sequence[object], most: int = 5) -> str:
+def _listed(names: Sequence[object]) -> str:
     """The first few names."""
-    shown = ", ".join(map(str, names[:most]))
-    return f"{shown}, ..." if len(names) > most else shown or "nothing"
+    shown = ", ".join(map(str, names[:5]))
+    return f"{shown}, ..." if len(names) > 5 else shown or "nothing"

@@ -17,12 +17,12 @@ DocumentSource: TypeAlias = Document | str | os.PathLike[str]
 """A COCO document, or the path of its file."""
 
 
-def read_document(source: DocumentSource, *lists: str) -> Document:
-    """Reads a COCO document.
+def read_lists(source: DocumentSource, *lists: str) -> Document:
+    """Reads a COCO document, whose lists may have any entries.
 
     Args:
         source: The document, or its JSON file.
-        lists: Keys that must have a list of objects with at least one entry.
+        lists: Keys that must have a list.
 
     Raises:
         AnnotationError: The file cannot be read, is not a JSON object, or does not have all of the lists.
@@ -31,14 +31,27 @@ def read_document(source: DocumentSource, *lists: str) -> Document:
     name = name_of(source)
     if not isinstance(document, Mapping):
         raise AnnotationError(f"{name} is not a COCO document: it contains a {type(document).__name__}")
-    for key in lists:
-        entries = document.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-            raise AnnotationError(f"{name} is not a COCO document: it has no list of {key}")
-        if not entries:
-            raise AnnotationError(f"{name} has no {key}, so there is nothing to evaluate")
+    lacking = [key for key in lists if not isinstance(document.get(key), list)]
+    if lacking:
+        there = ", ".join(map(str, document)) or "nothing"
+        raise AnnotationError(
+            f"{name} is not a COCO document: it has no list of {' and '.join(lacking)} (it has {there})"
+        )
     copied: Any = dict(document)
     return copied
+
+
+def read_document(source: DocumentSource, *lists: str) -> Document:
+    """Reads a COCO document like :func:`read_lists`; each list must hold objects, at least one."""
+    document: Any = read_lists(source, *lists)
+    for key in lists:
+        if not all(isinstance(entry, Mapping) for entry in document[key]):
+            raise AnnotationError(
+                f"{name_of(source)} is not a COCO document: {key} contains something other than objects"
+            )
+        if not document[key]:
+            raise AnnotationError(f"{name_of(source)} has no {key}, so there is nothing to evaluate")
+    return document
 
 
 def category_name(category: Category) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from detrkit.common.errors import AnnotationError, MissingExtraError
-from detrkit.common.schema import Annotation, Category, Document, Image, RunLengths
+from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.data.coco import DetectionDataset, existing_folder
 from detrkit.data.image_sizes import read_image_sizes
 
@@ -47,13 +47,8 @@ def read_yolo(
     path = path / "data.yaml" if path.is_dir() else path
     images_dir = _yolo_images(path, split)
     labels_dir = _yolo_labels(images_dir)
-    loaded = _load(
-        "YOLO",
-        images_dir,
-        lambda library: library.from_yolo(
-            str(images_dir), str(labels_dir), str(path), force_masks=return_masks
-        ),
-    )
+    folders = str(images_dir), str(labels_dir), str(path)
+    loaded = _load("YOLO", images_dir, lambda library: library.from_yolo(*folders, force_masks=return_masks))
     return _convert(loaded, images_dir, loaded.classes, return_masks)
 
 
@@ -118,6 +113,8 @@ def _convert(
     loaded: supervision.DetectionDataset, images_dir: Path, names: Sequence[str], return_masks: bool
 ) -> DetectionDataset:
     """Converts a data set of supervision to ours."""
+    from supervision import mask_to_rle
+
     paths = sorted(map(Path, loaded.image_paths))
     if not paths:
         raise AnnotationError(f"{images_dir}: no images in this folder; check the path")
@@ -141,23 +138,15 @@ def _convert(
                 "iscrowd": 0,
             }
             if return_masks and detections.mask is not None:
-                entry["segmentation"] = _run_lengths(np.asarray(detections.mask[i]))
-                entry["area"] = float(detections.mask[i].sum())
+                mask = np.asarray(detections.mask[i])
+                entry["segmentation"] = {"size": list(mask.shape), "counts": mask_to_rle(mask)}
+                entry["area"] = float(mask.sum())
             annotations.append(entry)
     categories: list[Category] = [{"id": category, "name": name} for name, category in ids.items()]
     document: Document = {"images": images, "annotations": annotations, "categories": categories}
     return DetectionDataset(
         document, images_dir, str(images_dir), return_masks=return_masks, exif_orientation=True
     )
-
-
-def _run_lengths(mask: np.ndarray) -> RunLengths:
-    """COCO's uncompressed run lengths of a bool mask (height, width)."""
-    column_wise = mask.T.ravel()
-    changes = np.flatnonzero(np.diff(column_wise)) + 1
-    runs = np.diff([0, *changes, column_wise.size]).tolist()
-    starts_with_object = [0] if column_wise.size and column_wise[0] else []
-    return {"size": list(mask.shape), "counts": starts_with_object + runs}
 
 
 def _yolo_images(data_yaml: Path, split: str) -> Path:

@@ -12,15 +12,8 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
 from detrkit.common.schema import Target
-from detrkit.data.augmentation import (
-    Example,
-    Transform,
-    augmentation,
-    random_state,
-    stitch,
-    unwrap_target,
-    wrap_target,
-)
+from detrkit.data.augmentation import Example, Transform, random_state, stitch, unwrap_target, wrap_target
+from detrkit.data.augmentation import augmentation as preset
 from detrkit.data.coco import DetectionDataset
 from detrkit.processing.annotations import normalize_boxes
 from detrkit.processing.image_processor import DetrImageProcessorBase
@@ -80,7 +73,9 @@ class PreparedDataset(Dataset):
         if not 0 <= mosaic <= 1:
             raise ValueError(f"mosaic must be a probability from 0 to 1, not {mosaic}")
         self.dataset, self.processor = dataset, processor
-        self.transform = _transform(augmentation, processor)
+        self.transform = (
+            preset(augmentation, processor.size) if isinstance(augmentation, str) else augmentation
+        )
         self.seed, self.mosaic = seed, mosaic
 
     def __len__(self) -> int:
@@ -209,11 +204,9 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
 
     def __iter__(self) -> Iterator[list[ExampleKey]]:
         batches = self._batches()
-        mine = [
-            batches[i % len(batches)] for i in range(self.rank, len(self) * self.world_size, self.world_size)
-        ]
-        for batch in mine[self.first_batch :]:
-            yield [(self.epoch, index) for index in batch]
+        mine = range(self.rank, len(self) * self.world_size, self.world_size)
+        for place in mine[self.first_batch :]:
+            yield [(self.epoch, index) for index in batches[place % len(batches)]]
 
     def _batches(self) -> list[list[int]]:
         """The batches of all processes in this epoch."""
@@ -241,7 +234,3 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
 
 def _chunks(values: np.ndarray, size: int) -> list[np.ndarray]:
     return [values[start : start + size] for start in range(0, len(values), size)]
-
-
-def _transform(choice: str | Transform, processor: DetrImageProcessorBase) -> Transform:
-    return augmentation(choice, processor.size) if isinstance(choice, str) else choice

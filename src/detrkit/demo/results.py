@@ -125,7 +125,6 @@ class Result:
                 ("score", "x", "y", "width", "height"),
                 "Boxes in pixels from the top left corner of the image",
                 rows,
-                legend=list(zip(found.names, (class_color(int(label)) for label in found.labels))),
             ),
             file_stem=f"{_stem(self.name)}-boxes",
             document=output.document(self.detector.names),
@@ -157,7 +156,6 @@ class Result:
                 ("kind", "score", "area"),
                 "Segments, things one by one and stuff as one for each class",
                 rows,
-                legend=list(zip(found.names, colors)),
             ),
             file_stem=f"{_stem(self.name)}-segments",
             document={
@@ -214,15 +212,12 @@ class Result:
         assert chosen.detections is not None
         # Objects of one class must differ, so a colour means an object here.
         colors = [class_color(place) for place in range(len(chosen))]
-        keys = "".join(
-            f"<li>{_chip(color)}{html.escape(one.name)} <span>{one.score:.2f}</span></li>"
-            for one, color in zip(chosen.detections, colors)
-        )
+        keys = [(color, one.name, f"{one.score:.2f}") for one, color in zip(chosen.detections, colors)]
         return View(
             picture=draw_attention(read_upload(self.path, self.name), chosen, colors=colors),
             details='<p class="detrkit-summary" role="status">Where the decoder looks for '
             f"{count(len(chosen), 'object')}</p>"
-            f'<ul class="detrkit-legend" aria-label="Colours of the objects">{keys}</ul>',
+            f"{_legend('objects', keys)}",
             file_stem=f"{_stem(self.name)}-attention",
         )
 
@@ -282,19 +277,15 @@ def _details(
     columns: Sequence[str],
     caption: str,
     rows: Sequence[tuple[Color, str, Sequence[str]]],
-    legend: Sequence[tuple[str, Color]],
 ) -> str:
     """Summary, legend (class, colour of its first one, how many) and table."""
     if not rows:
         return message(f"No {noun} scores above {threshold:.2f}. Lower the threshold to see more.")
     colors: dict[str, Color] = {}
-    for name, color in legend:
+    for color, name, _ in rows:
         colors.setdefault(name, color)
-    counts = Counter(name for name, _ in legend)
-    keys = "".join(
-        f"<li>{_chip(colors[name])}{html.escape(name)} <span>{number}</span></li>"
-        for name, number in counts.most_common()
-    )
+    counts = Counter(name for _, name, _ in rows)
+    keys = [(colors[name], name, str(number)) for name, number in counts.most_common()]
     heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in (noun, *columns))
     lines = "".join(
         f'<tr><th scope="row">{_chip(color)}{html.escape(name)}</th>{_cells(cells)}</tr>'
@@ -302,11 +293,16 @@ def _details(
     )
     return (
         f'<p class="detrkit-summary" role="status">{count(len(rows), noun)} above {threshold:.2f}</p>'
-        f'<ul class="detrkit-legend" aria-label="Colours of the classes">{keys}</ul>'
+        f"{_legend('classes', keys)}"
         f'<div class="detrkit-table" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
         f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{lines}</tbody></table></div>"
     )
+
+
+def _legend(nouns: str, keys: Iterable[tuple[Color, str, str]]) -> str:
+    items = (f"<li>{_chip(color)}{html.escape(name)} <span>{end}</span></li>" for color, name, end in keys)
+    return f'<ul class="detrkit-legend" aria-label="Colours of the {nouns}">{"".join(items)}</ul>'
 
 
 def _cells(cells: Iterable[str]) -> str:

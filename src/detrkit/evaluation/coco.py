@@ -22,6 +22,8 @@ import numpy as np
 from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
 from detrkit.common.files import read_json
 from detrkit.common.schema import Annotation, Document, RunLengths
+from detrkit.common.terminal import make_table
+from detrkit.common.text import percent
 from detrkit.data.documents import (
     DocumentSource,
     box_of,
@@ -122,15 +124,10 @@ class CocoResult:
 
     def category_table(self) -> Table:
         """Average precision of each category with objects, in percent."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
         names = ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge", "AR100")
-        table = Table(box=box.SIMPLE)
-        table.add_column("category")
-        for heading in ("objects", *names):
-            table.add_column(heading, justify="right")
+        table = make_table(["category"], ["objects", *names])
         for category in self.categories:
             if category.objects:
                 numbers = (percent(category.stats[name]) for name in names)
@@ -140,21 +137,10 @@ class CocoResult:
 
 def statistics_table(*results: CocoResult) -> Table:
     """COCO's twelve numbers in percent, a column for each result."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    table.add_column("")
-    for result in results:
-        table.add_column(IOU_TYPES[result.iou_type], justify="right")
+    table = make_table([""], [IOU_TYPES[result.iou_type] for result in results])
     for name in STATISTICS:
         table.add_row(name, *(percent(result.stats[name]) for result in results))
     return table
-
-
-def percent(value: float) -> str:
-    """A fraction in percent with one decimal; a dash for COCO's -1."""
-    return "-" if value < 0 else f"{100 * value:.1f}"
 
 
 class CocoEvaluator:
@@ -168,11 +154,7 @@ class CocoEvaluator:
         results: "bbox" and, for detections with masks, "segm": entries of a COCO results file.
     """
 
-    def __init__(
-        self,
-        ground_truth: DocumentSource,
-        names: Mapping[int, str] | None = None,
-    ) -> None:
+    def __init__(self, ground_truth: DocumentSource, names: Mapping[int, str] | None = None) -> None:
         """Reads the ground truth.
 
         Args:
@@ -395,12 +377,8 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """The twelve numbers: means over the categories that have objects, -1 where none has.
-
-    Args:
-        precision: (IoU thresholds, recalls, categories, areas, numbers of detections).
-        recall: The same without the recalls.
-    """
+    """The twelve numbers: means over the categories that have objects, -1 where none has."""
+    # precision: (IoU thresholds, recalls, categories, areas, numbers of detections); recall has no recalls.
     stats = {}
     for name, (of_recall, threshold, area, limit) in _STATISTICS.items():
         values = recall if of_recall else precision

@@ -109,15 +109,10 @@ def _count_files(
     """The counts of one image whose maps are PNG files."""
     true, predicted = pair
     image = f"image {true['image_id']}"
-    predicted_ids = read_panoptic_ids(
-        predicted_folder / predicted["file_name"], f"{image}: the predicted map"
-    )
-    return quality.count(
-        *in_categories(predicted_ids, predicted["segments_info"], categories),
-        read_panoptic_ids(true_folder / true["file_name"], f"{image}: the true map"),
-        true["segments_info"],
-        image,
-    )
+    ids = read_panoptic_ids(predicted_folder / predicted["file_name"], f"{image}: the predicted map")
+    ids, segments = in_categories(ids, predicted["segments_info"], categories)
+    true_ids = read_panoptic_ids(true_folder / true["file_name"], f"{image}: the true map")
+    return quality.count(ids, segments, true_ids, true["segments_info"], image)
 
 
 def in_categories(

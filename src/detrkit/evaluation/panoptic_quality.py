@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Category, Segment
+from detrkit.common.terminal import make_table
+from detrkit.common.text import percent
 from detrkit.data.documents import category_name, field
 
 if TYPE_CHECKING:
@@ -55,8 +57,7 @@ class PanopticScores:
 
     def to_dict(self) -> dict[str, float | int | None]:
         """The averages, with None for those that are not a number."""
-        scores = {"pq": self.pq, "sq": self.sq, "rq": self.rq}
-        return {**{name: None if math.isnan(v) else v for name, v in scores.items()}, "n": self.n}
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,9 @@ class CategoryQuality:
 
     def to_dict(self) -> dict[str, str | float]:
         """All of it, with panopticapi's short names for the numbers of segments."""
-        return {
-            "name": self.name,
-            "isthing": int(self.isthing),
-            "pq": self.pq,
-            "sq": self.sq,
-            "rq": self.rq,
-            "tp": self.true_positives,
-            "fp": self.false_positives,
-            "fn": self.false_negatives,
-        }
+        scores = {"pq": self.pq, "sq": self.sq, "rq": self.rq}
+        counts = {"tp": self.true_positives, "fp": self.false_positives, "fn": self.false_negatives}
+        return {"name": self.name, "isthing": int(self.isthing), **scores, **counts}
 
 
 @dataclass(frozen=True)
@@ -137,38 +131,22 @@ class PanopticResult:
 
     def table(self) -> Table:
         """The averages in percent, as papers give them."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE)
-        table.add_column("")
-        for heading in ("PQ", "SQ", "RQ", "categories"):
-            table.add_column(heading, justify="right")
+        table = make_table([""], ["PQ", "SQ", "RQ", "categories"])
         for name, scores in (("all", self.all), ("things", self.things), ("stuff", self.stuff)):
-            values = (scores.pq, scores.sq, scores.rq)
-            table.add_row(name, *(_percent(value) for value in values), str(scores.n))
+            table.add_row(name, *map(percent, (scores.pq, scores.sq, scores.rq)), str(scores.n))
         return table
 
     def category_table(self) -> Table:
         """A row for each category that has segments, in percent."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE)
-        table.add_column("category")
-        table.add_column("kind")
-        for heading in ("PQ", "SQ", "RQ", "found", "missed", "false"):
-            table.add_column(heading, justify="right")
+        table = make_table(["category", "kind"], ["PQ", "SQ", "RQ", "found", "missed", "false"])
         for category in self.categories:
             if category.counts:
+                scores = (category.pq, category.sq, category.rq)
                 counted = (category.true_positives, category.false_negatives, category.false_positives)
-                table.add_row(
-                    Text(category.name),
-                    "thing" if category.isthing else "stuff",
-                    *(_percent(value) for value in (category.pq, category.sq, category.rq)),
-                    *map(str, counted),
-                )
+                kind = "thing" if category.isthing else "stuff"
+                table.add_row(Text(category.name), kind, *map(percent, scores), *map(str, counted))
         return table
 
 
@@ -314,21 +292,13 @@ class PanopticQuality:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Segments:
-    """The segments of one image, by place in ``segments_info``.
+class _Segments(NamedTuple):
+    """The segments of one image, each array by place in ``segments_info``."""
 
-    Attributes:
-        ids: (n,) int64.
-        rows: (n,) int64, the category's row in the counts.
-        crowds: (n,) bool.
-        areas: (n,) float64 in pixels, not a number where the annotation does not say.
-    """
-
-    ids: np.ndarray
-    rows: np.ndarray
-    crowds: np.ndarray
-    areas: np.ndarray
+    ids: np.ndarray  # int64
+    rows: np.ndarray  # int64, the category's row in the counts
+    crowds: np.ndarray  # bool
+    areas: np.ndarray  # float64 in pixels, not a number where the annotation does not say
 
 
 @dataclass(frozen=True, eq=False)
@@ -447,13 +417,6 @@ def _average(categories: Sequence[CategoryQuality]) -> PanopticScores:
     if not counting:
         return PanopticScores(math.nan, math.nan, math.nan, 0)
     n = len(counting)
-    return PanopticScores(
-        pq=math.fsum(category.pq for category in counting) / n,
-        sq=math.fsum(category.sq for category in counting) / n,
-        rq=math.fsum(category.rq for category in counting) / n,
-        n=n,
-    )
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+    scores = zip(*((category.pq, category.sq, category.rq) for category in counting))
+    pq, sq, rq = (math.fsum(column) / n for column in scores)
+    return PanopticScores(pq, sq, rq, n)

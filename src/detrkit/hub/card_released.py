@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from detrkit.checkpoints.registry import ReleasedCheckpoint
+from detrkit.common.text import percent
 from detrkit.families import FAMILIES
 from detrkit.hub.card_facts import Facts
 from detrkit.hub.card_texts import AUGMENTATION, BENCHMARKS
@@ -14,7 +15,6 @@ from detrkit.hub.cards import (
     Results,
     backbone_title,
     common_failures,
-    percent,
     resize_text,
     table,
     variant_texts,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.schema import JsonObject
+from detrkit.common.text import percent
 from detrkit.evaluation.coco import STATISTICS
 from detrkit.families import FAMILIES, Family
 from detrkit.hub.card_facts import Facts
@@ -18,7 +19,6 @@ from detrkit.hub.cards import (
     backbone_title,
     class_list,
     common_failures,
-    percent,
     resize_text,
     table,
     variant_texts,

@@ -228,11 +228,6 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def percent(value: float) -> str:
-    """A number in [0, 1] in percent, with one decimal; a dash for one below 0, which stands for none."""
-    return f"{100 * value:.1f}" if value >= 0 else "-"
-
-
 _WIDTH = 118
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 

@@ -61,17 +61,10 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of value, sampling locations and attention weights, as far as they are asked for.
 
+    ``grad`` is that of the result, (batch, queries, heads x head_dim); the next four are the forward pass's.
+
     Goes head by head: writing to pixels costs a pass over all of them, so a head's samples should come at
     once, and one head's pixels stay in the caches.
-
-    Args:
-        grad: Of the result, (batch, queries, heads x head_dim).
-        value: The forward pass's, as the three that follow it.
-        spatial_shapes: As in the forward pass.
-        locations: As in the forward pass.
-        weights: As in the forward pass.
-        of_value: Whether the value's gradient is wanted.
-        of_samples: Whether those of locations and weights are.
     """
     dtype = working_dtype(value)
     batch, queries, heads, levels, points, _ = locations.shape
@@ -119,13 +112,8 @@ def working_dtype(value: Tensor) -> torch.dtype:
 class _Levels:
     """What the gathered form has to know of the levels, one number for each sample of a query.
 
-    The samples of a query are in the order of the inputs: heads x levels x points.
-
-    Args:
-        spatial_shapes: (height, width) of each level, none of them zero.
-        heads: Number of heads.
-        points: Points a level.
-        dtype: Of the arithmetic on coordinates.
+    The samples of a query are in the order of the inputs: heads x levels x points. No level is empty, and
+    coordinates have the type ``dtype``.
     """
 
     def __init__(
@@ -155,12 +143,8 @@ class _Levels:
     def place(self, locations: Tensor) -> tuple[Tensor, Tensor]:
         """The near neighbours of samples and how far behind them the samples lie, in pixels.
 
-        Args:
-            locations: (queries, heads, levels, points, 2).
-
-        Returns:
-            Two tensors (2, queries, heads x samples), x before y. The distance is in [0, 1) between two
-            pixels, less or more at the edges of the level, and far enough to weigh nothing outside.
+        Both are (2, queries, heads x samples), x before y. The distance is in [0, 1) between two pixels, less
+        or more at the edges of the level, and far enough to weigh nothing outside.
         """
         coordinates = locations.reshape(len(locations), -1, 2).permute(2, 0, 1)
         offset = torch.mul(coordinates, self.size, out=self.size.new_empty(coordinates.shape))
@@ -224,16 +208,7 @@ def _blocks(locations: Tensor, samples: int) -> Iterator[slice]:
 
 
 def _rows_product(rows: Tensor, table: Tensor, vectors: Tensor) -> Tensor:
-    """Inner products of each bag's vector with the table's rows of the bag.
-
-    Args:
-        rows: (bags, rows of a bag), int32.
-        table: (all rows, width).
-        vectors: (bags, width).
-
-    Returns:
-        (bags, rows of a bag).
-    """
+    """Inner products of each bag's vector (bags, width) with the bag's rows of the table, (bags, rows)."""
     _silence_sparse_warning()
     bags, count = rows.shape
     # The products are the entries of the matrix vectors x table^T that a sparse pattern names, one row a bag.
@@ -264,13 +239,9 @@ def _sample_gradients(
 ) -> None:
     """Writes the gradients of sampling locations and attention weights.
 
-    Args:
-        products: Of the incoming gradient with the samples' four neighbours, (queries x heads, 4 x samples).
-        x: Shares of the near and the far neighbours on this axis, (2, queries, heads, samples).
-        y: The same on this axis.
-        slopes: How x and y change with the location, (2, 2, queries, heads, samples).
-        weights: Attention weights, (queries, heads, samples).
-        out: (queries, heads, levels, points, 2) and (queries, heads, levels, points).
+    ``products`` are those of the incoming gradient with the samples' four neighbours, (queries x heads,
+    4 x samples); ``x`` and ``y`` the shares of the near and the far ones on these axes, and ``slopes`` how
+    the shares change with the location.
     """
     of_locations, of_weights = out
     slope_x, slope_y = slopes
@@ -293,16 +264,8 @@ def _scatter(geometry: _Levels, near: Tensor, corner_weights: Tensor, grad: Tens
     The transpose of a gather adds to scattered rows. Sorted by the row they add to, the samples are again
     bags of weighted rows, of the incoming gradient. One sort can do for all four neighbours, whose sums are
     then shifted into place; where samples are few beside pixels, sorting four times as many is cheaper than
-    four passes over all pixels.
-
-    Args:
-        geometry: Of these heads.
-        near: Near neighbours of the samples, as ``place`` gives them.
-        corner_weights: (queries, heads, 4, samples).
-        grad: (queries x heads, head_dim).
-
-    Returns:
-        (pixels x heads, head_dim).
+    four passes over all pixels. Corner weights are (queries, heads, 4, samples), ``grad`` is (queries x
+    heads, head_dim) and the result (pixels x heads, head_dim).
     """
     if corner_weights.numel() < _FEW_BESIDE_PIXELS * geometry.value_rows:
         rows = geometry.rows(near)
@@ -317,17 +280,9 @@ def _scatter(geometry: _Levels, near: Tensor, corner_weights: Tensor, grad: Tens
 
 
 def _sum_rows(row: Tensor, together: int, weights: Sequence[Tensor], grad: Tensor, rows: int) -> list[Tensor]:
-    """Weighted sums of gradients over the row that each entry adds to, for several sets of weights.
+    """Weighted sums of gradients over the row that each entry adds to, (rows, head_dim) a set of weights.
 
-    Args:
-        row: (entries,).
-        together: Consecutive entries that share a row of ``grad``.
-        weights: Each with as many elements as there are entries.
-        grad: (entries / together, head_dim).
-        rows: Number of rows to add to.
-
-    Returns:
-        (rows, head_dim) for each set of weights.
+    ``together`` consecutive entries share a row of ``grad``.
     """
     row, order = row.sort()
     counts = torch.bincount(row, minlength=rows)

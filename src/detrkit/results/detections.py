@@ -98,10 +98,7 @@ class Detections:
         )
 
     def __repr__(self) -> str:
-        height, width = self.image_size
-        where = f" in {self.source}" if self.source else ""
-        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        return f"Detections({len(self)}{where}, {width}x{height}{': ' if counts else ''}{counts})"
+        return summary(self)
 
     def _row(self, i: int) -> Detection:
         mask = None if self.masks is None else self.masks[i]
@@ -118,20 +115,18 @@ class Detections:
             A dict for each detection: ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y of the top left
             corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``.
         """
-        entries: list[Annotation] = []
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        for i, (box, size) in enumerate(zip(self.boxes, sizes)):
-            entries.append(
-                {
-                    "id": first_id + i,
-                    "image_id": image_id,
-                    "category_id": int(self.labels[i]),
-                    "bbox": [_shortest(v) for v in (*box[:2], *size)],
-                    "area": _shortest(size[0] * size[1]),
-                    "score": _shortest(self.scores[i]),
-                }
-            )
-        return entries
+        return [
+            {
+                "id": first_id + i,
+                "image_id": image_id,
+                "category_id": int(self.labels[i]),
+                "bbox": [_shortest(v) for v in (*box[:2], *size)],
+                "area": _shortest(size[0] * size[1]),
+                "score": _shortest(self.scores[i]),
+            }
+            for i, (box, size) in enumerate(zip(self.boxes, sizes))
+        ]
 
     def to_supervision(self) -> supervision.Detections:
         """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.
@@ -169,6 +164,15 @@ class Detections:
         picture = picture_of(self, image, "boxes")
         captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
         return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
+
+
+def summary(results: Detections | PanopticSegmentation) -> str:
+    """What ``repr()`` says of the results of an image: how many there are of which class."""
+    height, width = results.image_size
+    where = f" in {results.source}" if results.source else ""
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(results.names).most_common())
+    head = f"{type(results).__name__}({len(results)}{where}, {width}x{height}"
+    return f"{head}: {counts})" if counts else f"{head})"
 
 
 def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:

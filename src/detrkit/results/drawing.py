@@ -16,6 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt, find_objects
 
 Color = tuple[int, int, int]
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+# x0, y0, x1, y1 in pixels, the last column and row not included.
+_Place = tuple[int, int, int, int]
 
 # One over the golden ratio: stepping the hue by it keeps the colours of neighbouring class ids far apart.
 _HUE_STEP = 0.618033988749895
@@ -68,12 +71,7 @@ def draw_boxes(
         ValueError: ``captions`` or ``colors`` are not as many as the boxes.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if colors is None:
-        colors = [class_color(place) for place in range(len(boxes))]
-    for name, given in (("captions", captions), ("colors", colors)):
-        if given is not None and len(given) != len(boxes):
-            raise ValueError(f"{len(given)} {name} for {len(boxes)} boxes")
-
+    colors = _checked_colors(colors, captions, len(boxes), "boxes")
     picture = image.convert("RGB")
     if picture is image:
         picture = image.copy()
@@ -142,12 +140,7 @@ def draw_segments(
     """
     if ids.shape != (image.height, image.width):
         raise ValueError(f"ids of {ids.shape} do not fit a picture of {(image.height, image.width)}")
-    if colors is None:
-        colors = [class_color(place) for place in range(len(segments))]
-    for name, given in (("captions", captions), ("colors", colors)):
-        if given is not None and len(given) != len(segments):
-            raise ValueError(f"{len(given)} {name} for {len(segments)} segments")
-
+    colors = _checked_colors(colors, captions, len(segments), "segments")
     places = _places(ids, segments)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     paint = np.array([(0, 0, 0), *colors], dtype=np.float32)
@@ -160,6 +153,16 @@ def draw_segments(
         font_size = font_size or max(11, round(length / 40))
         _draw_segment_captions(picture, places, captions, colors, font_size)
     return picture
+
+
+def _checked_colors(
+    colors: Sequence[Color] | None, captions: Sequence[str] | None, number: int, nouns: str
+) -> Sequence[Color]:
+    """The colours, by default one for each place; a ValueError unless they and the captions are so many."""
+    for name, given in (("captions", captions), ("colors", colors)):
+        if given is not None and len(given) != number:
+            raise ValueError(f"{len(given)} {name} for {number} {nouns}")
+    return [class_color(place) for place in range(number)] if colors is None else colors
 
 
 def _places(ids: np.ndarray, segments: Sequence[int]) -> np.ndarray:
@@ -190,22 +193,17 @@ def _draw_segment_captions(
     draw = ImageDraw.Draw(picture)
     areas = np.bincount(places.ravel(), minlength=len(captions) + 1)[1:]
     boxes = find_objects(places, max_label=len(captions))
-    placed: list[tuple[int, int, int, int]] = []
+    placed: list[_Place] = []
     for i in np.argsort(-areas, kind="stable"):
         font = _fitting_font(captions[i], font_size, picture.size)
         if boxes[i] is None or font is None:
             continue
         x, y = _deepest_point(places, int(i) + 1, boxes[i])
         width, height = _tag_size(captions[i], font)
-        left = min(max(0, x - width // 2), picture.width - width)
-        top = min(max(0, y - height // 2), picture.height - height)
-        place = (left, top, left + width, top + height)
-        if any(_overlap(place, other) for other in placed):
-            continue
-        placed.append(place)
-        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colors[i])
-        middle = (left + width / 2, top + height / 2)
-        draw.text(middle, captions[i], fill=_text_color(colors[i]), font=font, anchor="mm")
+        place = _inside((x - width // 2, y - height // 2), (width, height), picture.size)
+        if not any(_overlap(place, other) for other in placed):
+            placed.append(place)
+            _draw_tag(draw, place, captions[i], font, colors[i])
 
 
 def _deepest_point(places: np.ndarray, place: int, box: tuple[slice, slice]) -> tuple[int, int]:
@@ -229,7 +227,7 @@ def _clip(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size)
 
 
@@ -240,7 +238,7 @@ def _draw_captions(
     font_size: int,
 ) -> None:
     """Chooses a place for every caption in order of the list, then draws them with the first on top."""
-    placed: list[tuple[int, int, int, int]] = []
+    placed: list[_Place] = []
     drawings = []
     for box, text, color in captions:
         font = _fitting_font(text, font_size, picture_size)
@@ -250,14 +248,19 @@ def _draw_captions(
         placed.append(place)
         drawings.append((place, text, font, color))
     for place, text, font, color in reversed(drawings):
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
-        middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
-        draw.text(middle, text, fill=_text_color(color), font=font, anchor="mm")
+        _draw_tag(draw, place, text, font, color)
 
 
-def _fitting_font(
-    text: str, font_size: int, picture_size: tuple[int, int]
-) -> ImageFont.ImageFont | ImageFont.FreeTypeFont | None:
+def _draw_tag(draw: ImageDraw.ImageDraw, place: _Place, text: str, font: _Font, color: Color) -> None:
+    """Writes a caption in the middle of a filled place."""
+    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
+    middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
+    # Black or white, whichever is easier to read on the colour (ITU-R BT.601 luma).
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    draw.text(middle, text, fill=(0, 0, 0) if light else (255, 255, 255), font=font, anchor="mm")
+
+
+def _fitting_font(text: str, font_size: int, picture_size: tuple[int, int]) -> _Font | None:
     """The font in the wanted size, else smaller so that the caption fits; None where none is readable."""
     for size in range(font_size, _SMALLEST_READABLE_FONT - 1, -1):
         width, height = _tag_size(text, _font(size))
@@ -266,7 +269,7 @@ def _fitting_font(
     return None
 
 
-def _tag_size(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> tuple[int, int]:
+def _tag_size(text: str, font: _Font) -> tuple[int, int]:
     """Width and height in pixels of a caption with its margin; the height is the same for every text."""
     left, top, right, bottom = font.getbbox("Ag")
     line = bottom - top
@@ -276,16 +279,9 @@ def _tag_size(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> 
 
 
 def _place(
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    picture_size: tuple[int, int],
-    placed: list[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
-    """The best place for a caption: on top of its box, else inside, below or beside, moved into the picture.
-
-    Returns:
-        x0, y0, x1, y1 in pixels, the last column and row not included.
-    """
+    box: tuple[int, int, int, int], size: tuple[int, int], picture_size: tuple[int, int], placed: list[_Place]
+) -> _Place:
+    """The best place for a caption, inside the picture: on top of its box, else inside, below or beside."""
     width, height = size
     left, top, right, bottom = box
     wishes = [
@@ -299,26 +295,16 @@ def _place(
         (right + 1, top),
         (left - width, top),
     ]
-    best, least = None, math.inf
-    for wish_x, wish_y in wishes:
-        x = min(max(0, wish_x), picture_size[0] - width)
-        y = min(max(0, wish_y), picture_size[1] - height)
-        place = (x, y, x + width, y + height)
-        hidden = sum(_overlap(place, other) for other in placed)
-        if hidden < least:
-            best, least = place, hidden
-        if hidden == 0:
-            break
-    assert best is not None  # the list of wishes is not empty
-    return best
+    places = (_inside(wish, size, picture_size) for wish in wishes)
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in placed))
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+def _inside(corner: tuple[int, int], size: tuple[int, int], picture_size: tuple[int, int]) -> _Place:
+    """The place of this size with this upper left corner, moved into the picture."""
+    x, y = (min(max(0, at), whole - part) for at, part, whole in zip(corner, size, picture_size))
+    return x, y, x + size[0], y + size[1]
+
+
+def _overlap(a: _Place, b: _Place) -> int:
     """Pixels that two places share."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _text_color(background: Color) -> Color:
-    """Black or white, whichever is easier to read on the background (ITU-R BT.601 luma)."""
-    luma = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
-    return (0, 0, 0) if luma > 140 else (255, 255, 255)

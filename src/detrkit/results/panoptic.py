@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detrkit.common.schema import Annotation, Segment
-from detrkit.results.detections import picture_of
+from detrkit.results.detections import picture_of, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,10 +42,7 @@ class PanopticSegmentation:
         return len(self.segments)
 
     def __repr__(self) -> str:
-        height, width = self.image_size
-        where = f" in {self.source}" if self.source else ""
-        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        return f"PanopticSegmentation({len(self)}{where}, {width}x{height}{': ' if counts else ''}{counts})"
+        return summary(self)
 
     def mask(self, index: int) -> np.ndarray:
         """The pixels of a segment.
@@ -122,12 +118,7 @@ def _bounding_boxes(ids: np.ndarray) -> dict[int, list[int]]:
     from scipy.ndimage import find_objects
 
     found, compact = np.unique(ids, return_inverse=True)
-    boxes = {}
-    for number, (rows, columns) in zip(found, find_objects(compact.reshape(ids.shape) + 1)):
-        boxes[int(number)] = [
-            columns.start,
-            rows.start,
-            columns.stop - columns.start,
-            rows.stop - rows.start,
-        ]
-    return boxes
+    return {
+        number: [x.start, y.start, x.stop - x.start, y.stop - y.start]
+        for number, (y, x) in zip(found.tolist(), find_objects(compact.reshape(ids.shape) + 1))
+    }
