@@ -17,7 +17,6 @@ def test_labels_count_the_categories_in_the_order_of_their_ids(tmp_path):
     assert dataset.id2label == {0: "cat", 1: "dog", 2: "brush"}
     assert dataset.label2id == {"cat": 0, "dog": 1, "brush": 2}
     assert dataset.category_to_label == {2: 0, 7: 1, 90: 2}
-    assert dataset.label_to_category == {0: 2, 1: 7, 2: 90}
     assert dataset.num_labels == 3
     assert dataset[0][1]["class_labels"].tolist() == [1, 2]
 

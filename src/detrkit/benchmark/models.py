@@ -18,16 +18,7 @@ SURVIVORS = 10
 
 
 def save_random(name: str, folder: Path, **changes: Any) -> None:
-    """Saves a released architecture with random weights.
-
-    Args:
-        name: Name in the registry.
-        folder: Where to.
-        **changes: Options of the configuration.
-
-    Raises:
-        CheckpointError: There is no such architecture.
-    """
+    """Saves an architecture of the registry with random weights and some options of its configuration."""
     import torch
 
     from detrkit.conversion.convert import released_model
@@ -41,28 +32,13 @@ def save_random(name: str, folder: Path, **changes: Any) -> None:
 
 
 def cost_of(model: str, size: tuple[int, int]) -> Cost:
-    """What an image costs a model, counted on its plain form.
-
-    Args:
-        model: Hub id or folder.
-        size: Height and width of the image in pixels.
-    """
+    """What an image of this height and width costs a model, counted on its plain form."""
     files = read_model_files(model)
     return count_cost(files.family.load(files.model_class), files.config, size)
 
 
 def export(model: str, engine: str, folder: Path, *options: str) -> None:
-    """Exports a model for an engine, in a process of its own, which gives its memory back.
-
-    Args:
-        model: Hub id or folder.
-        engine: What is to run it.
-        folder: Where to.
-        *options: More options of ``detrkit export``.
-
-    Raises:
-        DetrkitError: It cannot be exported.
-    """
+    """Runs ``detrkit export`` with these options in a process of its own, which gives its memory back."""
     command = [sys.executable, "-m", "detrkit", "export", str(folder), "--model", model, "--to", engine]
     done = subprocess.run([*command, "--no-verify", *options], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -70,12 +46,7 @@ def export(model: str, engine: str, folder: Path, *options: str) -> None:
 
 
 def threshold_of(model: str, settings: Mapping[str, Any]) -> float:
-    """The least score for end-to-end runs: 0, or where there are masks one that few queries survive.
-
-    Args:
-        model: Hub id or folder.
-        settings: Those of a side.
-    """
+    """The least score for end-to-end runs: 0, or where there are masks one that few queries survive."""
     import torch
 
     from detrkit.benchmark.sides import Settings

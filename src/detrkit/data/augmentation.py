@@ -248,18 +248,10 @@ def crop(
     width: int,
     min_visible: float = 0.0,
 ) -> Example:
-    """Crops an image; clips boxes to the crop, and removes those with too little left.
+    """Crops an image and its wrapped target to some pixels.
 
-    The area of an object becomes that of its box, as in the original.
-
-    Args:
-        image: The image.
-        target: Its target, wrapped.
-        top: First row.
-        left: First column.
-        height: Number of rows.
-        width: Number of columns.
-        min_visible: Minimum part of a box's area that must be left.
+    Boxes are clipped to the crop, and removed if less than ``min_visible`` of their area is left. The area of
+    an object becomes that of its box, as in the original.
     """
     if (top, left, height, width) == (0, 0, image.height, image.width):
         return image, target
@@ -277,16 +269,7 @@ def crop(
 
 
 def pad(image: PIL.Image.Image, target: Target, top: int, left: int, height: int, width: int) -> Example:
-    """Pads an image with ImageNet's mean colour.
-
-    Args:
-        image: The image.
-        target: Its target, wrapped.
-        top: Row of the canvas where the image begins.
-        left: Column of the canvas where the image begins.
-        height: Height of the canvas in pixels.
-        width: Width of the canvas in pixels.
-    """
+    """Pads an image to some pixels with ImageNet's mean colour; it begins at row ``top``, column ``left``."""
     if (height, width) == (image.height, image.width):
         return image, target
     canvas = PIL.Image.new("RGB", (width, height), _FILL)
@@ -326,11 +309,7 @@ def stitch(examples: Sequence[Example]) -> Example:
 
 @contextmanager
 def random_state(*numbers: int) -> Iterator[None]:
-    """Seeds torch's generator from these numbers within the block, and restores it afterwards.
-
-    Args:
-        numbers: Such as seed, epoch and index; non-negative.
-    """
+    """Seeds torch's generator from these non-negative numbers within the block; restores it afterwards."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(state))

@@ -208,11 +208,6 @@ class DetectionDataset:
         return found
 
     @property
-    def label_to_category(self) -> dict[int, int]:
-        """The category id of every label that the file uses."""
-        return {label: category for category, label in self.category_to_label.items()}
-
-    @property
     def num_labels(self) -> int:
         """Number of labels: one more than the highest."""
         return max(self.category_to_label.values(), default=-1) + 1
@@ -269,15 +264,7 @@ class DetectionDataset:
 
 
 def existing_folder(folder: str | os.PathLike[str], what: str) -> Path:
-    """A folder as a path.
-
-    Args:
-        folder: The folder.
-        what: What the folder should contain, for the message.
-
-    Raises:
-        AnnotationError: The folder does not exist.
-    """
+    """A folder as a path; an AnnotationError unless it exists, which says what it should contain."""
     path = Path(folder)
     if not path.is_dir():
         raise AnnotationError(f"{path}: folder of {what} not found; check the path")

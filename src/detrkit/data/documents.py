@@ -65,11 +65,7 @@ def name_of(source: object) -> str:
 
 
 def whole_number(entry: Mapping[str, object], key: str, what: str) -> int:
-    """A value that must be an integer, such as an id.
-
-    Raises:
-        AnnotationError: The value is missing or not an integer.
-    """
+    """A value that must be an integer, such as an id; else an AnnotationError."""
     value = field(entry, key, what)
     if not isinstance(value, int) or isinstance(value, bool):
         raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a whole number")
@@ -77,11 +73,7 @@ def whole_number(entry: Mapping[str, object], key: str, what: str) -> int:
 
 
 def number(entry: Mapping[str, object], key: str, what: str) -> float:
-    """A value that must be a finite number.
-
-    Raises:
-        AnnotationError: The value is missing or not a finite number.
-    """
+    """A value that must be a finite number; else an AnnotationError."""
     value = field(entry, key, what)
     if not is_number(value):
         raise AnnotationError(f"{what} has the {key} {shortened(value)}, which is not a number")
@@ -89,11 +81,7 @@ def number(entry: Mapping[str, object], key: str, what: str) -> float:
 
 
 def box_of(entry: Mapping[str, object], what: str) -> list[float]:
-    """A ``bbox`` of x, y, width and height.
-
-    Raises:
-        AnnotationError: The box is missing or not four numbers.
-    """
+    """A ``bbox`` of x, y, width and height; an AnnotationError if it is missing or not four numbers."""
     box = field(entry, "bbox", what)
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
         raise AnnotationError(f"{what} has a bbox that is not four numbers (x, y, width, height)")
@@ -112,11 +100,7 @@ def shortened(value: object) -> str:
 
 
 def field(entry: Mapping[str, object], key: str, what: str) -> Any:
-    """A value that an entry of a document must have.
-
-    Raises:
-        AnnotationError: The value is missing; ``what`` names the entry.
-    """
+    """A value that an entry must have; if it is missing, an AnnotationError that calls the entry ``what``."""
     if key not in entry:
         raise AnnotationError(f"{what} has no {key!r} (it has {', '.join(map(str, entry)) or 'nothing'})")
     return entry[key]

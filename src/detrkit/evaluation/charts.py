@@ -42,16 +42,7 @@ def check_charts_available() -> None:
 def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     """Writes the numbers of each category, the precision-recall curves and the confusion matrix.
 
-    Args:
-        result: The result, of boxes or masks, which the names of the files begin with.
-        folder: Where to; made if missing.
-
-    Returns:
-        The files: three CSV and two PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        DetrkitError: A file cannot be written.
+    Gives the files, three CSV and two PNG, whose names begin with "boxes" or "masks".
     """
     check_charts_available()
     stem = IOU_TYPES[result.iou_type]

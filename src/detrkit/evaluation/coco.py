@@ -36,7 +36,7 @@ from detrkit.data.documents import (
     whole_number,
 )
 from detrkit.evaluation.categories import match_categories
-from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix, count_confusions
+from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -391,6 +391,8 @@ def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
 def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int]) -> ConfusionMatrix:
     _, _, mask_module = _library()
     counts = np.zeros((len(row) + 1, len(row) + 1), dtype=np.int64)
+    names = tuple(category_name(truth.cats[category]) for category in row)
+    matrix = ConfusionMatrix(counts, (*names, BACKGROUND), _CONFUSION_SCORE, _CONFUSION_IOU)
 
     def shape(data_set: Any, entry: dict[str, Any]) -> Any:
         return entry["bbox"] if iou_type == "bbox" else data_set.annToRLE(entry)
@@ -411,16 +413,9 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
                 [shape(truth, entry) for entry in objects],
                 crowds,
             )
-        count_confusions(
-            counts,
-            ious,
-            [row[entry["category_id"]] for entry in confident],
-            [row[entry["category_id"]] for entry in objects],
-            [bool(crowd) for crowd in crowds],
-            _CONFUSION_IOU,
-        )
-    names = tuple(category_name(truth.cats[category]) for category in row)
-    return ConfusionMatrix(counts, (*names, BACKGROUND), _CONFUSION_SCORE, _CONFUSION_IOU)
+        detected, true = ([row[entry["category_id"]] for entry in some] for some in (confident, objects))
+        matrix.add(ious, detected, true, list(map(bool, crowds)))
+    return matrix
 
 
 def _check_results(

@@ -27,38 +27,29 @@ class ConfusionMatrix:
     score_threshold: float
     iou_threshold: float
 
+    def add(
+        self, ious: np.ndarray, detected: Sequence[int], true: Sequence[int], crowds: Sequence[bool]
+    ) -> None:
+        """Counts one image.
 
-def count_confusions(
-    counts: np.ndarray,
-    ious: np.ndarray,
-    detected: Sequence[int],
-    true: Sequence[int],
-    crowds: Sequence[bool],
-    iou_threshold: float,
-) -> None:
-    """Adds one image to the counts of a confusion matrix.
+        Each detection in turn takes the object that it overlaps most among those that are left, whatever the
+        class of either. A detection that only fits a crowd is not counted.
 
-    Each detection in turn takes the object that it overlaps most among those that are left, whatever the
-    class of either. A detection that only fits a crowd is not counted.
-
-    Args:
-        counts: (classes + 1, classes + 1), changed in place.
-        ious: (detections, objects), the most confident detection first.
-        detected: The class of each detection, as row and column of the matrix.
-        true: The class of each object.
-        crowds: Whether each object is a crowd.
-        iou_threshold: The least IoU of a detection with its object.
-    """
-    background = len(counts) - 1
-    crowd = np.array(crowds, dtype=bool)
-    left = ~crowd
-    for overlaps, label in zip(ious, detected):
-        fits = overlaps >= iou_threshold
-        if (fits & left).any():
-            best = int(np.where(fits & left, overlaps, -1).argmax())
-            counts[true[best], label] += 1
-            left[best] = False
-        elif not (fits & crowd).any():
-            counts[background, label] += 1
-    for place in np.flatnonzero(left).tolist():
-        counts[true[place], background] += 1
+        Args:
+            ious: (detections, objects), the most confident detection first.
+            detected: The class of each detection, as row and column of the matrix.
+            true: The class of each object.
+            crowds: Whether each object is a crowd.
+        """
+        crowd = np.array(crowds, dtype=bool)
+        left = ~crowd
+        for overlaps, label in zip(ious, detected):
+            fits = overlaps >= self.iou_threshold
+            if (fits & left).any():
+                best = int(np.where(fits & left, overlaps, -1).argmax())
+                self.counts[true[best], label] += 1
+                left[best] = False
+            elif not (fits & crowd).any():
+                self.counts[-1, label] += 1
+        for place in np.flatnonzero(left).tolist():
+            self.counts[true[place], -1] += 1

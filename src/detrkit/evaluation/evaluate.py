@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from detrkit.common.errors import AnnotationError, ImageError, SettingError
+from detrkit.common.errors import AnnotationError, DetrkitError, ImageError, SettingError
 from detrkit.common.files import atomic_file
 from detrkit.common.progress import with_progress
 from detrkit.common.schema import Annotation, Image
@@ -270,18 +270,17 @@ def _evaluate_panoptic(
     annotations = annotations[:limit]
     images = _images_of(annotations, document["images"], name)
     paths = _find_images(images, images_dir, name)
-    missing = [a["file_name"] for a in annotations if not (panoptic_dir / a["file_name"]).is_file()]
-    if missing:
-        raise AnnotationError(
-            _missing(missing, len(annotations), f"panoptic PNG files of {name}", panoptic_dir)
-        )
+    pngs = _existing(
+        [a["file_name"] for a in annotations], panoptic_dir, f"panoptic PNG files of {name}", AnnotationError
+    )
     clock = _Clock()
     found = clock.time(detector.stream_segments(paths, threshold, batch_size))
-    for annotation, prediction in zip(annotations, with_progress(found, len(images), "Evaluating")):
-        image = f"image {annotation['image_id']}"
+    predictions = with_progress(found, len(images), "Evaluating")
+    for annotation, png, prediction in zip(annotations, pngs, predictions):
+        image_id = annotation["image_id"]
         ids, segments = in_categories(prediction.ids, prediction.segments, categories)
-        true_ids = read_panoptic_ids(panoptic_dir / annotation["file_name"], f"{image}: the true map")
-        quality.update(ids, segments, true_ids, annotation["segments_info"], image_id=annotation["image_id"])
+        true_ids = read_panoptic_ids(png, f"image {image_id}: the true map")
+        quality.update(ids, segments, true_ids, annotation["segments_info"], image_id=image_id)
     return Evaluation(
         images=len(images), seconds_per_image=clock.seconds / len(images), panoptic=quality.result()
     )
@@ -303,16 +302,19 @@ def _find_images(images: Sequence[Image], folder: Path, name: str) -> list[Path]
     names = [
         documents.field(image, "file_name", f"image {image.get('id', '?')} of {name}") for image in images
     ]
-    missing = [file for file in names if not (folder / file).is_file()]
+    return _existing(names, folder, f"images of {name}", ImageError)
+
+
+def _existing(names: Sequence[str], folder: Path, what: str, error: type[DetrkitError]) -> list[Path]:
+    """The files of these names, all of which must be in the folder."""
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing and len(missing) == len(names):
+        raise error(f"none of the {len(names)} {what} is in {folder}, such as {missing[0]}")
     if missing:
-        raise ImageError(_missing(missing, len(names), f"images of {name}", folder))
-    return [folder / file for file in names]
-
-
-def _missing(missing: Sequence[str], total: int, what: str, folder: Path) -> str:
-    if len(missing) == total:
-        return f"none of the {total} {what} is in {folder}, such as {missing[0]}"
-    return f"{len(missing)} of the {total} {what} are missing in {folder}, such as {missing[0]}"
+        raise error(
+            f"{len(missing)} of the {len(names)} {what} are missing in {folder}, such as {missing[0]}"
+        )
+    return [folder / name for name in names]
 
 
 class _Clock:
