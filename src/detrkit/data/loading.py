@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias, TypedDict
 
 import numpy as np
@@ -117,20 +117,17 @@ class DetectionCollator:
     """Collates examples into a batch, padded at the bottom and right to the largest.
 
     Args:
-        processor: The model's image processor.
-        pad_size: Size to pad to, ``{"height": ..., "width": ...}``; by default the processor's, or the size
-            of the largest image in the batch.
+        processor: The model's image processor; its ``pad_size``, if it has one, is the size to pad to.
     """
 
-    def __init__(self, processor: DetrImageProcessorBase, pad_size: Mapping[str, int] | None = None) -> None:
-        self.processor, self.pad_size = processor, pad_size
+    def __init__(self, processor: DetrImageProcessorBase) -> None:
+        self.processor = processor
 
     def __call__(self, examples: Sequence[PreparedExample]) -> Batch:
         """Makes a batch."""
         padded = self.processor.pad(
             [example["pixel_values"] for example in examples],
             annotations=[example["labels"] for example in examples],
-            pad_size=self.pad_size,
             return_tensors="pt",
         )
         pixels = padded["pixel_values"]
@@ -159,7 +156,6 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
 
     Attributes:
         epoch: The epoch of the next iteration.
-        first_batch: Number of batches that the next iteration skips.
 
     Raises:
         ValueError: There are too few images for a batch, or a number is out of range.
@@ -190,22 +186,21 @@ class AspectRatioBatchSampler(Sampler[list[ExampleKey]]):
         self._bins = np.round(np.log2(widths / heights) / _BIN).astype(int)
         self.batch_size, self.shuffle, self.seed, self.drop_last = batch_size, shuffle, seed, drop_last
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.first_batch = 0
+        self.epoch = 0
 
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Sets the epoch of the next iterations, and the first batch of a resumed run."""
-        self.epoch, self.first_batch = epoch, first_batch
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iterations."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of batches of one process in a full epoch, including any skipped at its beginning."""
+        """Number of batches of one process in an epoch."""
         images = len(self._bins)
         batches = images // self.batch_size if self.drop_last else math.ceil(images / self.batch_size)
         return math.ceil(batches / self.world_size)
 
     def __iter__(self) -> Iterator[list[ExampleKey]]:
         batches = self._batches()
-        mine = range(self.rank, len(self) * self.world_size, self.world_size)
-        for place in mine[self.first_batch :]:
+        for place in range(self.rank, len(self) * self.world_size, self.world_size):
             yield [(self.epoch, index) for index in batches[place % len(batches)]]
 
     def _batches(self) -> list[list[int]]:

@@ -36,12 +36,7 @@ _MOST_TOGETHER = 8
 def read_upload(path: str, name: str) -> Image:
     """Reads an image that a visitor gave, turned as their browser shows it.
 
-    Args:
-        path: Where the server put it.
-        name: What the visitor calls it.
-
-    Raises:
-        ImageError: It cannot be read or is too large; the message says ``name`` rather than ``path``.
+    An ImageError says the visitor's ``name`` for it rather than its ``path`` on the server.
     """
     from detrkit.common.limits import ImageLimits
     from detrkit.processing.images import load_image
@@ -96,11 +91,7 @@ class Result:
 
     @classmethod
     def of(cls, path: str, name: str, detector: Detector, model: str) -> Result:
-        """Runs a model on an image.
-
-        Raises:
-            ImageError: The image cannot be read or is too large.
-        """
+        """Runs a model on an image; an ImageError if it cannot be read or is too large."""
         prediction = detector.predict(read_upload(path, name), MIN_THRESHOLD)
         return cls(path, name, detector, prediction, model)
 

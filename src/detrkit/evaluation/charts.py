@@ -28,11 +28,7 @@ _DPI = 120
 
 
 def check_charts_available() -> None:
-    """Raises before any work if charts cannot be drawn.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Raises a MissingExtraError, before any work, if matplotlib is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -176,12 +176,7 @@ def summary(results: Detections | PanopticSegmentation) -> str:
 
 
 def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:
-    """The image that results are drawn on.
-
-    Args:
-        results: Its ``Detections`` or ``PanopticSegmentation``.
-        image: The picture (path, address, PIL image, array or tensor); the results' own source when None.
-        what: What the results are called.
+    """The image that results are drawn on: by default their own source; errors call the results ``what``.
 
     Raises:
         ImageError: The image cannot be read, or does not have the size that the results refer to.
