@@ -118,16 +118,10 @@ def _count_files(
 def in_categories(
     ids: np.ndarray, segments: Sequence[Segment], categories: Mapping[int, int | None]
 ) -> tuple[np.ndarray, list[Segment]]:
-    """Gives segments other category ids.
+    """Gives the segments of a map (height, width) other category ids: the new one by the one so far.
 
-    Args:
-        ids: (height, width) segment ids.
-        segments: Their entries.
-        categories: New ``category_id`` by the one so far. Segments of categories that become None are left
-            out, their pixels void; categories that are not listed stay.
-
-    Returns:
-        The new map and entries.
+    Segments of categories that become None are left out, their pixels void. Categories that are not listed
+    stay.
     """
     kept: list[Segment] = []
     foreign: list[int] = []

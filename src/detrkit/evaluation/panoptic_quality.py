@@ -301,31 +301,19 @@ class _Segments(NamedTuple):
     areas: np.ndarray  # float64 in pixels, not a number where the annotation does not say
 
 
-@dataclass(frozen=True, eq=False)
-class _CommonPixels:
-    """Numbers of pixels of t true and p predicted segments, as floats.
+class _CommonPixels(NamedTuple):
+    """Numbers of pixels of t true and p predicted segments, as floats."""
 
-    Attributes:
-        pairs: (t, p), pixels that two segments share.
-        void: (p,), pixels of the predicted ones that are void in the truth.
-        true_areas: (t,), as the annotation says, or else counted.
-        predicted_areas: (p,).
-    """
-
-    pairs: np.ndarray
-    void: np.ndarray
-    true_areas: np.ndarray
-    predicted_areas: np.ndarray
+    pairs: np.ndarray  # (t, p), pixels that two segments share
+    void: np.ndarray  # (p,), pixels of the predicted ones that are void in the truth
+    true_areas: np.ndarray  # (t,), as the annotation says, or else counted
+    predicted_areas: np.ndarray  # (p,)
 
 
 def _common_pixels(
     true_ids: np.ndarray, true: _Segments, predicted_ids: np.ndarray, predicted: _Segments, image: str
 ) -> _CommonPixels:
-    """Counts the pixels of one image.
-
-    Raises:
-        AnnotationError: Only the predicted map or only its list has a segment.
-    """
+    """Counts the pixels of one image; the predicted map and its list must have the same segments."""
     # The places in segments_info of the two segments of each pair that overlaps, -1 where not listed.
     pair_true, pair_predicted, pixels = _overlaps(true_ids, predicted_ids)
     row, column = _positions(pair_true, true.ids), _positions(pair_predicted, predicted.ids)
