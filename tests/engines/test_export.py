@@ -23,11 +23,13 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 SMALL = {"encoder_layers": 1, "decoder_layers": 2}
-# Recording the deformable ones takes longest; two-stage has all that the others have.
+SMALLEST = {"encoder_layers": 1, "decoder_layers": 1}
+# Recording the deformable ones takes longest, for each level of each layer; two-stage has all that they have.
 MODELS = {
     "detr": ("detr", {}),
     "conditional_detr": ("conditional_detr", {}),
-    "two-stage": ("deformable_detr_two_stage", {}),
+    "two-stage": ("deformable_detr_two_stage", {"num_feature_levels": 3, "decoder_layers": 1}),
+    "slow: two-stage-of-four-levels": ("deformable_detr_two_stage", {}),
     "slow: deformable_detr": ("deformable_detr", {}),
     "slow: one-level": ("deformable_detr", {"num_feature_levels": 1}),
     "slow: refined": ("deformable_detr", {"with_box_refine": True}),
@@ -54,7 +56,7 @@ def images(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
 def exported(request, tmp_path_factory):
     """A tiny model and the folder that it was exported to, for onnxruntime."""
     family, options = MODELS[request.param]
-    model = FAMILIES[family].detector(**SMALL, **options)
+    model = FAMILIES[family].detector(**SMALL | options)
     folder = tmp_path_factory.mktemp("exported") / "model"
     return model, export_model(model, folder, "onnx")
 
@@ -101,7 +103,7 @@ def test_the_check_reports_how_far_results_lie_from_pytorch_s(exported):
 
 
 def test_the_model_stays_as_it_was(tmp_path):
-    model = FAMILIES["detr"].detector(**SMALL, auxiliary_loss=True)
+    model = FAMILIES["detr"].detector(**SMALLEST, auxiliary_loss=True)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export_model(model, tmp_path / "model", "onnx", verify=False)
@@ -112,7 +114,7 @@ def test_the_model_stays_as_it_was(tmp_path):
 
 
 def test_openvino_s_folder_holds_its_own_format_and_runs(tmp_path):
-    model = FAMILIES["detr"].detector(**SMALL)
+    model = FAMILIES["detr"].detector(**SMALLEST)
     written = export_model(model, tmp_path / "model", "openvino")
     names = sorted(path.name for path in written.folder.iterdir())
     assert names == ["config.json", "engine.json", "model.bin", "model.xml"]
@@ -189,7 +191,7 @@ def test_a_detector_exports_on_the_fly(engine, tiny_detr):
 
 
 def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
-    model = FAMILIES["detr"].detector(**SMALL)
+    model = FAMILIES["detr"].detector(**SMALLEST)
     model.model.input_projection = nn.Sequential(model.model.input_projection, Dependent())
     with pytest.raises(DetrkitError, match=r"logits lie .* from PyTorch's on images of 397x301"):
         export_model(model, tmp_path / "model", "onnx")
