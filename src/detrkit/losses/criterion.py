@@ -147,11 +147,7 @@ def _softmax_loss(
 def _focal_loss(logits: Tensor, matched: tuple[Tensor, ...], count: Tensor, alpha: float) -> Tensor:
     """Focal loss of each layer, every class of every query on its own, divided by ``count``.
 
-    Args:
-        logits: (layers, batch, queries, classes).
-        matched: Layer, image, query and class of what should be found; everything else should not.
-        count: What the sums are divided by.
-        alpha: Weight of what should be found; the rest has 1 - alpha.
+    ``matched`` is layer, image, query and class of what should be found, which has the weight ``alpha``.
     """
     rest = _UnwantedLogits.apply(logits, *matched)
     found = logits[matched]
@@ -220,10 +216,7 @@ def _mask_losses(logits: Tensor, wanted: Tensor, count: Tensor) -> dict[str, Ten
 def _box_losses(boxes: Tensor, wanted: Tensor, count: Tensor) -> dict[str, Tensor]:
     """L1 and generalised IoU losses of each layer's matched boxes (layers, matches, 4), by ``count``."""
     missed = 1 - generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
-    return {
-        "loss_bbox": (boxes - wanted).abs().sum((1, 2)) / count,
-        "loss_giou": missed.sum(1) / count,
-    }
+    return {"loss_bbox": (boxes - wanted).abs().sum((1, 2)) / count, "loss_giou": missed.sum(1) / count}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -45,6 +46,11 @@ _DETECTOR = r"^(?:\w*detr\.)?(?=model\.|class_labels_classifier\.|bbox_predictor
 
 # An optional owner of the detector, the base model, and one of its Transformer layers.
 _LAYER = r"^((?:\w*detr\.)?(?:model\.)?(?:en|de)coder\.layers\.\d+"
+
+_SELF_INITIALISING = (
+    *(nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.GroupNorm),
+    *(ProjectedAttention, TransformerLayer, LearnedPositionEncoding, AttentionMap, MaskHead),
+)
 
 
 class DetrFamilyPreTrainedModel(PreTrainedModel):
@@ -90,21 +96,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         elif isinstance(module, FrozenBatchNorm2d):
             for buffer, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
                 nn.init.constant_(getattr(module, buffer), value)
-        elif isinstance(
-            module,
-            (
-                nn.Linear,
-                nn.Conv2d,
-                nn.Embedding,
-                nn.LayerNorm,
-                nn.GroupNorm,
-                ProjectedAttention,
-                TransformerLayer,
-                LearnedPositionEncoding,
-                AttentionMap,
-                MaskHead,
-            ),
-        ):
+        elif isinstance(module, _SELF_INITIALISING):
             module.reset_parameters()
 
     def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
@@ -182,7 +174,10 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         state_dict = dict(kwargs.pop("state_dict", None) or self.state_dict())
         for second, first in self.second_names(state_dict).items():
             state_dict[second] = state_dict[first].clone()
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        try:
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
 
     def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False

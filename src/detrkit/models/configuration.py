@@ -19,36 +19,23 @@ if TYPE_CHECKING:
 # Name of a size -> its least and its largest value. Published models stay far below the latter; what exceeds
 # them is an accident or an attack, and is refused before memory is spent.
 _RANGES: dict[str, tuple[int, int]] = {
-    "num_queries": (1, 10_000),
-    "two_stage_num_proposals": (1, 10_000),
+    **dict.fromkeys(("num_queries", "two_stage_num_proposals"), (1, 10_000)),
     "num_labels": (1, 100_000),
     "d_model": (1, 8_192),
-    "encoder_layers": (0, 100),
-    "decoder_layers": (0, 100),
-    "encoder_ffn_dim": (1, 65_536),
-    "decoder_ffn_dim": (1, 65_536),
-    "encoder_attention_heads": (1, 1_024),
-    "decoder_attention_heads": (1, 1_024),
-    "encoder_n_points": (1, 64),
-    "decoder_n_points": (1, 64),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), (0, 100)),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), (1, 65_536)),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "num_channels"), (1, 1_024)),
+    **dict.fromkeys(("encoder_n_points", "decoder_n_points"), (1, 64)),
     "num_feature_levels": (1, 16),
-    "num_channels": (1, 1_024),
 }
 _MAX_BACKBONE_NUMBER = 65_536
 _MAX_BACKBONE_DEPTH = 1_000
 _DEPTHS = frozenset({"depth", "depths", "layers", "num_layers", "num_hidden_layers", "num_blocks"})
 
 # What timm and Transformers would fetch, open or run on a backbone's behalf.
-_REFUSED_BACKBONE_OPTIONS = frozenset(
-    {
-        "cache_dir",
-        "checkpoint_path",
-        "code_revision",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "trust_remote_code",
-    }
+_REFUSED_BACKBONE_OPTIONS = (
+    *("cache_dir", "checkpoint_path", "code_revision", "trust_remote_code"),
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
 
 
@@ -143,12 +130,9 @@ class DetrFamilyConfig(PreTrainedConfig):
                 setattr(self, name, int(value))
         self._settle_backbone()
         super().__post_init__(**kwargs)
-        for role, heads in (
-            ("encoder", self.encoder_attention_heads),
-            ("decoder", self.decoder_attention_heads),
-        ):
-            if self.d_model % heads:
-                raise ValueError(f"d_model={self.d_model} is not divisible by {role}_attention_heads={heads}")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
         if self.position_embedding_type not in ("sine", "learned"):
             raise ValueError(
                 f"position_embedding_type must be 'sine' or 'learned', not {self.position_embedding_type!r}"

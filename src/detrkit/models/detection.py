@@ -20,14 +20,10 @@ from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetecti
 
 
 class EncoderDecoderModel(DetrFamilyPreTrainedModel):
-    """A model without heads: from images to the decoder's states.
-
-    Attributes:
-        run: The family's own: what ``forward`` returns, of its arguments by name.
-    """
+    """A model without heads: from images to the decoder's states."""
 
     backbone: Backbone
-    run: Callable[..., DetrModelOutput]
+    run: Callable[..., DetrModelOutput]  # what ``forward`` returns, of its arguments by name
 
     def freeze_backbone(self) -> None:
         """Excludes the whole backbone from training."""
@@ -49,20 +45,7 @@ class EncoderDecoderModel(DetrFamilyPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> DetrModelOutput | tuple:
-        """Runs the model.
-
-        Args:
-            pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
-            decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
-            encoder_outputs: What the encoder returned before, to skip it.
-            inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image; not
-                for Deformable DETR, whose maps of several sizes do not fit one sequence.
-            decoder_inputs_embeds: (batch, queries, d_model) instead of zeros or the queries' own content.
-            output_attentions: Return attention weights, for Deformable DETR sampling locations too (spells
-                other attention out, which is slower).
-            output_hidden_states: Return the states between layers.
-            return_dict: Return the family's output class (default) or a tuple of its fields that are set.
+        """Runs the model; the arguments are those of :meth:`ModelWithHeads.forward`, without the labels.
 
         Raises:
             ValueError: There is neither an image nor a substitute, or shapes do not fit.
@@ -80,13 +63,9 @@ class EncoderDecoderModel(DetrFamilyPreTrainedModel):
 
 
 class SingleScaleModel(EncoderDecoderModel):
-    """Backbone, encoder over its last feature map, and decoder, without heads.
+    """Backbone, encoder over its last feature map, and decoder, without heads."""
 
-    Attributes:
-        decoder_class: The family's decoder, called as DETR's is.
-    """
-
-    decoder_class: ClassVar[type[nn.Module]]
+    decoder_class: ClassVar[type[nn.Module]]  # called as DETR's is
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__(config)
@@ -176,9 +155,8 @@ class SingleScaleModel(EncoderDecoderModel):
                     "inputs_embeds must hold a square feature map, (batch, side x side, d_model); "
                     f"{inputs_embeds.shape[1]} is not a square"
                 )
-            return inputs_embeds.transpose(1, 2).unflatten(2, (side, side)), downsample_mask(
-                pixel_mask, (side, side)
-            )
+            feature_map = inputs_embeds.transpose(1, 2).unflatten(2, (side, side))
+            return feature_map, downsample_mask(pixel_mask, (side, side))
         if pixel_values is None:
             raise ValueError("pass pixel_values (an image batch) or inputs_embeds")
         pixel_mask = padding_mask(pixel_mask, pixel_values)
@@ -187,13 +165,9 @@ class SingleScaleModel(EncoderDecoderModel):
 
 
 class ModelWithHeads(DetrFamilyPreTrainedModel):
-    """A base model and what reads detections off it, with a loss where there are labels.
+    """A base model and what reads detections off it, with a loss where there are labels."""
 
-    Attributes:
-        run: What ``forward`` returns, of its arguments by name.
-    """
-
-    run: Callable[..., ObjectDetectionOutput]
+    run: Callable[..., ObjectDetectionOutput]  # what ``forward`` returns, of its arguments by name
 
     def forward(
         self,
@@ -283,15 +257,12 @@ class ObjectDetectionModel(ModelWithHeads):
         labels: list[Target] | None = None,
         predict_masks: MatchedMasks | None = None,
     ) -> dict[str, Any]:
-        """Reads detections, and losses if there are labels, off the base model's output.
+        """The fields of ``output_class``, read off the base model's output; losses if there are labels.
 
         Args:
             features: The base model's output.
             labels: As in ``forward``.
             predict_masks: As for :func:`detection_loss`.
-
-        Returns:
-            The fields of ``output_class``.
         """
         states = features.intermediate_hidden_states
         if states is None:

@@ -25,9 +25,6 @@ class SegmentationModel(ModelWithHeads):
     """A detector with a mask head.
 
     A family names its detector by ``detector_prefix`` and says what an object's score is.
-
-    Attributes:
-        detector_class: The family's detector.
     """
 
     detector_class: ClassVar[type[ObjectDetectionModel]]
@@ -152,16 +149,10 @@ def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def _by_image(image: Tensor, query: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
-    """Queries of all images, listed and sorted by image, as a row for each image.
+    """Queries (listed,) of all images, sorted by image, as a row for each image, filled up with query 0.
 
-    Args:
-        image: (listed,) image of each query, ascending.
-        query: (listed,).
-        counts: How many are of each image, which a device would have to be waited for to tell.
-
-    Returns:
-        (batch, most in an image, at least 1) indices, filled up with query 0, and the place of each listed
-        query in its image's row.
+    ``counts``, how many are of each image, saves waiting for the device. Also gives the place of each listed
+    query in its image's row.
     """
     places = torch.tensor([place for count in counts for place in range(count)], dtype=torch.int64)
     slot = send(places, query.device)
@@ -171,11 +162,7 @@ def _by_image(image: Tensor, query: Tensor, counts: list[int]) -> tuple[Tensor, 
 
 
 def _ask_for_all_stages(config: DetrFamilyConfig) -> None:
-    """Makes the backbone give the maps that masks need, where the configuration asks for fewer.
-
-    Raises:
-        ValueError: The backbone has too few stages.
-    """
+    """Makes the backbone give the maps that masks need, where the configuration asks for fewer."""
     backbone: Any = config.backbone_config  # a mapping only before the configuration settles it
     if backbone is None:
         options = config.backbone_kwargs or {}

@@ -34,9 +34,7 @@ BORDER = 1e-5
 class DecoderLayer(TransformerLayer):
     """Self-attention among object queries, conditional cross-attention to the image, feed-forward.
 
-    Args:
-        config: Gives widths and heads.
-        is_first: Whether this is the first layer, whose queries have no content yet.
+    The queries of the first layer have no content yet.
     """
 
     def __init__(self, config: ConditionalDetrConfig, is_first: bool) -> None:
@@ -79,17 +77,9 @@ class DecoderLayer(TransformerLayer):
         memory_mask: Tensor | None,
         output_attentions: bool = False,
     ) -> LayerResult:
-        """One layer.
+        """One layer; shapes as in the :meth:`forward` of DETR's decoder.
 
-        Args:
-            x: (batch, queries, d_model).
-            query_positions: (queries, d_model), the learned embeddings.
-            query_places: ([batch,] queries, d_model), the encoded reference points, scaled.
-            memory: (batch, height x width, d_model), the encoder's output.
-            positions: (batch or 1, height x width, d_model).
-            query_mask: (batch, 1, 1, queries), True for queries that may be attended to.
-            memory_mask: (batch, 1, 1, height x width), True where pixels are real.
-            output_attentions: Return the weights of both attentions.
+        ``query_places``, ([batch,] queries, d_model), are the encoded reference points, scaled.
         """
         query = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_positions)
         key = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_positions)
@@ -176,16 +166,9 @@ class ConditionalDetrPreTrainedModel(DetrFamilyPreTrainedModel):
 
     # Transformers 5 keeps the projections inside the two attentions.
     checkpoint_renames = DetrFamilyPreTrainedModel.checkpoint_renames | {
-        rf"(decoder\.layers\.\d+)\.{attention}\.{theirs}_proj": rf"\1.{prefix}_{ours}_proj"
-        for attention, prefix in (("self_attn", "sa"), ("encoder_attn", "ca"))
-        for theirs, ours in {
-            "q_content": "qcontent",
-            "q_pos": "qpos",
-            "k_content": "kcontent",
-            "k_pos": "kpos",
-            "v": "v",
-            "q_pos_sine": "qpos_sine",
-        }.items()
+        rf"(decoder\.layers\.\d+)\.{module}\.{part}_proj": rf"\1.{prefix}_{part.replace('_', '', 1)}_proj"
+        for module, prefix in (("self_attn", "sa"), ("encoder_attn", "ca"))
+        for part in ("q_content", "q_pos", "k_content", "k_pos", "v", "q_pos_sine")
     }
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -19,12 +19,7 @@ from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
 from detrkit.models.layers.attention import MultiHeadAttention, key_mask
-from detrkit.models.layers.backbone import (
-    Backbone,
-    downsample_mask,
-    padding_mask,
-    rename_while_loading,
-)
+from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask, rename_while_loading
 from detrkit.models.layers.feature_levels import (
     FeatureLevels,
     MultiScaleDeformableAttention,
@@ -213,7 +208,7 @@ class DeformableDetrPreTrainedModel(DetrFamilyPreTrainedModel):
     # Files hold the heads once, or once for each layer that shares them, and those that the decoder uses
     # under its name, under the model's, or both. The names below are the model's.
     checkpoint_renames = DetrFamilyPreTrainedModel.checkpoint_renames | {
-        r"^(?:model\.)?decoder\.(class_embed|bbox_embed)\.": r"\1.",
+        r"^(?:model\.)?decoder\.(class_embed|bbox_embed)\.": r"\1."
     }
 
     @torch.no_grad()

@@ -10,6 +10,9 @@ def _sampling_attention(original: str, hub: str) -> dict[str, str]:
     return {f"{original}.{part}": f"{hub}.{part}" for part in parts}
 
 
+_TWO_STAGE = ("enc_output", "enc_output_norm", "pos_trans", "pos_trans_norm")
+_BESIDE_THE_LAYERS = ("level_embed", "reference_points", *_TWO_STAGE)
+
 ORIGINAL = OriginalLayout(
     markers=("transformer.level_embed",),
     names={
@@ -26,17 +29,7 @@ ORIGINAL = OriginalLayout(
         ),
         "transformer.decoder.class_embed.N": "model.decoder.class_embed.N",
         "transformer.decoder.bbox_embed.N.layers.N": "model.decoder.bbox_embed.N.layers.N",
-        **{
-            f"transformer.{name}": f"model.{name}"
-            for name in (
-                "level_embed",
-                "reference_points",
-                "enc_output",
-                "enc_output_norm",
-                "pos_trans",
-                "pos_trans_norm",
-            )
-        },
+        **{f"transformer.{name}": f"model.{name}" for name in _BESIDE_THE_LAYERS},
     },
     class_head="class_embed.0.weight",
 )

@@ -62,9 +62,7 @@ def key_mask(mask: Tensor | None) -> Tensor | None:
 class ProjectedAttention(nn.Module):
     """Attention among queries, keys and values that others have projected, and a projection of what it gives.
 
-    Args:
-        config: Gives the width, the dropout on the weights and the implementation (``sdpa`` or ``eager``).
-        heads: Number of heads, a divisor of the width.
+    The configuration names the implementation: ``sdpa`` or ``eager``. ``heads`` must divide the width.
     """
 
     def __init__(self, config: DetrFamilyConfig, heads: int) -> None:
@@ -99,12 +97,7 @@ class ProjectedAttention(nn.Module):
 
 
 class MultiHeadAttention(ProjectedAttention):
-    """Attention from queries to keys and values, each with a projection of its own.
-
-    Args:
-        config: Gives the width, the dropout on the weights and the implementation (``sdpa`` or ``eager``).
-        heads: Number of heads, a divisor of the width.
-    """
+    """Attention from queries to keys and values, each with a projection of its own."""
 
     def __init__(self, config: DetrFamilyConfig, heads: int) -> None:
         super().__init__(config, heads)

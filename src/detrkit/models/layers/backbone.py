@@ -28,9 +28,8 @@ _loading_checkpoint: ContextVar[dict[str, str] | None] = ContextVar("loading_che
 def loading_checkpoint(renames: dict[str, str]) -> Iterator[None]:
     """Inside this block no backbone weights are fetched: a full checkpoint is about to be loaded.
 
-    Args:
-        renames: Regular expression in the checkpoint's tensor names -> replacement. A model that is made
-            inside the block can add to it with :func:`rename_while_loading`.
+    ``renames`` are regular expressions in the checkpoint's tensor names -> replacement. A model that is made
+    inside the block can add to them with :func:`rename_while_loading`.
     """
     token = _loading_checkpoint.set(renames)
     try:
@@ -49,12 +48,8 @@ def rename_while_loading(renames: dict[str, str]) -> None:
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants (buffers).
 
-    One fused call instead of the usual multiply and add, which saves two passes over large feature maps.
-
-    Args:
-        num_features: Channels of the (batch, channels, height, width) input.
-        eps: Added to the variance before the square root.
-        activation: Applied to the result, for the timm norms that carry their activation.
+    One fused call instead of the usual multiply and add, which saves two passes over large feature maps. The
+    activation is for the timm norms that carry one.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, activation: nn.Module | None = None) -> None:
@@ -87,12 +82,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """A backbone that gives the feature maps of its stages, finest first.
-
-    Attributes:
-        model: The timm or Transformers model.
-        intermediate_channel_sizes: Channels of each feature map.
-    """
+    """A backbone that gives the feature maps of its stages, finest first."""
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()
@@ -112,7 +102,11 @@ class ConvEncoder(nn.Module):
         with torch.no_grad():
             freeze_batch_norm(self.model)
         freeze_early_stages(self.model)
-        self._keep_library_initialisation()
+        # A new model keeps what timm made (or fetched). Transformers' own backbones initialise themselves; on
+        # the meta device nothing is set yet.
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if not tensor.is_meta:
+                tensor._is_hf_initialized = True
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Feature maps (batch, channels, height, width) of (batch, 3, height, width) images."""
@@ -120,15 +114,6 @@ class ConvEncoder(nn.Module):
         if not isinstance(maps, (list, tuple)):
             maps = maps.feature_maps
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_output else list(maps)
-
-    def _keep_library_initialisation(self) -> None:
-        """Marks the weights as set, so that a new model keeps what timm made (or fetched).
-
-        Transformers' own backbones initialise themselves; on the meta device nothing is set yet.
-        """
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if not tensor.is_meta:
-                tensor._is_hf_initialized = True
 
 
 def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
@@ -147,10 +132,7 @@ def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
 def dilate_last_stage(model: nn.Module) -> None:
     """Gives the last stage of a Transformers ResNet stride 1 and dilation 2 (DC5), as the original does.
 
-    The first block keeps dilation 1 in its 3x3 convolution; the later blocks get dilation 2.
-
-    Raises:
-        ValueError: The backbone is not a ResNet, so that there is no stage to dilate.
+    The first block keeps dilation 1 in its 3x3 convolution. A ValueError refuses what is no ResNet.
     """
     if not _is_transformers_resnet(model):
         raise ValueError(f"dilation (DC5) needs a ResNet backbone, not {type(model).__name__}")
@@ -179,12 +161,7 @@ def freeze_early_stages(model: nn.Module) -> None:
 
 
 class Backbone(nn.Module):
-    """Feature maps and the position encoding that goes with them.
-
-    Args:
-        config: Any family's configuration.
-        position_offset: Added to row and column numbers before they are encoded; see SinePositionEncoding.
-    """
+    """Feature maps and the position encoding that goes with them; offset as of SinePositionEncoding."""
 
     def __init__(self, config: DetrFamilyConfig, position_offset: float = 0.0) -> None:
         super().__init__()

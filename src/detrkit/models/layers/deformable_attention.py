@@ -129,15 +129,9 @@ def _operator_backward(
 
 @_operator_backward.register_fake
 def _(
-    grad: Tensor,
-    value: Tensor,
-    sizes: Sequence[int],
-    locations: Tensor,
-    weights: Tensor,
-    implementation: str,
-    of_value: bool,
-    of_samples: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    _, of_value, of_samples = options
     wanted = (of_value, value), (of_samples, locations), (of_samples, weights)
     return tuple(x.new_empty(x.shape) if want else grad.new_empty(0) for want, x in wanted)
 
@@ -152,16 +146,8 @@ def _remember(
 def _differentiate(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     of_value, _, of_locations, of_weights, _ = ctx.needs_input_grad
-    gradients = _operator_backward(
-        grad,
-        value,
-        ctx.sizes,
-        locations,
-        weights,
-        ctx.implementation,
-        of_value,
-        of_locations or of_weights,
-    )
+    options = (ctx.implementation, of_value, of_locations or of_weights)
+    gradients = _operator_backward(grad, value, ctx.sizes, locations, weights, *options)
     return (
         gradients[0] if of_value else None,
         None,

@@ -17,11 +17,6 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     On a CPU the probability is rounded to a multiple of 1/65536, and the scale fits the rounded one. The
     random numbers are those of PyTorch's generator, but not in the order of its own dropout.
-
-    Args:
-        x: Any shape.
-        p: Probability of zeroing an element.
-        training: Whether to do so at all.
     """
     if not training or p == 0:
         return x

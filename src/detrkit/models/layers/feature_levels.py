@@ -23,14 +23,10 @@ class Surroundings(NamedTuple):
     """What offsets of samples are added to and measured in.
 
     Both broadcast to (batch, queries, heads, levels, points, 2), float32, relative to each padded level.
-
-    Attributes:
-        centre: The point, or the centre of the box.
-        unit: A pixel around a point; half the size of a box, divided by the number of points.
     """
 
-    centre: Tensor
-    unit: Tensor
+    centre: Tensor  # the point, or the centre of the box
+    unit: Tensor  # a pixel around a point; half the size of a box, divided by the number of points
 
     def spread(self, heads: int, points: int) -> Surroundings:
         """The same, written out for all heads and points: worth it where many layers read it."""
@@ -95,10 +91,7 @@ class FeatureLevels:
 class MultiScaleDeformableAttention(nn.Module):
     """Attention to sampled points (equation 3 of the paper), with its projections.
 
-    Args:
-        config: Gives width and number of levels.
-        heads: Number of heads.
-        points: Points that each head samples in each level.
+    Each head samples ``points`` points in each level.
     """
 
     def __init__(self, config: DeformableDetrConfig, heads: int, points: int) -> None:

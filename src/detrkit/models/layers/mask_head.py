@@ -36,11 +36,7 @@ MASK_HEAD_RENAMES = {
 
 
 class AttentionMap(nn.Module):
-    """Attention weights of queries over an encoded image, one map for each head.
-
-    Args:
-        config: Gives the width and the number of heads.
-    """
+    """Attention weights of queries over an encoded image, one map for each head."""
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from detrkit.models.configuration import DetrFamilyConfig
 
+# Ratio of the longest to the shortest wavelength; the shortest is the whole extent.
+_TEMPERATURE = 10_000.0
+
 
 class SinePositionEncoding(nn.Module):
     """Sines and cosines of the row and column, normalised by the real (unpadded) extent of each image.
 
     Args:
         num_features: Channels for each of the two axes.
-        temperature: Ratio of the longest to the shortest wavelength.
         offset: Added to row and column numbers that start at 1: 0 in DETR, -0.5 in Deformable DETR.
     """
 
-    def __init__(self, num_features: int, temperature: float = 10_000.0, offset: float = 0.0) -> None:
+    def __init__(self, num_features: int, offset: float = 0.0) -> None:
         super().__init__()
         self.num_features = num_features
-        self.temperature = temperature
         self.offset = offset
 
     def forward(self, feature_map: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,45 +55,30 @@ class SinePositionEncoding(nn.Module):
 
     def _waves(self, number: Tensor, extent: Tensor | int) -> Tensor:
         """Row or column numbers, of ``extent`` real ones, to (..., num_features) sines and cosines."""
-        return sine_waves((number + self.offset) / (extent + 1e-6), self.num_features, self.temperature)
+        return sine_waves((number + self.offset) / (extent + 1e-6), self.num_features)
 
 
-def sine_waves(fraction: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
+def sine_waves(fraction: Tensor, num_features: int) -> Tensor:
     """Sines and cosines, alternating, of a coordinate at ever longer wavelengths.
 
-    Args:
-        fraction: (...) float32, the coordinate normalised to [0, 1].
-        num_features: Number of sines and cosines together.
-        temperature: Ratio of the longest to the shortest wavelength; the shortest is the whole extent.
-
-    Returns:
-        (..., num_features) float32.
+    Of a coordinate (...) float32, normalised to [0, 1], these are (..., num_features) float32.
     """
     index = torch.arange(0, num_features, 2, dtype=torch.float32, device=fraction.device)
-    angle = (fraction * (2 * math.pi)).unsqueeze(-1) / temperature ** (index / num_features)
+    angle = (fraction * (2 * math.pi)).unsqueeze(-1) / _TEMPERATURE ** (index / num_features)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 
 def encode_points(points: Tensor, num_features: int) -> Tensor:
     """The encoding that :class:`SinePositionEncoding` would give a map at some points.
 
-    Args:
-        points: (..., 2) float32, x and y, normalised.
-        num_features: Channels for each of the two axes.
-
-    Returns:
-        (..., 2 x num_features) float32; the channels of y come first.
+    Of points (..., 2) float32, x and y, normalised, it is (..., 2 x num_features); channels of y come first.
     """
     x, y = points.unbind(-1)
     return torch.cat([sine_waves(y, num_features), sine_waves(x, num_features)], dim=-1)
 
 
 class LearnedPositionEncoding(nn.Module):
-    """A learned vector for each of the first 50 rows and columns.
-
-    Args:
-        num_features: Channels for each of the two axes.
-    """
+    """A learned vector for each of the first 50 rows and columns; ``num_features`` channels for each axis."""
 
     MAX_SIZE = 50
 

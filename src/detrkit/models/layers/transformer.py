@@ -21,12 +21,7 @@ LayerResult: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """What every layer ends with: the feed-forward part, and the residual sum before each norm.
-
-    Args:
-        config: Gives width, activation and dropout.
-        ffn_dim: Width of the feed-forward part.
-    """
+    """What every layer ends with: the feed-forward part, and the residual sum before each norm."""
 
     def __init__(self, config: DetrFamilyConfig, ffn_dim: int) -> None:
         super().__init__()
@@ -109,12 +104,7 @@ class Encoder(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """Decoder layers and the norm that reads the state of each.
-
-    Args:
-        config: Gives the width.
-        layers: The layers, first to last.
-    """
+    """Decoder layers and the norm that reads the state of each."""
 
     def __init__(self, config: DetrFamilyConfig, layers: Iterable[TransformerLayer]) -> None:
         super().__init__()
@@ -129,10 +119,10 @@ class DecoderStack(nn.Module):
         output_attentions: bool,
         output_hidden_states: bool,
     ) -> DecoderOutput:
-        """Takes a state through all layers.
+        """Takes a state (batch, queries, d_model) through all layers.
 
         Args:
-            x: (batch, queries, d_model).
+            x: The state.
             run_layer: Applies a layer to a state, with whatever else the layer is given.
             intermediate: Return every layer's normalised state, for auxiliary outputs.
             output_attentions: Return the weights of both attentions of every layer.
@@ -158,14 +148,7 @@ class DecoderStack(nn.Module):
 
 
 class PredictionMLP(nn.Module):
-    """Linear layers with ReLU between them, such as the three-layer box head.
-
-    Args:
-        in_features: Width of the input.
-        hidden_features: Width between layers.
-        out_features: Width of the output.
-        num_layers: Number of linear layers.
-    """
+    """Linear layers with ReLU between them, such as the three-layer box head."""
 
     def __init__(self, in_features: int, hidden_features: int, out_features: int, num_layers: int) -> None:
         super().__init__()
