@@ -18,14 +18,12 @@ FACTS_FILE = Path(__file__).with_name("card_facts.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """A measured speed.
+    """A measured speed: the time for one image of a size such as "800x1066".
 
     Attributes:
         engine: What ran the model: "torch", "onnx", ...
         stage: "forward" for the model alone, "end to end" from image to boxes.
         device: Processor and number of threads, in words.
-        size: Size of the image, such as "800x1066".
-        seconds: Time for one image.
     """
 
     engine: str
@@ -37,12 +35,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was counted and measured of a model.
-
-    Attributes:
-        cost: Parameters, multiply-adds and bytes; None if they were not counted.
-        speeds: Measured speeds.
-    """
+    """What was counted and measured of a model; ``cost`` is None if nothing was counted."""
 
     cost: Cost | None = None
     speeds: tuple[Speed, ...] = ()
@@ -54,11 +47,7 @@ class Facts:
             return []
         rows = [
             ["parameters", f"{cost.parameters / 1e6:.1f} M", published_parameters],
-            [
-                f"multiply-adds (MAC), {cost.height}x{cost.width}",
-                f"{cost.macs / 1e9:.1f} G",
-                published_cost,
-            ],
+            [f"multiply-adds (MAC), {cost.height}x{cost.width}", f"{cost.macs / 1e9:.1f} G", published_cost],
         ]
         if cost.sampling_macs:
             sampling = f"{cost.sampling_macs / 1e9:.2f} G"

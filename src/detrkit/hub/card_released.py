@@ -51,12 +51,7 @@ _KNOWN_OUTPUTS = {
 
 
 def released_card(entry: ReleasedCheckpoint, facts: Facts) -> str:
-    """The card of a released checkpoint.
-
-    Args:
-        entry: The released checkpoint.
-        facts: What was counted and measured of it.
-    """
+    """The card of a released checkpoint."""
     get = [] if entry.hub_id else _conversion(entry)
     source = f"[this file]({entry.url})"
     return _released(entry, facts, entry.name, entry.hub_id or entry.name, source, get).render()
@@ -71,11 +66,11 @@ def converted_card(
     *,
     released: bool,
 ) -> str:
-    """The card of a checkpoint that was converted.
+    """The card of a checkpoint that was converted as the released one in ``entry``.
 
     Args:
-        entry: The released checkpoint that it was converted as.
-        facts: What was counted and measured of it.
+        entry: The released checkpoint.
+        facts: What was counted and measured of the converted one.
         title: Name of the model, usually of its folder.
         file: Name of the original checkpoint's file.
         architecture: What the tensors of that file say.
@@ -115,14 +110,7 @@ def _released(
 ) -> Card:
     """What the cards of a release say, be it on the Hub or converted.
 
-    Args:
-        entry: The released checkpoint.
-        facts: What was counted and measured of it.
-        title: Name of the model.
-        model: What the snippets load.
-        source: The original file.
-        get: How to get the model.
-        held: Under which condition the published numbers hold.
+    ``source`` is the original file, ``held`` says under which condition the published numbers hold.
     """
     family, benchmark, masks = FAMILIES[entry.family], BENCHMARKS[entry.task], entry.task == "panoptic"
     numbers = _published(entry)

@@ -42,20 +42,20 @@ class Benchmark:
     """The data set that released checkpoints were trained and measured on.
 
     Attributes:
-        dataset: Its name in the Hub's front matter.
-        title: Name of the split that the numbers are of.
         uses: What a model trained on it is for, and where its limits are.
         data: Training data, and what is measured on.
-        images: Number and name of the images that the published numbers are of.
         options: Those of ``detrkit evaluate``.
+        dataset: Its name in the Hub's front matter.
+        title: Name of the split that the numbers are of.
+        images: Number and name of the images that the published numbers are of.
     """
 
-    dataset: str
-    title: str
     uses: tuple[str, ...]
     data: str
-    images: str
     options: str
+    dataset: str = "coco"
+    title: str = "COCO 2017 (val)"
+    images: str = "the 5,000 images of COCO's 2017 validation split"
 
 
 _COCO_LIMITS = """\
@@ -65,8 +65,6 @@ how well it works for different groups of people has not been measured. Do not b
 people on it alone, and do not use it for surveillance."""
 
 _COCO_DETECTION = Benchmark(
-    dataset="coco",
-    title="COCO 2017 (val)",
     uses=(
         "For detecting everyday objects of COCO's 80 categories in photographs, for comparing methods with a "
         "published baseline, and as the start of fine-tuning to other classes (`detrkit train`).",
@@ -77,13 +75,10 @@ The 2017 training split of [COCO](https://cocodataset.org): 118,287 photographs 
 for objects of 80 everyday categories. The annotations are CC BY 4.0; each photograph has a licence of
 its own. COCO's category ids have gaps, and the model predicts the ids as they are: of its 91 outputs 80
 are used. The backbone started from weights trained on ImageNet.""",
-    images="the 5,000 images of COCO's 2017 validation split",
     options="--images val2017 --annotations instances_val2017.json",
 )
 
 _COCO_PANOPTIC = Benchmark(
-    dataset="coco",
-    title="COCO 2017 (val)",
     uses=(
         "For segmenting photographs into COCO's 133 categories of things and stuff, for comparing methods "
         "with a published baseline, and as the start of fine-tuning to other classes (`detrkit train "
@@ -96,7 +91,6 @@ photographs from Flickr in which every segment of 80 categories of things and 53
 annotations are CC BY 4.0; each photograph has a licence of its own. COCO's category ids have gaps, and
 the model predicts the ids as they are: of its 250 outputs 133 are used. The backbone started from
 weights trained on ImageNet.""",
-    images="the 5,000 images of COCO's 2017 validation split",
     options="--images val2017 --annotations panoptic_val2017.json --panoptic-dir panoptic_val2017",
 )
 

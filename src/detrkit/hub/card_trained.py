@@ -142,14 +142,10 @@ _OTHER_IMAGES = (
 
 
 def bundled_card(folder: Path, facts: Facts) -> str:
-    """The card of the blood-cell model.
+    """The card of the blood-cell model, which has the name of its folder.
 
     All numbers are read from the files beside the model: those of the training run, and the
     ``evaluation.json`` of ``detrkit evaluate``.
-
-    Args:
-        folder: The model's folder; its name is the model's name.
-        facts: What was counted and measured of the model.
 
     Raises:
         CheckpointError: A file that the card needs is missing or invalid.
@@ -213,11 +209,7 @@ def _bundled(
                 [row[:2] for row in (*facts.size_rows(), *facts.speed_rows())],
             )
         ],
-        failures=[
-            *_weakest(boxes["per_class"]),
-            _OTHER_IMAGES,
-            *common_failures(family, _queries(config)),
-        ],
+        failures=[*_weakest(boxes["per_class"]), _OTHER_IMAGES, *common_failures(family, _queries(config))],
     ).render()
 
 

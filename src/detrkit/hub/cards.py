@@ -22,15 +22,10 @@ _METRIC_TYPES = {"AP": "mAP", "mask AP": "mask-mAP", "PQ": "pq"}
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Numbers for the Hub's ``model-index``.
+    """Numbers for the Hub's ``model-index``."""
 
-    Attributes:
-        numbers: Name -> value in [0, 1].
-        dataset: Data set, as ``EvalResult`` describes it: ``dataset_type``, ``dataset_name``, ...
-    """
-
-    numbers: Mapping[str, float]
-    dataset: Mapping[str, str]
+    numbers: Mapping[str, float]  # name -> value in [0, 1]
+    dataset: Mapping[str, str]  # as EvalResult describes it: dataset_type, dataset_name, ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +35,16 @@ class Card:
     Sections are sequences of paragraphs, code blocks and tables.
 
     Attributes:
-        title: Name of the model.
         model: What the snippets load: a Hub id, a folder or a short name.
-        family: Family of the model.
-        masks: Whether the model predicts masks.
         front_matter: More entries of the Hub's ``ModelCardData``.
         results: Measured or published numbers.
         summary: What the model is.
         network: The network, as far as it differs from others of the family.
         variants: Options of the configuration that cards describe.
-        licence: A sentence on the licence.
         uses: What the model is for, and its limits.
         get: How to get the model before it can be used.
         transformers_calls: Whether to show the calls of Transformers, which do not take short names.
-        training: Data and procedure.
-        preprocessing: What happens to an image.
         result_texts: The numbers in tables, and where they come from.
-        size: Size and speed.
         failures: Where the model fails, one item each.
     """
 
@@ -124,16 +112,20 @@ class Card:
         return f"---\n{data.to_yaml()}\n---"
 
     def _snippets(self) -> list[str]:
-        snippets = _SEGMENT if self.masks else _DETECT
-        options = {
-            "model": self.model,
-            "detector": self.family.detector,
-            "segmenter": self.family.segmenter,
-            "processor": self.family.processor,
-            # A sigmoid gives lower scores than a softmax.
-            "threshold": 0.7 if self.family.class_scores == "softmax" else 0.5,
-        }
-        return [snippet.format(**options) for snippet in snippets[: 1 + self.transformers_calls]]
+        family = self.family
+        # A sigmoid gives lower scores than a softmax.
+        threshold = 0.7 if family.class_scores == "softmax" else 0.5
+        snippets = [(_SEGMENT if self.masks else _DETECT).format(model=self.model, threshold=threshold)]
+        if self.transformers_calls:
+            snippets.append(
+                _TRANSFORMERS.format(
+                    model=self.model,
+                    model_class=family.segmenter if self.masks else family.detector,
+                    processor=family.processor,
+                    results=(_SEGMENT_RESULTS if self.masks else _DETECT_RESULTS).format(threshold=threshold),
+                )
+            )
+        return snippets
 
 
 def plain_card(config: JsonObject, name: str) -> str:
@@ -168,13 +160,7 @@ def class_list(id2label: Mapping[int, str] | Mapping[str, str]) -> str:
 
 
 def variant_texts(family: Family, options: JsonObject, masks: bool) -> list[str]:
-    """Paragraphs on the options of a network.
-
-    Args:
-        family: Its family.
-        options: The options as a configuration has them; those that a family lacks may be missing.
-        masks: Whether the model predicts masks.
-    """
+    """Paragraphs on the options of a network; a configuration may lack those of other families."""
     levels = options.get("num_feature_levels", 1)
     found = {
         texts.SINGLE_SCALE: family.multi_scale and levels == 1,
@@ -260,8 +246,7 @@ def _citation(family: Family) -> str:
     )
 
 
-_DETECT = (
-    """\
+_DETECT = """\
 ```python
 from detrkit import Detector
 
@@ -278,29 +263,9 @@ or on the command line
 detrkit detect photo.jpg --model {model} --threshold {threshold} --save-dir out
 ```
 
-Boxes are left, top, right and bottom edge in pixels of the photo.""",
-    """\
-Or with the calls of Transformers:
+Boxes are left, top, right and bottom edge in pixels of the photo."""
 
-```python
-import torch
-from PIL import Image
-
-from detrkit import {detector}, {processor}
-
-image = Image.open("photo.jpg").convert("RGB")
-name = "{model}"
-processor = {processor}.from_pretrained(name)
-model = {detector}.from_pretrained(name)
-with torch.inference_mode():
-    outputs = model(**processor(images=image, return_tensors="pt"))
-sizes = torch.tensor([image.size[::-1]])
-results = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=sizes)[0]
-```""",
-)
-
-_SEGMENT = (
-    """\
+_SEGMENT = """\
 ```python
 from detrkit import Detector
 
@@ -315,24 +280,33 @@ or on the command line
 
 ```bash
 detrkit segment photo.jpg --model {model} --save-dir out
-```""",
-    """\
+```"""
+
+_TRANSFORMERS = """\
 Or with the calls of Transformers:
 
 ```python
 import torch
 from PIL import Image
 
-from detrkit import {segmenter}, {processor}
+from detrkit import {model_class}, {processor}
 
 image = Image.open("photo.jpg").convert("RGB")
-processor = {processor}.from_pretrained("{model}")
-model = {segmenter}.from_pretrained("{model}")
+name = "{model}"
+processor = {processor}.from_pretrained(name)
+model = {model_class}.from_pretrained(name)
 with torch.inference_mode():
     outputs = model(**processor(images=image, return_tensors="pt"))
+{results}"""
+
+_DETECT_RESULTS = """\
+sizes = torch.tensor([image.size[::-1]])
+results = processor.post_process_object_detection(outputs, threshold={threshold}, target_sizes=sizes)[0]
+```"""
+
+_SEGMENT_RESULTS = """\
 sizes = [image.size[::-1]]
 result = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)[0]
 ```
 
-`result["segmentation"]` has the id of each pixel's segment, `result["segments_info"]` describes them.""",
-)
+`result["segmentation"]` has the id of each pixel's segment, `result["segments_info"]` describes them."""

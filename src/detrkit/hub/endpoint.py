@@ -34,11 +34,7 @@ class EndpointHandler:
     """Loads a model once and answers requests."""
 
     def __init__(self, path: str = "") -> None:
-        """Loads the model.
-
-        Args:
-            path: Folder of the repository, which the endpoint passes.
-        """
+        """Loads the model in the folder of the repository, which the endpoint passes."""
         self.detector = Detector.from_pretrained(path or ".")
 
     def __call__(self, data: JsonObject) -> list[dict[str, float | str | dict[str, int]]]:
@@ -85,19 +81,14 @@ def _read(inputs: object) -> Image:
     if isinstance(inputs, PIL.Image.Image):
         return inputs
     if isinstance(inputs, str):
-        inputs = _decode(inputs)
+        content = inputs.partition(",")[2] if inputs.startswith("data:") else inputs
+        try:
+            inputs = base64.b64decode("".join(content.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ImageError(f"inputs is not valid base64: {error}") from error
     if not isinstance(inputs, (bytes, bytearray)):
         found = "nothing" if inputs is None else f"a {type(inputs).__name__}"
         raise ImageError(f"inputs must be an image, its bytes or its base64 text, not {found}")
     from detrkit.processing.images import decode_image
 
     return decode_image(bytes(inputs), "the image of the request", exif_orientation=True)
-
-
-def _decode(text: str) -> bytes:
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"inputs is not valid base64: {error}") from error

@@ -103,9 +103,11 @@ def _upload(
 ) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
+    from detrkit.hub.cards import plain_card
+
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     if "README.md" not in files:
-        files["README.md"] = _card(folder, repo_id).encode()
+        files["README.md"] = plain_card(check_folder(folder)["config.json"], repo_id).encode()
     if handler:
         files |= {name: text.encode() for name, text in HANDLER.items() if name not in files}
     operations = [
@@ -123,12 +125,6 @@ def _files(folder: Path) -> Iterator[Path]:
         parts = path.relative_to(folder).parts
         if path.is_file() and parts[0] != CHECKPOINTS and not any(part.startswith(".") for part in parts):
             yield path
-
-
-def _card(folder: Path, name: str) -> str:
-    from detrkit.hub.cards import plain_card
-
-    return plain_card(check_folder(folder)["config.json"], name)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def _operator_backward(
 
 @_operator_backward.register_fake
 def _(
-    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, *options: Any
+    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor, *options: object
 ) -> tuple[Tensor, ...]:
     _, of_value, of_samples = options
     wanted = (of_value, value), (of_samples, locations), (of_samples, weights)
