@@ -25,7 +25,7 @@ _SAMPLING = torch.ops.aten.grid_sampler_2d
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The size of a model and the work it does for one image.
+    """The size of a model and the work it does for one image of a height and width in pixels.
 
     Attributes:
         parameters: Number of parameters, shared ones counted once; statistics of batch norm are none.
@@ -33,8 +33,6 @@ class Cost:
         sampling_macs: Multiply-adds of deformable attention's samples, which are not among ``macs``: four for
             a bilinear sample, one for its weight, for each channel of a head.
         bytes: Size of the tensors in a float32 file, which repeats some under second names.
-        height: Height of the image in pixels.
-        width: Its width in pixels.
     """
 
     parameters: int
@@ -48,14 +46,9 @@ class Cost:
 def count_cost(
     model_class: type[DetrFamilyPreTrainedModel], config: Any, size: tuple[int, int] = CARD_SIZE
 ) -> Cost:
-    """Counts the cost of a model as it is trained: nothing fused, no work left out.
+    """Counts the cost of a model, with its heads, as it is trained: nothing fused, no work left out.
 
-    A model with masks computes one for every query.
-
-    Args:
-        model_class: Class of the model, with its heads.
-        config: The model's configuration.
-        size: Height and width of the image in pixels.
+    A model with masks computes one for every query. ``size`` is height and width of the image in pixels.
     """
     height, width = size
     # Modules that are built on this device without numbers run where the numbers would have been.
@@ -81,11 +74,5 @@ def count_cost(
 
 
 def _flops_of_sampling(image: Any, grid: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Two a multiply-add, as PyTorch counts.
-
-    Args:
-        image: Shape (batch x heads, channels, height, width).
-        grid: Shape (batch x heads, queries, points, 2).
-        out_shape: Not needed.
-    """
+    """Two a multiply-add, as PyTorch counts; of (batch x heads, channels, ...) and (..., points, 2)."""
     return 2 * _OPERATIONS_OF_A_SAMPLE * math.prod(grid[:3]) * image[1]

@@ -29,8 +29,6 @@ class ModelFiles:
     Attributes:
         name: A Hub id or a folder.
         revision: Branch, tag or commit on the Hub.
-        family: The model's family.
-        config: Its configuration.
         has_masks: Whether it is a segmentation model's.
         contents: The configuration files of a folder by their names; None for a Hub id.
     """

@@ -30,14 +30,12 @@ class ReleasedCheckpoint:
         name: Short name, which the command line and the converter take.
         hub_id: Repository on the Hugging Face Hub; None if the checkpoint was never uploaded.
         family: ``model_type`` of its family.
-        task: "detection" or "panoptic".
         backbone: Such as "resnet50".
         dilation: Whether the backbone's last stage trades its stride for a dilation (DC5).
         url: Address of the original file.
         ap: Published box AP, in percent, averaged over IoU .50 to .95.
-        ap_small: The same for objects below 32x32 pixels; None where it was not published.
-        ap_medium: The same for objects between 32x32 and 96x96 pixels.
-        ap_large: The same for larger objects.
+        ap_small: The same for objects below 32x32 pixels; ``ap_large`` for those above 96x96, ``ap_medium``
+            for those between; None where it was not published.
         mask_ap: Published mask AP in percent (panoptic checkpoints).
         pq: Published panoptic quality in percent (panoptic checkpoints).
         params: Published number of parameters, in millions.
@@ -212,7 +210,13 @@ def resolve_model(model: str) -> str:
     if model in BUNDLED:
         return str(BUNDLED[model])
     if model in REGISTRY:
-        return _hub_id(REGISTRY[model])
+        entry = REGISTRY[model]
+        if entry.hub_id is not None:
+            return entry.hub_id
+        raise CheckpointError(
+            f"{entry.name} is not on the Hub; download {entry.url} and convert it: "
+            f"detrkit convert CHECKPOINT OUTPUT --model {entry.name}"
+        )
     if re.fullmatch(f"{_HUB_NAME}/{_HUB_NAME}", model):
         return model
     if "/" in model or os.sep in model:
@@ -221,15 +225,6 @@ def resolve_model(model: str) -> str:
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
         f"nor a model's short name{_suggestion(model, (*BUNDLED, *REGISTRY))}"
     )
-
-
-def _hub_id(entry: ReleasedCheckpoint) -> str:
-    if entry.hub_id is None:
-        raise CheckpointError(
-            f"{entry.name} is not on the Hub; download {entry.url} and convert it: "
-            f"detrkit convert CHECKPOINT OUTPUT --model {entry.name}"
-        )
-    return entry.hub_id
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -184,10 +183,7 @@ def _describe(architecture: Architecture) -> str:
 
 
 def _write(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, card: str) -> None:
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:  # such as a full disk
-        raise OSError(str(error)) from error
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     readme = folder / "README.md"
     readme.write_text(card, encoding="utf-8")
@@ -218,8 +214,4 @@ def _verify(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor])
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     same_kind = a.dtype == b.dtype and a.shape == b.shape
-    return same_kind and torch.equal(_bytes(a), _bytes(b))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
+    return same_kind and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))

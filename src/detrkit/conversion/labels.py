@@ -46,14 +46,9 @@ COCO_PANOPTIC_CLASSES: tuple[str, ...] = tuple((_THINGS | _STUFF).get(i, f"LABEL
 
 
 def label_names(num_labels: int, task: str) -> tuple[str, ...]:
-    """Names for the outputs of a classification head.
+    """Names for the outputs of a classification head, DETR's extra no-object output not counted.
 
-    Args:
-        num_labels: Number of categories, without DETR's extra no-object output.
-        task: "detection" or "panoptic".
-
-    Returns:
-        COCO's names where the number is that of COCO's ids for the task, else "LABEL_0", "LABEL_1", ...
+    They are COCO's where the number is that of COCO's ids for the task, else "LABEL_0", "LABEL_1", ...
     """
     coco = {"detection": COCO_CLASSES, "panoptic": COCO_PANOPTIC_CLASSES}[task]
     return coco if num_labels == len(coco) else tuple(f"LABEL_{i}" for i in range(num_labels))

@@ -36,23 +36,16 @@ _LISTED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the tensors of an original checkpoint say about its network.
+    """What the tensors of an original checkpoint say about its network; sizes as a configuration names them.
 
     Dilation (DC5), dropout and auxiliary losses leave no trace in the tensors and are not here.
 
     Attributes:
         family: ``model_type`` of the family.
-        task: "detection" or "panoptic".
         backbone: "resnet18" to "resnet152".
         num_labels: Categories, DETR's no-object output not counted.
         num_queries: Object queries; None for a two-stage model, which has no query embeddings.
-        d_model: Channels of the transformer.
-        encoder_layers: Number of encoder layers.
-        decoder_layers: Number of decoder layers.
-        encoder_ffn_dim: Hidden channels of the encoder's feed-forward blocks.
-        decoder_ffn_dim: Hidden channels of the decoder's feed-forward blocks.
         attention_heads: Taken to be 8.
-        position_embedding_type: "sine" or "learned".
         num_feature_levels: Feature maps that the encoder attends to.
         with_box_refine: Whether each decoder layer corrects the boxes of the one before.
         two_stage: Whether the queries come from the encoder's proposals.
@@ -150,15 +143,11 @@ def hub_state_dict(tensors: Mapping[str, Tensor], architecture: Architecture) ->
 def check_fits(
     converted: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: Architecture
 ) -> None:
-    """Checks that converted tensors are those of a model, name by name and shape by shape.
-
-    Args:
-        converted: Tensors under Hub names.
-        expected: State dict of the model they are for.
-        architecture: By which they were converted; gives the original names for the message.
+    """Checks that tensors under Hub names are those of a model's state dict, by name and shape.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected or of the wrong shape.
+        CheckpointError: Tensors are missing, unexpected or of the wrong shape. They are called as in the
+            original checkpoint.
     """
     missing = [original_name(name, architecture)[0] for name in expected if name not in converted]
     unexpected = [original_name(name, architecture)[0] for name in converted if name not in expected]

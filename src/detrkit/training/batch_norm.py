@@ -16,11 +16,7 @@ _MOMENTUM = 0.1  # PyTorch's default: how much of a batch's statistics enters th
 
 
 class LiveBatchNorm2d(nn.Module):
-    """A trainable batch norm with the values and tensor names of a frozen one.
-
-    Args:
-        frozen: The batch norm to start from.
-    """
+    """A trainable batch norm with the values and tensor names of a frozen one."""
 
     def __init__(self, frozen: FrozenBatchNorm2d) -> None:
         super().__init__()

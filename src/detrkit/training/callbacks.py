@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 from detrkit.data.loading import AspectRatioBatchSampler
 from detrkit.training.history import best_row, evaluations, has_stalled, merge_log
@@ -42,15 +45,11 @@ class RunPlan(TrainerCallback):
         self.sampler, self.eval_every, self.save_every = sampler, eval_every, save_every
         self.metric, self.patience = metric, patience
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Sets the epoch of the sampler."""
         self.sampler.set_epoch(int(state.epoch or 0))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Saves every ``save_every`` steps, except at the end of an epoch."""
         ends_epoch = float(state.epoch or 0).is_integer()
         control.should_save = bool(
@@ -58,35 +57,25 @@ class RunPlan(TrainerCallback):
         )
         control.should_log = control.should_log or control.should_save
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Logs, evaluates and saves."""
         epoch = round(state.epoch or 0)
         control.should_log = control.should_save = True
         control.should_evaluate = epoch % self.eval_every == 0 or epoch == args.num_train_epochs
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Stops a run that no longer improves."""
         if has_stalled(merge_log(state.log_history), self.metric, self.patience):
             control.should_training_stop = True
 
 
 class WeightAverage(TrainerCallback):
-    """Updates the averaged weights after each step.
-
-    Args:
-        update: Called without arguments.
-    """
+    """Updates the averaged weights after each step, by a call without arguments."""
 
     def __init__(self, update: Callable[[], None]) -> None:
         self.update = update
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Updates the average."""
         self.update()
 
@@ -94,10 +83,8 @@ class WeightAverage(TrainerCallback):
 class Reporter(TrainerCallback):
     """Writes the reports of a run while it is in progress.
 
-    Args:
-        metric: The metric that determines the best model.
-        save_best: Writes the model, given the rows of the log; called after each evaluation with a new best.
-        write_reports: Writes table and curves, given the rows of the log.
+    Both functions get the rows of the log: ``save_best`` after each evaluation with a new best ``metric``, to
+    write the model; ``write_reports`` with each checkpoint, to write table and curves.
     """
 
     def __init__(
@@ -108,9 +95,7 @@ class Reporter(TrainerCallback):
     ) -> None:
         self.metric, self.save_best, self.write_reports = metric, save_best, write_reports
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Saves the model if it is the best so far."""
         if not state.is_world_process_zero:
             return
@@ -118,20 +103,14 @@ class Reporter(TrainerCallback):
         if best_row(rows, self.metric) is evaluations(rows, self.metric)[-1]:
             self.save_best(rows)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Writes the reports so far."""
         if state.is_world_process_zero:
             self.write_reports(merge_log(state.log_history))
 
 
 class Progress(TrainerCallback):
-    """A progress bar on a terminal, and one line on stderr for each epoch.
-
-    Args:
-        metric: The metric to show.
-    """
+    """A progress bar on a terminal, and one line with the metric on stderr for each epoch."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -139,9 +118,7 @@ class Progress(TrainerCallback):
         self._loss = 0.0
         self._epoch_start = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Shows the bar if stderr is a terminal."""
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
@@ -154,37 +131,23 @@ class Progress(TrainerCallback):
         self._bar.add_task("Training", total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_epoch_begin(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Starts the clock."""
         self._epoch_start = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Advances the bar."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: object,
+        self, args: Arguments, state: State, control: Control, logs: dict[str, float], **kwargs: object
     ) -> None:
         """Keeps the loss for the next line."""
         self._loss = logs.get("loss", self._loss)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: object,
+        self, args: Arguments, state: State, control: Control, metrics: dict[str, float], **kwargs: object
     ) -> None:
         """Prints the metric of the epoch."""
         if not state.is_world_process_zero:
@@ -202,9 +165,7 @@ class Progress(TrainerCallback):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Removes the bar."""
         self.close()
 

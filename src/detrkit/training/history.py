@@ -14,14 +14,10 @@ _FIRST_COLUMNS = ("step", "epoch", "loss", "learning_rate", "grad_norm", *PANOPT
 
 
 def merge_log(log_history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """One row for each logged step.
+    """One row for each logged step of ``trainer.state.log_history``, in their order.
 
-    Args:
-        log_history: ``trainer.state.log_history``.
-
-    Returns:
-        Rows by step: ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and the
-        metrics (``AP``, ...) if the model was evaluated.
+    A row has ``step``, ``epoch``, ``loss`` and its terms, ``learning_rate``, ``grad_norm``, and the metrics
+    (``AP``, ...) if the model was evaluated.
     """
     rows: dict[float, dict[str, float]] = {}
     for entry in log_history:

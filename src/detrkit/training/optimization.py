@@ -16,10 +16,8 @@ SAMPLING_FACTOR = 0.1
 
 _BACKBONE = "conv_encoder."
 _SAMPLING = ("sampling_offsets.", "reference_points.")
-_STEP_AT, _STEP_FACTOR = (
-    0.8,
-    0.1,
-)  # 40 of 50 epochs in Deformable DETR, 200 of 300 in DETR's short schedule: about
+# 40 of 50 epochs in Deformable DETR, 200 of 300 in DETR's short schedule, about.
+_STEP_AT, _STEP_FACTOR = 0.8, 0.1
 
 
 class ParameterGroup(TypedDict):
@@ -35,14 +33,10 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """The trained parameters in groups with a learning rate each.
 
-    Args:
-        model: The model; parameters without ``requires_grad`` are left out.
-        learning_rate: Learning rate of the Transformer and the heads.
-        backbone_learning_rate: Learning rate of the backbone.
-
     Returns:
         Groups for an optimizer, each with ``name``, ``params`` and ``lr``: "backbone", "sampling" (sampling
-        offsets and reference points, a tenth of the rate) and "transformer". Empty groups are left out.
+        offsets and reference points, a tenth of the rate) and "transformer", which includes the heads. Empty
+        groups are left out.
     """
     rates = {
         "transformer": learning_rate,
@@ -66,15 +60,12 @@ def parameter_groups(
 
 
 def learning_rate_factor(schedule: str, steps: int, warmup_steps: int) -> Callable[[int], float]:
-    """The factor of the learning rates at each step.
+    """The factor of the learning rates at each step, counted from 0.
 
     Args:
         schedule: "cosine", "step" or "constant".
         steps: Number of steps in the run.
         warmup_steps: Number of steps during which the factor rises linearly.
-
-    Returns:
-        The factor of a step, counted from 0.
     """
 
     def factor(step: int) -> float:
@@ -95,10 +86,6 @@ class AveragedWeights(AveragedModel):
 
     The decay starts lower, so that the random initial weights lose their influence quickly: after ``n``
     updates it is (1 + n) / (10 + n), as long as that is below ``decay``.
-
-    Args:
-        model: The model in training, on its device.
-        decay: The final decay, from 0 to 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

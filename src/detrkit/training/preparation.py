@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +38,17 @@ def read_datasets(
     Raises:
         AnnotationError: A data set cannot be read or used.
     """
+    read = partial(DetectionDataset.from_coco, return_masks=recipe.masks)
     if train is None:
-        train = DetectionDataset.from_coco(
-            recipe.train_images,
-            recipe.train_annotations,
-            panoptic_dir=recipe.train_panoptic_dir,
-            return_masks=recipe.masks,
-        )
+        train = read(recipe.train_images, recipe.train_annotations, panoptic_dir=recipe.train_panoptic_dir)
     if val is None:
-        val = DetectionDataset.from_coco(
-            recipe.val_images,
-            recipe.val_annotations,
-            panoptic_dir=recipe.val_panoptic_dir,
-            return_masks=recipe.masks,
-        )
-    return (
-        check_dataset(train, strict=recipe.strict).dataset,
-        check_dataset(val, strict=recipe.strict).dataset,
-    )
+        val = read(recipe.val_images, recipe.val_annotations, panoptic_dir=recipe.val_panoptic_dir)
+    check = partial(check_dataset, strict=recipe.strict)
+    return check(train).dataset, check(val).dataset
 
 
 def check_classes(model: ModelWithHeads, val: DetectionDataset) -> None:
-    """Refuses validation images with objects that the model has no class for.
-
-    Raises:
-        AnnotationError: The model has no class for a category that is used.
-    """
+    """Refuses, with an AnnotationError, validation images with objects that the model has no class for."""
     document = val.document
     if val.panoptic_dir is None:
         used = {annotation["category_id"] for annotation in document["annotations"]}
@@ -81,9 +67,7 @@ def build_model(
 ) -> tuple[ModelWithHeads, DetrImageProcessorBase, DetectionDataset]:
     """Creates the model, with its trainable parameters chosen, and its image processor.
 
-    Args:
-        recipe: The recipe.
-        train: The training data. Its categories become the model's classes unless they are already.
+    The categories of the training data become the model's classes unless they are already.
 
     Returns:
         The model, the image processor, and the data set with the model's labels.
@@ -106,27 +90,20 @@ def build_model(
 
 def learning_rates(recipe: TrainingRecipe, model: ModelWithHeads) -> tuple[float, float]:
     """Learning rate, and learning rate of the backbone."""
-    rate = recipe.learning_rate
+    rate, backbone_rate = recipe.learning_rate, recipe.backbone_learning_rate
     if rate is None:
         rate = FAMILIES[model.config.model_type].learning_rate
-    backbone_rate = recipe.backbone_learning_rate
     if backbone_rate is None:
-        backbone_rate = rate if starts_from_nothing(recipe) else rate / 10
+        backbone_rate = rate if _has_random_backbone(recipe) else rate / 10
     return rate, backbone_rate
 
 
-def starts_from_nothing(recipe: TrainingRecipe) -> bool:
-    """Whether the backbone has random weights."""
+def _has_random_backbone(recipe: TrainingRecipe) -> bool:
     return recipe.from_scratch and not recipe.pretrained_backbone
 
 
 def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
-    """An image processor's ``size``.
-
-    Args:
-        shortest: Shorter edge in pixels; 3/5 of the longer one by default.
-        longest: Maximum length of the longer edge in pixels; 5/3 of the shorter one by default.
-    """
+    """An image processor's ``size`` in pixels; an edge that is not given is 3/5 or 5/3 of the other one."""
     if shortest is None:
         assert longest is not None  # one of them is given
         shortest = round(longest / _LONGEST_EDGE)
@@ -219,11 +196,10 @@ def choose_trained(model: ModelWithHeads, recipe: TrainingRecipe) -> None:
     """Freezes parameters, and makes batch norm trainable, as the recipe says."""
     live = recipe.live_batch_norm
     if live is None:
-        live = starts_from_nothing(recipe) and recipe.freeze != "backbone"
-    encoders = [module for module in model.modules() if isinstance(module, ConvEncoder)]
+        live = _has_random_backbone(recipe) and recipe.freeze != "backbone"
     if live:
         thaw_batch_norm(model)
-    for encoder in encoders:
+    for encoder in (module for module in model.modules() if isinstance(module, ConvEncoder)):
         if recipe.freeze == "backbone":
             encoder.requires_grad_(False)
         elif recipe.freeze == "nothing" or live:
@@ -240,11 +216,7 @@ def resolve_workers(recipe: TrainingRecipe, processes: int) -> int:
 
 
 def check_packages() -> None:
-    """Checks, before any work, that the optional packages are installed.
-
-    Raises:
-        MissingExtraError: A package is missing.
-    """
+    """Raises a MissingExtraError, before any work, if an optional package is not installed."""
     try:
         import accelerate  # noqa: F401
         import faster_coco_eval  # noqa: F401
@@ -254,11 +226,7 @@ def check_packages() -> None:
 
 
 def check_output(output: Path) -> None:
-    """Refuses an output folder that is a file or cannot be written to.
-
-    Raises:
-        DetrkitError: ``output`` is a file or cannot be written to.
-    """
+    """Refuses, with a DetrkitError, an output folder that is a file or cannot be written to."""
     if output.exists() and not output.is_dir():
         raise SettingError(f"--output must be a folder, but {output} is a file")
     check_writable(output)

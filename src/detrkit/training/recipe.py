@@ -4,11 +4,14 @@ The fields of :class:`TrainingRecipe` are the options of ``detrkit train``: the 
 them, with their defaults, limits and help. This module does not import torch.
 """
 
+# ruff: noqa: RUF009 - the calls make fields, not values
+
 from __future__ import annotations
 
 import json
 import types
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -17,27 +20,25 @@ from detrkit.common.files import atomic_file, read_json
 from detrkit.common.text import did_you_mean
 from detrkit.families import FAMILIES
 
-DATA, MODEL, OPTIMISATION, RUN = "Data", "Model", "Optimisation", "Run"
 
-
-def _option(
-    help: str,
-    group: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    changes_result: bool = True,
-) -> dict[str, Any]:
-    """The metadata of a field, from which the command line makes an option.
+def _option(group: str, help: str, *, changes_result: bool = True, **settings: Any) -> Any:
+    """A field from which the command line makes an option.
 
     Args:
-        help: One or two sentences.
         group: The heading of the option in the help.
-        min: Minimum value.
-        max: Maximum value.
+        help: One or two sentences.
         changes_result: Whether a resumed run must have the same value.
+        **settings: ``min`` and ``max`` of the value, and ``default`` or ``default_factory``.
     """
-    return {"help": help, "group": group, "min": min, "max": max, "changes_result": changes_result}
+    limits = {name: settings.pop(name, None) for name in ("min", "max")}
+    return field(
+        metadata={"help": help, "group": group, "changes_result": changes_result, **limits}, **settings
+    )
+
+
+_data, _model, _optimisation, _run = (
+    partial(_option, group) for group in ("Data", "Model", "Optimisation", "Run")
+)
 
 
 @dataclass(kw_only=True)
@@ -54,229 +55,133 @@ class TrainingRecipe:
         SettingError: A value is out of range, or two values contradict each other.
     """
 
-    model: str = field(
-        metadata=_option(
-            "Checkpoint to fine-tune: Hub id, folder, or a name from: detrkit models. With --from-scratch, a "
-            f"family: {', '.join(family.option_name for family in FAMILIES.values())}.",
-            MODEL,
-        )
+    model: str = _model(
+        "Checkpoint to fine-tune: Hub id, folder, or a name from: detrkit models. With --from-scratch, a "
+        f"family: {', '.join(family.option_name for family in FAMILIES.values())}."
     )
-    train_images: Path = field(metadata=_option("Folder of the training images.", DATA))
-    train_annotations: Path = field(metadata=_option("COCO JSON of the training images.", DATA))
-    val_images: Path = field(metadata=_option("Folder of the validation images.", DATA))
-    val_annotations: Path = field(metadata=_option("COCO JSON of the validation images.", DATA))
-    output: Path = field(metadata=_option("Folder for the model, its card, metrics and checkpoints.", RUN))
+    train_images: Path = _data("Folder of the training images.")
+    train_annotations: Path = _data("COCO JSON of the training images.")
+    val_images: Path = _data("Folder of the validation images.")
+    val_annotations: Path = _data("COCO JSON of the validation images.")
+    output: Path = _run("Folder for the model, its card, metrics and checkpoints.")
 
-    masks: bool = field(
-        default=False,
-        metadata=_option("Train a model with masks; requires segmentations or PNG files.", DATA),
+    masks: bool = _data("Train a model with masks; requires segmentations or PNG files.", default=False)
+    train_panoptic_dir: Path | None = _data(
+        "Folder of the PNG files of panoptic training annotations; implies --masks.", default=None
     )
-    train_panoptic_dir: Path | None = field(
+    val_panoptic_dir: Path | None = _data(
+        "Folder of the PNG files of panoptic validation annotations.", default=None
+    )
+    strict: bool = _data("Stop if the data set has problems, instead of leaving out entries.", default=False)
+    image_size: int | None = _data(
+        "Shorter edge of the images in pixels.  [default: the checkpoint's, or 800]", default=None, min=32
+    )
+    max_image_size: int | None = _data(
+        "Maximum length of the longer edge.  [default: 5/3 of --image-size if that is given]",
         default=None,
-        metadata=_option("Folder of the PNG files of panoptic training annotations; implies --masks.", DATA),
+        min=32,
     )
-    val_panoptic_dir: Path | None = field(
-        default=None, metadata=_option("Folder of the PNG files of panoptic validation annotations.", DATA)
-    )
-    strict: bool = field(
-        default=False,
-        metadata=_option("Stop if the data set has problems, instead of leaving out entries.", DATA),
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata=_option(
-            "Shorter edge of the images in pixels.  [default: the checkpoint's, or 800]", DATA, min=32
-        ),
-    )
-    max_image_size: int | None = field(
-        default=None,
-        metadata=_option(
-            "Maximum length of the longer edge.  [default: 5/3 of --image-size if that is given]",
-            DATA,
-            min=32,
-        ),
-    )
-    augmentation: str = field(
-        default="light", metadata=_option("Preset: original, light, strong or none.", DATA)
-    )
-    mosaic: float = field(
-        default=0.0,
-        metadata=_option("Probability of combining four images in one.", DATA, min=0, max=1),
-    )
-    multi_scale: float = field(
-        default=0.0,
-        metadata=_option(
-            "Resize each batch by a random factor between 1 - VALUE and 1 + VALUE.",
-            DATA,
-            min=0,
-            max=0.5,
-        ),
+    augmentation: str = _data("Preset: original, light, strong or none.", default="light")
+    mosaic: float = _data("Probability of combining four images in one.", default=0.0, min=0, max=1)
+    multi_scale: float = _data(
+        "Resize each batch by a random factor between 1 - VALUE and 1 + VALUE.", default=0.0, min=0, max=0.5
     )
 
-    from_scratch: bool = field(
-        default=False, metadata=_option("Train a new model instead of fine-tuning a checkpoint.", MODEL)
-    )
-    backbone: str = field(default="resnet50", metadata=_option("timm backbone of a new model.", MODEL))
-    pretrained_backbone: bool = field(
-        default=False, metadata=_option("Use ImageNet weights for the backbone of a new model.", MODEL)
-    )
-    d_model: int = field(default=256, metadata=_option("Width of a new model's Transformer.", MODEL, min=8))
-    encoder_layers: int = field(default=6, metadata=_option("Encoder layers of a new model.", MODEL, min=0))
-    decoder_layers: int = field(default=6, metadata=_option("Decoder layers of a new model.", MODEL, min=1))
-    queries: int | None = field(
+    from_scratch: bool = _model("Train a new model instead of fine-tuning a checkpoint.", default=False)
+    backbone: str = _model("timm backbone of a new model.", default="resnet50")
+    pretrained_backbone: bool = _model("Use ImageNet weights for the backbone of a new model.", default=False)
+    d_model: int = _model("Width of a new model's Transformer.", default=256, min=8)
+    encoder_layers: int = _model("Encoder layers of a new model.", default=6, min=0)
+    decoder_layers: int = _model("Decoder layers of a new model.", default=6, min=1)
+    queries: int | None = _model(
+        "Number of object queries, the maximum number of objects per image.  [default: that of the "
+        "checkpoint or family]",
         default=None,
-        metadata=_option(
-            "Number of object queries, the maximum number of objects per image.  [default: that of the "
-            "checkpoint or family]",
-            MODEL,
-            min=1,
-        ),
+        min=1,
     )
-    model_option: list[str] = field(
-        default_factory=list,
-        metadata=_option(
-            "Any other entry of the model's configuration, as NAME=VALUE; can be repeated.", MODEL
-        ),
+    model_option: list[str] = _model(
+        "Any other entry of the model's configuration, as NAME=VALUE; can be repeated.", default_factory=list
     )
-    freeze: Literal["default", "nothing", "backbone", "detector"] = field(
+    freeze: Literal["default", "nothing", "backbone", "detector"] = _model(
+        "Weights that stay fixed: default (stem and first stage of a pretrained ResNet, as in the "
+        "original), nothing, backbone, or detector (trains only the masks).",
         default="default",
-        metadata=_option(
-            "Weights that stay fixed: default (stem and first stage of a pretrained ResNet, as in the "
-            "original), nothing, backbone, or detector (trains only the masks).",
-            MODEL,
-        ),
     )
-    live_batch_norm: bool | None = field(
+    live_batch_norm: bool | None = _model(
+        "Train batch norm instead of freezing it.  [default: if the backbone has no pretrained weights]",
         default=None,
-        metadata=_option(
-            "Train batch norm instead of freezing it.  [default: if the backbone has no pretrained weights]",
-            MODEL,
-        ),
     )
 
-    epochs: int = field(
-        default=50, metadata=_option("Number of passes over the training images.", OPTIMISATION, min=1)
+    epochs: int = _optimisation("Number of passes over the training images.", default=50, min=1)
+    batch_size: int = _optimisation("Number of images in a batch, per device.", default=4, min=1)
+    gradient_accumulation: int = _optimisation("Number of batches for one step.", default=1, min=1)
+    learning_rate: float | None = _optimisation(
+        "Learning rate.  [default: 1e-4, Deformable DETR 2e-4]", default=None, min=0
     )
-    batch_size: int = field(
-        default=4, metadata=_option("Number of images in a batch, per device.", OPTIMISATION, min=1)
-    )
-    gradient_accumulation: int = field(
-        default=1,
-        metadata=_option("Number of batches for one step.", OPTIMISATION, min=1),
-    )
-    learning_rate: float | None = field(
+    backbone_learning_rate: float | None = _optimisation(
+        "Learning rate of the backbone.  [default: a tenth of --learning-rate; the same if the backbone "
+        "has no pretrained weights]",
         default=None,
-        metadata=_option("Learning rate.  [default: 1e-4, Deformable DETR 2e-4]", OPTIMISATION, min=0),
+        min=0,
     )
-    backbone_learning_rate: float | None = field(
-        default=None,
-        metadata=_option(
-            "Learning rate of the backbone.  [default: a tenth of --learning-rate; the same if the backbone "
-            "has no pretrained weights]",
-            OPTIMISATION,
-            min=0,
-        ),
+    weight_decay: float = _optimisation("Weight decay of AdamW.", default=1e-4, min=0)
+    clip_norm: float = _optimisation("Maximum gradient norm; 0 disables clipping.", default=0.1, min=0)
+    warmup: float = _optimisation(
+        "Fraction of the run during which the learning rate rises.", default=0.02, min=0, max=1
     )
-    weight_decay: float = field(default=1e-4, metadata=_option("Weight decay of AdamW.", OPTIMISATION, min=0))
-    clip_norm: float = field(
-        default=0.1, metadata=_option("Maximum gradient norm; 0 disables clipping.", OPTIMISATION, min=0)
-    )
-    warmup: float = field(
-        default=0.02,
-        metadata=_option(
-            "Fraction of the run during which the learning rate rises.",
-            OPTIMISATION,
-            min=0,
-            max=1,
-        ),
-    )
-    schedule: Literal["cosine", "step", "constant"] = field(
+    schedule: Literal["cosine", "step", "constant"] = _optimisation(
+        "Decay of the learning rate: cosine (to 0), step (to a tenth after 4/5 of the run) or constant.",
         default="cosine",
-        metadata=_option(
-            "Decay of the learning rate: cosine (to 0), step (to a tenth after 4/5 of the run) or constant.",
-            OPTIMISATION,
-        ),
     )
-    ema_decay: float = field(
+    ema_decay: float = _optimisation(
+        "Decay of the moving average of the weights, which is evaluated and saved; 0 disables averaging.",
         default=0.999,
-        metadata=_option(
-            "Decay of the moving average of the weights, which is evaluated and saved; 0 disables averaging.",
-            OPTIMISATION,
-            min=0,
-            max=0.999999,
-        ),
+        min=0,
+        max=0.999999,
     )
-    precision: Literal["auto", "fp32", "bf16"] = field(
-        default="auto",
-        metadata=_option(
-            "auto (bf16 on a GPU that supports it, otherwise fp32), fp32 or bf16.", OPTIMISATION
-        ),
+    precision: Literal["auto", "fp32", "bf16"] = _optimisation(
+        "auto (bf16 on a GPU that supports it, otherwise fp32), fp32 or bf16.", default="auto"
     )
-    patience: int | None = field(
-        default=None,
-        metadata=_option("Stop after this many evaluations without a better AP.", OPTIMISATION, min=1),
+    patience: int | None = _optimisation(
+        "Stop after this many evaluations without a better AP.", default=None, min=1
     )
 
-    eval_every: int = field(default=1, metadata=_option("Number of epochs between evaluations.", RUN, min=1))
-    eval_batch_size: int | None = field(
+    eval_every: int = _run("Number of epochs between evaluations.", default=1, min=1)
+    eval_batch_size: int | None = _run(
+        "Maximum number of images at once in an evaluation.  [default: --batch-size; 1 for DC5]",
         default=None,
-        metadata=_option(
-            "Maximum number of images at once in an evaluation.  [default: --batch-size; 1 for DC5]",
-            RUN,
-            min=1,
-            changes_result=False,
-        ),
+        min=1,
+        changes_result=False,
     )
-    save_every: int | None = field(
+    save_every: int | None = _run(
+        "Number of steps between additional checkpoints.", default=None, min=1, changes_result=False
+    )
+    log_every: int = _run("Number of steps between rows of metrics.csv.", default=10, min=1)
+    seed: int = _run("Random seed.", default=0, min=0)
+    workers: int | None = _run(
+        "Number of processes that read images.  [default: depends on the number of cores]",
         default=None,
-        metadata=_option(
-            "Number of steps between additional checkpoints.",
-            RUN,
-            min=1,
-            changes_result=False,
-        ),
+        min=0,
+        changes_result=False,
     )
-    log_every: int = field(
-        default=10, metadata=_option("Number of steps between rows of metrics.csv.", RUN, min=1)
+    device: str | None = _run(
+        "cpu or cuda.  [default: a GPU if available]", default=None, changes_result=False
     )
-    seed: int = field(default=0, metadata=_option("Random seed.", RUN, min=0))
-    workers: int | None = field(
-        default=None,
-        metadata=_option(
-            "Number of processes that read images.  [default: depends on the number of cores]",
-            RUN,
-            min=0,
-            changes_result=False,
-        ),
-    )
-    device: str | None = field(
-        default=None,
-        metadata=_option("cpu or cuda.  [default: a GPU if available]", RUN, changes_result=False),
-    )
-    report_to: list[str] = field(
+    report_to: list[str] = _run(
+        "Additional logging: tensorboard, wandb, ...; can be repeated.",
         default_factory=list,
-        metadata=_option(
-            "Additional logging: tensorboard, wandb, ...; can be repeated.", RUN, changes_result=False
-        ),
+        changes_result=False,
     )
-    resume: bool = field(
+    resume: bool = _run(
+        "Continue the run in --output from its last checkpoint, with the same options.",
         default=False,
-        metadata=_option(
-            "Continue the run in --output from its last checkpoint, with the same options.",
-            RUN,
-            changes_result=False,
-        ),
+        changes_result=False,
     )
-    push_to_hub: bool = field(
-        default=False, metadata=_option("Upload the model at the end.", RUN, changes_result=False)
-    )
-    hub_id: str | None = field(
+    push_to_hub: bool = _run("Upload the model at the end.", default=False, changes_result=False)
+    hub_id: str | None = _run(
+        "Repository on the Hub.  [default: the name of --output, under your account]",
         default=None,
-        metadata=_option(
-            "Repository on the Hub.  [default: the name of --output, under your account]",
-            RUN,
-            changes_result=False,
-        ),
+        changes_result=False,
     )
 
     def __post_init__(self) -> None:
@@ -326,8 +231,7 @@ class TrainingRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
-        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
 
     def save(self, path: Path) -> None:
         """Writes the recipe as JSON."""
@@ -335,10 +239,7 @@ class TrainingRecipe:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def check_same(self, path: Path) -> None:
-        """Refuses to resume a run that was started with different options.
-
-        Args:
-            path: File of that run's recipe.
+        """Refuses to resume the run whose recipe is in a file, if that was started with different options.
 
         Raises:
             SettingError: An option that changes the result differs, or the file cannot be read.

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from detrkit.inference.detector import Detector
 
-METRICS_FILE, LOSS_FILE, AP_FILE = "metrics.csv", "loss.png", "ap.png"
-PREDICTIONS_FILE = "predictions.png"
-
 _DPI = 120
 _CURVES = ("PQ", "PQthings", "PQstuff", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
 _SHEET_IMAGES = 4
@@ -34,18 +31,12 @@ _GAP = 8  # pixels
 
 
 def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str) -> None:
-    """Writes the table of the run and its curves.
-
-    Args:
-        folder: Folder of the run.
-        rows: Rows from :func:`~detrkit.training.history.merge_log`.
-        metric: The metric that determines the best model, "AP" or "PQ".
-    """
+    """Writes the table of the run and its curves; ``metric`` determines the best model."""
     names = columns(rows)
-    write_csv(folder / METRICS_FILE, names, [[row.get(name, "") for name in names] for row in rows])
-    _save_figure(draw_losses(rows), folder / LOSS_FILE)
+    write_csv(folder / "metrics.csv", names, [[row.get(name, "") for name in names] for row in rows])
+    _save_figure(draw_losses(rows), folder / "loss.png")
     if evaluations(rows, metric):
-        _save_figure(draw_evaluations(rows, metric), folder / AP_FILE)
+        _save_figure(draw_evaluations(rows, metric), folder / "ap.png")
 
 
 def draw_losses(rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -73,8 +64,8 @@ def draw_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> Figure
     return figure
 
 
-def draw_predictions(detector: Detector, dataset: DetectionDataset) -> Image.Image:
-    """A sheet of images, each with its annotations on the left and the predictions on the right."""
+def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Path) -> None:
+    """Writes a sheet of images, each with its annotations on the left and the predictions on the right."""
     count = min(_SHEET_IMAGES, len(dataset))
     rows = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
@@ -97,12 +88,7 @@ def draw_predictions(detector: Detector, dataset: DetectionDataset) -> Image.Ima
         sheet.paste(left, (0, top))
         sheet.paste(right, (_TILE + _GAP, top))
         top += left.height + _GAP
-    return sheet
-
-
-def save_predictions(sheet: Image.Image, folder: Path) -> None:
-    """Writes the sheet of predictions."""
-    with atomic_file(folder / PREDICTIONS_FILE) as temporary:
+    with atomic_file(folder / "predictions.png") as temporary:
         sheet.save(temporary)
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
@@ -32,7 +31,7 @@ from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
 from detrkit.training.recipe import TrainingRecipe
-from detrkit.training.reports import draw_predictions, save_predictions, write_reports
+from detrkit.training.reports import write_predictions, write_reports
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
 
 logger = logging.getLogger("detrkit")
@@ -113,7 +112,7 @@ def train(
     assert best is not None  # the last epoch is always evaluated
     if trainer.is_world_process_zero():
         detector = Detector.from_pretrained(recipe.output, device=trainer.args.device)
-        save_predictions(draw_predictions(detector, val_data), recipe.output)
+        write_predictions(detector, val_data, recipe.output)
         if recipe.push_to_hub:
             _upload(recipe)
     return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
@@ -233,10 +232,7 @@ def _save_best(
         images=len(dataset),
     )
     with atomic_folder(recipe.output) as folder:
-        try:
-            model.save_pretrained(folder)
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(str(error)) from error
+        model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
