@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_engine(engine: str) -> None:
-    """Raises what is wrong with an engine's name, or which extra it lacks.
-
-    Raises:
-        SettingError: There is no such engine.
-        MissingExtraError: Its package is not installed.
-    """
+    """Raises a SettingError for an unknown engine, a MissingExtraError for one that is not installed."""
     if engine not in ENGINES:
         raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
     if engine in EXPORTED_ENGINES:

@@ -43,16 +43,10 @@ class Excess:
 
     Afterwards the next images pay for page faults again, a few tenths of a second, so this must stay rare:
     what the work takes is the most that is held while the first images after that are run.
-
-    Args:
-        held: Bytes that the process holds, None where that is not known.
-        give_back: Gives back what it can.
     """
 
-    # Images that show what the work takes.
-    WATCHED = 8
-    # How far what is held may grow beyond.
-    GROWTH = 1.25
+    WATCHED = 8  # images that show what the work takes
+    GROWTH = 1.25  # how far what is held may grow beyond
 
     def __init__(
         self, held: Callable[[], int | None] | None = None, give_back: Callable[[], object] | None = None

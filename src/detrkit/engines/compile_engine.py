@@ -15,16 +15,7 @@ from detrkit.engines.torch_engine import parts_of_fixed_shapes, prepare
 
 
 def compile_model(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Prepares a model for inference and has it compiled at its first call, in place.
-
-    Args:
-        model: A detrkit model.
-        device: Where to run.
-        dtype: Type of the weights.
-
-    Returns:
-        ``model`` itself.
-    """
+    """Prepares a model for inference and has it compiled at its first call, in place; returns it."""
     prepare(model, device, dtype, fuse=False)
     for part in parts_of_fixed_shapes(model):
         if device.type == "cuda":

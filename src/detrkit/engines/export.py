@@ -43,13 +43,7 @@ from detrkit.processing.images import load_image
 # How far outputs may lie from PyTorch's, relative to the largest of them or to 1.
 TOLERANCE = 1e-4
 
-_TALKATIVE = (
-    "onnxscript",
-    "onnx_ir",
-    "torch.onnx",
-    "torch.export",
-    "torch.fx.experimental.symbolic_shapes",
-)
+_TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
 
 # The first operator set that has everything.
 _OPSET = 18
@@ -141,11 +135,7 @@ def export_for_this_process(model: PreTrainedModel, engine: str) -> ExportedMode
 
 
 def check_format(to: str, *, int8: bool = False) -> None:
-    """Raises what is wrong with a format's name, or which extra it lacks.
-
-    Args:
-        to: "onnx" or "openvino".
-        int8: Whether it is to be an int8 model.
+    """Raises what is wrong with the name of a format, "onnx" or "openvino", or which extra it lacks.
 
     Raises:
         SettingError: There is no such format, or it has no int8.
@@ -173,12 +163,7 @@ def _for_export(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class _Detection(nn.Module):
-    """A detector as a function from tensors to tensors.
-
-    Attributes:
-        inputs: Name of each input -> its axes of free size.
-        outputs: Names of what it gives.
-    """
+    """A detector as a function from tensors to tensors; each input has its axes of free size."""
 
     inputs: ClassVar[dict[str, tuple[int, ...]]] = {"pixel_values": (0, 2, 3), "pixel_mask": (0, 1, 2)}
     outputs: ClassVar[tuple[str, ...]] = ("logits", "pred_boxes")
@@ -254,11 +239,7 @@ def _inputs(graph: _Detection, processor: Any, image: Any) -> dict[str, np.ndarr
 
 @torch.no_grad()
 def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
-    """The largest difference between the two for each output.
-
-    Raises:
-        DetrkitError: It is too large.
-    """
+    """The largest difference between the two for each output; a DetrkitError if it is too large."""
     differences = dict.fromkeys(graph.outputs, 0.0)
     for size in _CHECKED:
         example = graph.example(*size)

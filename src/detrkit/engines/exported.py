@@ -103,10 +103,7 @@ def graph_inputs(
 class ExportedModel:
     """An exported model, called as a model of detrkit is, with tensors on the CPU.
 
-    Args:
-        run: Runs the graph.
-        outputs: Names of what it gives.
-        config: The model's configuration.
+    ``run`` runs the graph, whose outputs have the names in ``outputs``.
     """
 
     def __init__(self, run: Run, outputs: Sequence[str], config: PretrainedConfig) -> None:
@@ -115,12 +112,7 @@ class ExportedModel:
         self._names = outputs
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
-        """Detects objects.
-
-        Args:
-            pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
-        """
+        """Detects objects; arguments as of :class:`~detrkit.engines.interface.RunnableModel`."""
         return ObjectDetectionOutput(**self.outputs(pixel_values, pixel_mask))
 
     def outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
@@ -162,14 +154,10 @@ def open_exported(
 ) -> ExportedModel:
     """Opens the model in a folder for an engine; OpenVINO also runs what was exported for onnxruntime.
 
-    Args:
-        folder: A folder with a manifest.
-        engine: What is to run the model.
-        config: The model's configuration.
-        manifest: The folder's manifest, if it has been read before.
+    ``manifest`` is the folder's, if it has been read before.
 
     Raises:
-        CheckpointError: The file cannot be read, or is not one for ``engine``.
+        CheckpointError: The folder holds no exported model, it cannot be read, or is not one for ``engine``.
         MissingExtraError: The engine's package is not installed.
     """
     manifest = manifest or read_manifest(folder)

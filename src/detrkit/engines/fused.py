@@ -33,10 +33,7 @@ def available() -> bool:
 class FusedConvolution(nn.Module):
     """A convolution with bias, followed by a sum and a ReLU if wanted, as a device does them in one pass.
 
-    Args:
-        conv: The convolution to take weights and geometry from.
-        relu: Whether a ReLU follows.
-        sums: Whether it is to be used by ``add_to``, and not called.
+    With ``sums`` it is to be used by ``add_to``, and not called.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool, sums: bool = False) -> None:
@@ -106,11 +103,8 @@ class FusedLinear(nn.Module):
 class FusedResidualBlock(nn.Module):
     """A residual block: convolutions with ReLU between them, a shortcut, and a ReLU over the sum.
 
-    Args:
-        convs: The block's convolutions, norms already folded in.
-        shortcut: The convolution (or pooling and convolution) of the shortcut; None for the identity.
-        owns_input: Whether nobody else needs the input, so that the sum can be written over it.
-        conv_class: The device's fused convolution.
+    Norms are folded into the convolutions already. A shortcut may pool before it convolves; None is the
+    identity. The sum is written over the input where nobody else needs that (``owns_input``).
     """
 
     def __init__(
@@ -145,10 +139,11 @@ def fuse_residual_block(
     Batch norms must have been folded: what is left of them is an identity.
     """
     if isinstance(block, (BasicBlock, Bottleneck)):
-        special = [block.drop_block, block.aa, block.se, block.drop_path, block.bn1, block.bn2]
-        activations = [block.act1, block.act2, *([block.act3] if isinstance(block, Bottleneck) else [])]
-        convs = [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
-        special.append(block.bn3 if isinstance(block, Bottleneck) else None)
+        numbers = (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2)
+        convs, norms, activations = (
+            [getattr(block, f"{n}{i}") for i in numbers] for n in ("conv", "bn", "act")
+        )
+        special = [block.drop_block, block.aa, block.se, block.drop_path, *norms]
         shortcut = block.downsample
     elif isinstance(block, (ResNetBasicLayer, ResNetBottleNeckLayer)):
         special = [layer.normalization for layer in block.layer]

@@ -106,15 +106,10 @@ _MASK = "pixel_mask"
 
 
 class _Kind(NamedTuple):
-    """What a graph for one size is made for.
+    """What a graph for one size is made for."""
 
-    Attributes:
-        shapes: Of all inputs.
-        padded: Whether there are pixels that are not real, or a mask cannot tell.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    padded: bool
+    shapes: tuple[tuple[int, ...], ...]  # of all inputs
+    padded: bool  # whether there are pixels that are not real, or a mask cannot tell
 
 
 def _kind_of(inputs: Mapping[str, np.ndarray]) -> _Kind:

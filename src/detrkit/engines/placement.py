@@ -10,14 +10,7 @@ from detrkit.engines.names import EXPORTED_ENGINES
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {
-    "float32": "float32",
-    "fp32": "float32",
-    "float16": "float16",
-    "fp16": "float16",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-}
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def place(
@@ -54,10 +47,9 @@ def _torch_device(device: str | torch.device | None) -> torch.device:
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     import torch
 
-    if isinstance(dtype, str) and dtype in _DTYPES:
-        return getattr(torch, _DTYPES[dtype])
     if dtype is None:
         return torch.float32
-    if dtype in (torch.float32, torch.float16, torch.bfloat16):
-        return dtype
+    for name, short in _DTYPES.items():
+        if dtype in (getattr(torch, name), name, short):
+            return getattr(torch, name)
     raise SettingError(f"unknown dtype {str(dtype)!r}; use 'float32', 'float16' or 'bfloat16'")

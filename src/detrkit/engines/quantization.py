@@ -44,10 +44,10 @@ def quantize(
     samples: Sequence[Any],
     feed: Callable[[Any], Mapping[str, np.ndarray]],
 ) -> None:
-    """Writes an ONNX file of detrkit as OpenVINO's pair of .xml and .bin, in int8.
+    """Writes an ONNX file of detrkit, with the modules' names in it, as OpenVINO's .xml and .bin, in int8.
 
     Args:
-        onnx_file: What ``export_model`` wrote, with the names of the modules in it.
+        onnx_file: What ``export_model`` wrote.
         path: The .xml file.
         samples: What the ranges of the activations are measured on.
         feed: Gives the graph's inputs for a sample.

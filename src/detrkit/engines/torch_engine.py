@@ -24,7 +24,7 @@ def prepare(
     *,
     fuse: bool = True,
 ) -> PreTrainedModel:
-    """Prepares a model for inference, in place.
+    """Prepares a model for inference, in place, and returns it.
 
     Batch norm is folded into the convolutions (exact up to rounding), convolutions run channels-last, and
     activations work in place. The result predicts as before but can no longer be trained or saved.
@@ -34,9 +34,6 @@ def prepare(
         device: Where to run; None leaves the model where it is.
         dtype: Type of the weights; None leaves it.
         fuse: Use the fused operators where there are some; a compiler brings its own.
-
-    Returns:
-        ``model`` itself.
     """
     model.eval().requires_grad_(False)
     encoders = [m for m in model.modules() if isinstance(m, ConvEncoder)]
@@ -79,7 +76,9 @@ def fold_batch_norm(encoder: ConvEncoder) -> int:
     """
     if not any(isinstance(module, FrozenBatchNorm2d) for module in encoder.modules()):
         return 0
-    probe = _probe_image(encoder)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.rand(1, encoder.num_channels, *PROBE_SIZE, generator=generator)
+    probe = probe.to(next(encoder.parameters()))
     try:
         before = encoder(probe)
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -108,12 +107,6 @@ def fold_batch_norm(encoder: ConvEncoder) -> int:
         parent, name = owners[norm]
         setattr(parent, name, norm)
     return 0
-
-
-def _probe_image(encoder: ConvEncoder) -> Tensor:
-    weight = next(encoder.parameters())
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, encoder.num_channels, *PROBE_SIZE, generator=generator).to(weight)
 
 
 def _conv_norm_pairs(encoder: ConvEncoder, image: Tensor) -> list[tuple[nn.Conv2d, FrozenBatchNorm2d]]:
