@@ -187,16 +187,13 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
 def resolve_model(model: str) -> str:
     """What ``from_pretrained`` should be given for a model that a user named.
 
-    Args:
-        model: A folder, a Hub id ("facebook/detr-resnet-50") or a short name: of a released checkpoint
-            ("detr-resnet-50") or of a model that comes with the package ("blood-cells").
-
-    Returns:
-        The folder or Hub id unchanged; the Hub id or the folder that belongs to a short name.
+    A folder and a Hub id ("facebook/detr-resnet-50") stay as they are. The short name of a released
+    checkpoint ("detr-resnet-50") becomes its Hub id, that of a model in the package ("blood-cells") its
+    folder.
 
     Raises:
-        CheckpointError: The name is none of the three, is a file rather than a folder, or is a checkpoint
-            that is not on the Hub and has to be converted first.
+        CheckpointError: The name is none of these, is a file rather than a folder, or is a checkpoint that is
+            not on the Hub and has to be converted first.
     """
     path = Path(model)
     # Path("") is the working directory, which nobody means by an empty name.

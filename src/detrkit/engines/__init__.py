@@ -30,17 +30,10 @@ def check_engine(engine: str) -> None:
 
 
 def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.dtype) -> RunnableModel:
-    """A model as an engine runs it.
+    """A model as an engine runs it, with weights of a type; one with masks is a ``RunnableSegmenter``.
 
-    Args:
-        model: A model of detrkit, which is changed by the engines of torch, or an exported model that was
-            loaded for ``engine``.
-        engine: One of ``ENGINES``. An exported one gets the model exported for this process alone.
-        device: Where to run.
-        dtype: Type of the weights.
-
-    Returns:
-        The model; one with masks is a :class:`~detrkit.engines.interface.RunnableSegmenter`.
+    The engines of torch change the model they are given. The exported ones take a model that was loaded for
+    them, or export a model of detrkit for this process alone.
     """
     if engine in EXPORTED_ENGINES:
         from detrkit.engines.exported import ExportedModel

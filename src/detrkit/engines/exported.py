@@ -77,11 +77,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
 
 
 def runtime(engine: str) -> ModuleType:
-    """The module that runs models for an engine: its ``load`` opens a file.
+    """The module that runs models for an exported engine: its ``load`` opens a file.
 
     Raises:
         MissingExtraError: The engine's package is not installed.
-        KeyError: The engine runs no exported models.
     """
     from detrkit.engines import onnx_engine, openvino_engine
 

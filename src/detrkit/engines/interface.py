@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 class RunnableModel(Protocol):
-    """A detection model: eager, compiled or exported.
-
-    Attributes:
-        config: The model's configuration.
-    """
+    """A detection model: eager, compiled or exported."""
 
     config: PretrainedConfig
 

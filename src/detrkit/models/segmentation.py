@@ -126,15 +126,10 @@ class SegmentationModel(ModelWithHeads):
 
 
 def best_queries(scores: Tensor, threshold: float | Tensor, at_least: int) -> Tensor:
-    """The queries that score above a threshold, and as many for each image.
+    """The queries whose scores (batch, queries) are above a threshold, and as many for each image.
 
-    Args:
-        scores: (batch, queries).
-        threshold: Least score, exclusive.
-        at_least: How many to give where fewer survive.
-
-    Returns:
-        (batch, most survivors in an image) indices in their order: an image's best ones.
+    These are indices (batch, n) in ascending order: an image's n best ones, where n is the largest number of
+    survivors in an image, or ``at_least``.
     """
     count = (scores > threshold).sum(1).max().clamp(min=at_least).item()
     # For torch.export, to which the number is a symbol.

@@ -35,15 +35,12 @@ class DetectionTrainer(Trainer):
         recipe_rates: Learning rate, and learning rate of the backbone.
         schedule: As for :func:`~detrkit.training.optimization.learning_rate_factor`.
         warmup: Fraction of the run in which the learning rate rises.
-        ema_decay: Decay of the average of the weights; 0 disables averaging.
+        ema_decay: Decay of the average of the weights, ``averaged``; 0 disables averaging (None).
         multi_scale: Maximum relative change of a batch's size.
         sampler: The order of the batches of this process.
         measure: Evaluates a model; returns metrics by name.
         **options: Options of the ``Trainer``; ``train_dataset`` is a
             :class:`~detrkit.data.loading.PreparedDataset`.
-
-    Attributes:
-        averaged: The average of the weights; None without averaging.
     """
 
     optimizer: torch.optim.Optimizer | None
