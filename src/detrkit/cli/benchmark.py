@@ -13,7 +13,7 @@ import typer
 from detrkit.cli import options
 from detrkit.cli.output import check_output_file
 from detrkit.common.errors import DetrkitError, SettingError
-from detrkit.common.terminal import print_table, quiet_libraries, say
+from detrkit.common.terminal import make_table, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from detrkit.benchmark.sides import Settings
@@ -178,16 +178,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _print_results(rows: Sequence[Mapping[str, Any]], compared: bool) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    table.add_column("engine")
     headings = ["forward s", "end to end s", "images/s", "peak MB", "share of limit"]
     if compared:
         headings += ["forward ratio", "end to end ratio"]
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table = make_table(["engine"], headings)
     for side in dict.fromkeys(row["side"] for row in rows):
         stages = {row["stage"]: row for row in rows if row["side"] == side}
         forward, whole = stages.get("forward", {}), stages.get("end to end", {})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from detrkit.cli import options
-from detrkit.common.terminal import print_table
+from detrkit.common.terminal import make_table, print_table
 
 
 def models(
@@ -24,14 +24,8 @@ def models(
         print(json.dumps([*released, *map(_bundled, BUNDLED)], indent=2))
         return
 
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE)
-    table.add_column("name", no_wrap=True)
-    table.add_column("Hub id")
-    for heading in ("params (M)", "GFLOPs", "box AP", "PQ"):
-        table.add_column(heading, justify="right")
+    table = make_table(["name", "Hub id"], ["params (M)", "GFLOPs", "box AP", "PQ"])
+    table.columns[0].no_wrap = True
     for entry in REGISTRY.values():
         table.add_row(
             entry.name,

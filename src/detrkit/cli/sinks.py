@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from detrkit.cli.output import check_output_file, check_save_dir, drawing_names, save_image
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import write_json
-from detrkit.common.terminal import count, print_table
+from detrkit.common.terminal import count, make_table, print_table
 from detrkit.inference.inputs import ImageInput, file_names, image_ids
 from detrkit.results.coco_document import CocoOutput, is_complete
 from detrkit.results.journal import Journal
@@ -111,16 +111,10 @@ class ResultTable(Sink[_Result]):
 
     def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
         """Prints the table, also of an interrupted run."""
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE)
-        table.add_column("image", overflow="fold")
-        for heading in self._columns:
-            table.add_column(heading)
-        for heading in self._numbers:
-            table.add_column(heading, justify="right")
+        table = make_table(["image", *self._columns], self._numbers)
+        table.columns[0].overflow = "fold"
         for position in done:
             source, rows = self._found[position]
             for row in rows:

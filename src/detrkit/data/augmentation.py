@@ -234,9 +234,8 @@ def unwrap_target(target: Target) -> Target:
 
 def resize(image: PIL.Image.Image, target: Target, height: int, width: int) -> Example:
     """Resizes an image with Pillow, and its target."""
-    return resize_image(image, height, width), wrap_target(
-        resize_target(unwrap_target(target), height, width)
-    )
+    resized = resize_target(unwrap_target(target), height, width)
+    return resize_image(image, height, width), wrap_target(resized)
 
 
 def crop(

@@ -78,10 +78,9 @@ def read_voc(
     annotations = existing_folder(annotations_dir or images_dir, "Pascal VOC annotations")
     if not any(annotations.glob("*.xml")):
         raise AnnotationError(f"{annotations}: no XML files found; check the folder of annotations")
+    folders = str(images), str(annotations)
     loaded = _load(
-        "Pascal VOC",
-        images,
-        lambda library: library.from_pascal_voc(str(images), str(annotations), force_masks=return_masks),
+        "Pascal VOC", images, lambda library: library.from_pascal_voc(*folders, force_masks=return_masks)
     )
     return _convert(loaded, images, sorted(loaded.classes), return_masks)
 

@@ -339,13 +339,10 @@ def read_ground_truth(source: DocumentSource) -> Document:
 def read_results(
     source: Sequence[Annotation] | str | os.PathLike[str],
 ) -> Sequence[Annotation]:
-    """Reads COCO results.
-
-    Args:
-        source: A list of detections, or the file of one, or of a COCO document whose annotations they are.
+    """Reads COCO results: a list of detections, its file, or that of a COCO document with them.
 
     Raises:
-        AnnotationError: It cannot be read, or is neither.
+        AnnotationError: The file cannot be read, or is neither.
     """
     entries = read_json(source, AnnotationError) if isinstance(source, (str, os.PathLike)) else source
     if isinstance(entries, Mapping):
