@@ -90,6 +90,8 @@ def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_ad
 
 def name_ray_address(arguments: list[str]) -> list[str]:
     """Inserts the default address after a ``--ray`` without one, so that an image can follow it."""
+    if "--ray" not in arguments:
+        return arguments  # most runs need not import what follows
     from detrkit.inference.cluster import AUTO, is_ray_address
 
     named = []
