@@ -46,7 +46,7 @@ def test_the_threshold_of_a_panoptic_model_lets_some_queries_live(
     assert detrkit_side(one).end_to_end() >= 1
     detector = Detector.from_pretrained(tiny_panoptic, device="cpu")
     detector.processor.size = one.size
-    assert len(detector(one.pictures[0], threshold, masks=False)) == SURVIVORS
+    assert len(detector(one.images[0], threshold, masks=False)) == SURVIVORS
 
 
 def test_a_process_that_fails_is_told_and_the_others_go_on(tiny_detr: Path, tmp_path: Path) -> None:

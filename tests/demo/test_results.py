@@ -58,9 +58,9 @@ def test_the_documents_are_those_of_the_command_line(
 def test_pictures_have_the_images_size_and_show_what_was_found(result: Result) -> None:
     plain = np.asarray(read_upload(result.path, result.name))
     for view in (result.boxes(0.3), result.segments(0.3)):
-        assert view.picture.size == (120, 80)
-        assert (np.asarray(view.picture) != plain).any()
-    assert (np.asarray(result.boxes(1.0).picture) == plain).all()
+        assert view.drawing.size == (120, 80)
+        assert (np.asarray(view.drawing) != plain).any()
+    assert (np.asarray(result.boxes(1.0).drawing) == plain).all()
 
 
 def test_a_higher_threshold_shows_fewer_without_running_the_model(
@@ -96,12 +96,12 @@ def test_attention_is_asked_for_once_and_drawn_for_the_chosen_objects(
     assert len(objects) == len(result.boxes(0.3).document["annotations"]) >= 2
     assert objects[0].startswith("1: ")
     together, alone = result.attention_of(range(len(objects))), result.attention_of([1])
-    assert together.picture.size == alone.picture.size == (120, 80)
-    assert (np.asarray(together.picture) != np.asarray(alone.picture)).any()
+    assert together.drawing.size == alone.drawing.size == (120, 80)
+    assert (np.asarray(together.drawing) != np.asarray(alone.drawing)).any()
     assert alone.details.count("<li>") == 1
     assert alone.document is None
     first = result.attention_of(range(min(len(objects), 8)))
-    assert (np.asarray(result.attention_together(0.3).picture) == np.asarray(first.picture)).all()
+    assert (np.asarray(result.attention_together(0.3).drawing) == np.asarray(first.drawing)).all()
     with pytest.raises(SettingError, match="lower the threshold"):
         result.attention_together(1.0)
 
@@ -111,7 +111,7 @@ def test_a_photo_is_turned_as_its_browser_shows_it(segmenter: Detector, tmp_path
     exif[0x0112] = 6
     make_picture(120, 80).save(tmp_path / "turned.jpg", exif=exif)
     view = Result.of(str(tmp_path / "turned.jpg"), "turned.jpg", segmenter, "tiny").boxes(0.3)
-    assert view.picture.size == (80, 120)
+    assert view.drawing.size == (80, 120)
     assert (view.document["images"][0]["width"], view.document["images"][0]["height"]) == (80, 120)
 
 

@@ -62,17 +62,17 @@ def draw_attention(
         colors = [row_color(place) for place in range(len(attention))]
     if len(colors) != len(attention):
         raise ValueError(f"{len(colors)} colors for {len(attention)} rows of attention")
-    picture = _faded(image)
+    drawing = _faded(image)
     if isinstance(attention, AttentionMaps):
-        picture = _paint_maps(picture, attention.maps, colors, opacity)
+        drawing = _paint_maps(drawing, attention.maps, colors, opacity)
     elif isinstance(attention, AttentionSamples):
-        picture = _paint_samples(picture, attention, colors, opacity)
+        drawing = _paint_samples(drawing, attention, colors, opacity)
     line_width = line_width or max(1, round(math.sqrt(width * height) / 250))
     found = attention.detections
     if found is None:
-        return _paint_rings(picture, attention.points, colors, line_width)
+        return _paint_rings(drawing, attention.points, colors, line_width)
     captions = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores)]
-    return draw_boxes(picture, found.boxes, captions, colors, line_width=line_width)
+    return draw_boxes(drawing, found.boxes, captions, colors, line_width=line_width)
 
 
 def draw_panels(image: Image.Image, attention: Attention, *, columns: int | None = None) -> Image.Image:
@@ -136,8 +136,8 @@ def draw_queries(
     lines = math.ceil(len(queries) / columns)
     size = (columns * (side + _GAP) + _GAP, lines * (side + head + _GAP))
     scale = _oversampling(*size)
-    picture = Image.new("RGB", (size[0] * scale, size[1] * scale), "white")
-    draw = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (size[0] * scale, size[1] * scale), "white")
+    draw = ImageDraw.Draw(drawing)
     places = []
     radius = max(1.0, side / 90) * scale
     for place, query in enumerate(queries):
@@ -149,12 +149,12 @@ def draw_queries(
         for box in statistics.boxes[statistics.queries == query]:
             x, y = corner + box[:2] * length
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=size_color(box[2], box[3]))
-    picture = picture.resize(size, Image.Resampling.BOX)
-    draw = ImageDraw.Draw(picture)
+    drawing = drawing.resize(size, Image.Resampling.BOX)
+    draw = ImageDraw.Draw(drawing)
     for (left, top), query in zip(places, queries):
         text = f"query {query}: {counts[query]} of {statistics.image_count}"
         draw.text((left, top - head / 2), text, fill=(60, 60, 60), font=font, anchor="lm")
-    return picture
+    return drawing
 
 
 def row_color(place: int) -> Color:
@@ -194,11 +194,11 @@ def _faded(image: Image.Image) -> Image.Image:
 
 
 def _paint_maps(
-    picture: Image.Image, maps: np.ndarray, colors: Sequence[Color], opacity: float
+    drawing: Image.Image, maps: np.ndarray, colors: Sequence[Color], opacity: float
 ) -> Image.Image:
     """Colours each pixel by the maps (N, height, width) at its centre."""
-    rows = ((np.arange(picture.height) + 0.5) / picture.height * maps.shape[1]).astype(np.intp)
-    columns = ((np.arange(picture.width) + 0.5) / picture.width * maps.shape[2]).astype(np.intp)
+    rows = ((np.arange(drawing.height) + 0.5) / drawing.height * maps.shape[1]).astype(np.intp)
+    columns = ((np.arange(drawing.width) + 0.5) / drawing.width * maps.shape[2]).astype(np.intp)
     strongest = maps.max(axis=(1, 2), keepdims=True).clip(min=np.finfo(np.float32).tiny)
     strengths = maps / strongest
     total = strengths.sum(axis=0).clip(min=np.finfo(np.float32).tiny)
@@ -206,22 +206,22 @@ def _paint_maps(
     paint = np.einsum("nhw,nc->hwc", strengths, inks) / total[..., None]
     cover = (opacity * strengths.max(axis=0, initial=0))[..., None]
     paint, cover = (part[rows[:, None], columns] for part in (paint, cover))
-    pixels = np.asarray(picture, dtype=np.float32) * (1 - cover) + paint * cover
+    pixels = np.asarray(drawing, dtype=np.float32) * (1 - cover) + paint * cover
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 def _paint_samples(
-    picture: Image.Image, attention: AttentionSamples, colors: Sequence[Color], opacity: float
+    drawing: Image.Image, attention: AttentionSamples, colors: Sequence[Color], opacity: float
 ) -> Image.Image:
     """Draws each sample as a dot, the heaviest on top."""
     per_row = attention.weights[0].size if len(attention) else 0
     weights = attention.weights.reshape(-1)
     at = attention.locations.reshape(-1, 2)
     shares = weights / weights.max(initial=np.finfo(np.float32).tiny)
-    scale = _oversampling(*picture.size)
-    layer = Image.new("RGBA", (picture.width * scale, picture.height * scale))
+    scale = _oversampling(*drawing.size)
+    layer = Image.new("RGBA", (drawing.width * scale, drawing.height * scale))
     draw = ImageDraw.Draw(layer)
-    largest = max(3.0, math.sqrt(picture.width * picture.height) / 80) * scale
+    largest = max(3.0, math.sqrt(drawing.width * drawing.height) / 80) * scale
     for sample in np.argsort(shares, kind="stable"):
         x, y = at[sample].astype(float) * scale
         radius = largest * math.sqrt(shares[sample])
@@ -231,21 +231,21 @@ def _paint_samples(
         color = (*colors[sample // per_row], alpha)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     # Halved without its opacity in mind, a dot would get a dark rim.
-    layer = layer.convert("RGBa").resize(picture.size, Image.Resampling.BOX).convert("RGBA")
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+    layer = layer.convert("RGBa").resize(drawing.size, Image.Resampling.BOX).convert("RGBA")
+    return Image.alpha_composite(drawing.convert("RGBA"), layer).convert("RGB")
 
 
 def _paint_rings(
-    picture: Image.Image, points: np.ndarray, colors: Sequence[Color], line_width: int
+    drawing: Image.Image, points: np.ndarray, colors: Sequence[Color], line_width: int
 ) -> Image.Image:
     """Draws a ring in white and colour around each point."""
-    draw = ImageDraw.Draw(picture)
-    radius = max(5.0, math.sqrt(picture.width * picture.height) / 45)
+    draw = ImageDraw.Draw(drawing)
+    radius = max(5.0, math.sqrt(drawing.width * drawing.height) / 45)
     for (x, y), color in zip(points.tolist(), colors):
         for extra, ink in ((line_width, "white"), (0, color)):
             r = radius + extra
             draw.ellipse((x - r, y - r, x + r, y + r), outline=ink, width=line_width + 2 * extra)
-    return picture
+    return drawing
 
 
 def _oversampling(width: int, height: int) -> int:

@@ -56,9 +56,9 @@ def threshold_of(model: str, settings: Mapping[str, Any]) -> float:
         return 0.0
     network, processor = files.load_model(), files.load_processor()
     one = Settings(**{**settings, "batch": 1, "threshold": 0.0, "device": "cpu", "dtype": "float32"})
-    inputs = processor(images=one.pictures, size=one.size, return_tensors="pt")
+    inputs = processor(images=one.images, size=one.size, return_tensors="pt")
     with torch.inference_mode():
         logits = network.eval().detector(**inputs)["logits"]
     scores = processor.query_probabilities(logits)[0].amax(-1)[0].sort(descending=True).values
-    # Both sides find the same queries: the threshold lies between the scores of two of them.
+    # Both sides find the same queries: the threshold is between the scores of two of them.
     return float(scores[SURVIVORS - 1 : SURVIVORS + 1].mean())

@@ -109,7 +109,7 @@ def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float |
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds rows to a CSV file, which is made where there is none.
+    """Adds rows to a CSV file; creates it if it does not exist.
 
     Raises:
         DetrkitError: The file has other columns, or cannot be written.

@@ -3,7 +3,7 @@
 ``python -m detrkit.benchmark.sides SETTINGS`` loads a model, makes one timed run for each line on stdin that
 says ``forward`` or ``end to end``, and answers with a line of JSON; to ``memory`` with the most it has held.
 
-*Forward* is the model alone, on normalised images without padding. *End to end* is from 640x480 pictures to
+*Forward* is the model alone, on normalised images without padding. *End to end* is from 640x480 images to
 boxes in pixels, for models with masks to maps of segments.
 """
 
@@ -57,8 +57,8 @@ class Settings:
     dtype: str = "float32"
 
     @property
-    def pictures(self) -> list[PIL.Image.Image]:
-        """The pictures of a batch: noise, whose work is that of any picture."""
+    def images(self) -> list[PIL.Image.Image]:
+        """The images of a batch: noise, whose work is that of any image."""
         noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
         return [PIL.Image.fromarray(noise)] * self.batch
 
@@ -74,7 +74,7 @@ class Side:
 
     Attributes:
         forward: Runs the model; gives the sum of its logits' absolute values.
-        end_to_end: From pictures to results; gives the sum of scores, or the number of segments.
+        end_to_end: From images to results; gives the sum of scores, or the number of segments.
     """
 
     forward: Callable[[], float]
@@ -89,13 +89,13 @@ def detrkit_side(settings: Settings) -> Side:
         settings.model, engine=settings.engine, device=settings.device, dtype=settings.dtype
     )
     detector.processor.size = settings.size
-    pictures = settings.pictures
+    images = settings.images
     pixels = _pixels(settings)
 
     def end_to_end() -> float:
         if detector.has_masks:
-            return float(sum(map(len, detector.segment(pictures, settings.threshold, settings.batch))))
-        results = detector(pictures, settings.threshold, settings.batch)
+            return float(sum(map(len, detector.segment(images, settings.threshold, settings.batch))))
+        results = detector(images, settings.threshold, settings.batch)
         return float(sum(found.scores.sum() for found in results))
 
     return Side(lambda: _run(detector.model, pixels), end_to_end)
@@ -123,15 +123,15 @@ def load_transformers(settings: Settings) -> tuple[Any, Any]:
 
 def around_transformers(model: Callable[..., Any], processor: Any, settings: Settings) -> Side:
     """The side of a model that is called as those of Transformers, with one of its image processors."""
-    pictures = settings.pictures
+    images = settings.images
     pixels = _pixels(settings)
 
     def end_to_end() -> float:
-        inputs = processor(images=pictures, size=settings.size, return_tensors="pt").to(settings.device)
+        inputs = processor(images=images, size=settings.size, return_tensors="pt").to(settings.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(pixels.dtype)
         with torch.inference_mode():
             outputs = model(**inputs)
-        sizes = [picture.size[::-1] for picture in pictures]
+        sizes = [image.size[::-1] for image in images]
         if "pred_masks" in outputs:
             maps = processor.post_process_panoptic_segmentation(
                 outputs, settings.threshold, target_sizes=sizes
@@ -144,7 +144,7 @@ def around_transformers(model: Callable[..., Any], processor: Any, settings: Set
 
 
 def _pixels(settings: Settings) -> torch.Tensor:
-    """Noise, the same for all sides: their processors resize pictures a little differently."""
+    """Noise, the same for all sides: their processors resize images a little differently."""
     shape = (settings.batch, 3, settings.height, settings.width)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return pixels.to(settings.device, getattr(torch, settings.dtype))

@@ -94,7 +94,7 @@ class Worker:
         self._errors.seek(0)
         said = [line.strip() for line in self._errors if line.strip()]
         if status == -9:
-            return "killed, most likely for want of memory"
+            return "killed, probably out of memory"
         return said[-1][:300] if said else f"ended with status {status}"
 
 

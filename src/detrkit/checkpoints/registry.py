@@ -176,7 +176,7 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
     """The released checkpoint with this short name or Hub id.
 
     Raises:
-        CheckpointError: There is none; the message suggests the names that come close.
+        CheckpointError: No checkpoint has this name; the message suggests similar names.
     """
     entry = REGISTRY.get(name) or _BY_HUB_ID.get(name)
     if entry is None:

@@ -22,7 +22,7 @@ _OFFERED = (*BUNDLED, *(name for name, entry in REGISTRY.items() if entry.hub_id
 class ModelChoices:
     """Models by the names that visitors see; the last few that were used stay loaded.
 
-    A visitor never sees the folder that a model lies in: it goes by the folder's name.
+    A visitor never sees the path of a model's folder, only its name.
 
     Attributes:
         labels: The names, the first one is the page's choice.

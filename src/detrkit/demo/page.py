@@ -18,7 +18,7 @@ from detrkit.demo.results import MIN_THRESHOLD, Result, ResultStore, View, messa
 
 logger = logging.getLogger("detrkit")
 
-# The sides of a picture on the page, in pixels; what is downloaded has the size of the image.
+# The sides of an image on the page, in pixels; what is downloaded has the size of the image.
 _PREVIEW_SIZE = 1600
 # Seconds between two searches for old files, and the age at which they go.
 _FILE_SEARCH, _FILE_AGE = 600, 3600
@@ -29,7 +29,7 @@ _NOT_ASKED = "Press Show attention: the model runs once more and tells where it 
 _ALL_OBJECTS = "The most confident objects together"
 _FAULT = "Something went wrong on the server, and the cause is in its log. Try another image or model."
 
-# Pictures to click on, which would have no name for those who do not see them.
+# Images to click on, which would have no name for those who do not see them.
 _NAME_EXAMPLES = """() => document.querySelectorAll('#detrkit-examples button').forEach(
     (button, index) => button.setAttribute('aria-label', `Example image ${index + 1}`))"""
 
@@ -39,7 +39,7 @@ def _upload() -> gr.Image:
 
     ``gr.Image`` opens the file before it asks anybody else, and a broken one ends in a bare "Error"; the page
     reads it itself and says what is wrong. This is no subclass, since gradio writes a file beside the source
-    of each; so no event may answer with ``gr.update`` for this component, which would make it anew.
+    of each; so no event may answer with ``gr.update`` for this component, which would create it again.
     """
 
     def as_given(payload: ImageData | None) -> tuple[str, str] | None:
@@ -53,11 +53,11 @@ def _upload() -> gr.Image:
 
 
 class _Tab:
-    """Picture, details and downloads of one way to look at a result, below the tab's own controls."""
+    """Drawing, details and downloads of one way to look at a result, below the tab's own controls."""
 
     def __init__(self, noun: str, document: bool = True) -> None:
-        self.picture = gr.Image(
-            label=f"Picture with {noun}",
+        self.drawing = gr.Image(
+            label=f"Image with {noun}",
             show_label=False,  # it would hide a corner
             interactive=False,
             height=440,
@@ -71,21 +71,21 @@ class _Tab:
     @property
     def outputs(self) -> list[Any]:
         """The components that ``show`` and ``clear`` give values for."""
-        return [self.picture, self.details, self.png, *([] if self.json is None else [self.json])]
+        return [self.drawing, self.details, self.png, *([] if self.json is None else [self.json])]
 
     def show(self, view: View) -> list[Any]:
         """Values of ``outputs`` for what was found."""
         # In gradio's own folder files are served as they are, and removed when they are old.
         folder = Path(self.png.GRADIO_CACHE) / secrets.token_hex(16)
         folder.mkdir(parents=True)
-        picture = folder / f"{view.file_stem}.png"
-        view.picture.save(picture, compress_level=1)
-        preview = picture
-        if max(view.picture.size) > _PREVIEW_SIZE:
+        drawing = folder / f"{view.file_stem}.png"
+        view.drawing.save(drawing, compress_level=1)
+        preview = drawing
+        if max(view.drawing.size) > _PREVIEW_SIZE:
             preview = folder / "preview.jpg"
-            view.picture.thumbnail((_PREVIEW_SIZE, _PREVIEW_SIZE))
-            view.picture.save(preview, quality=90)
-        downloads = [picture]
+            view.drawing.thumbnail((_PREVIEW_SIZE, _PREVIEW_SIZE))
+            view.drawing.save(preview, quality=90)
+        downloads = [drawing]
         if self.json is not None:
             downloads.append(folder / f"{view.file_stem}.json")
             downloads[-1].write_text(json.dumps(view.document) + "\n", encoding="utf-8")
@@ -267,7 +267,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
 def _redraw(
     store: ResultStore, tab: _Tab, token: str | None, view: Callable[[Result], View | None]
 ) -> list[Any]:
-    """The outputs of a tab for another view of a result, unchanged where there is none."""
+    """The outputs of a tab for another view of a result, unchanged if there is none."""
     try:
         shown = None if token is None else view(store.get(token))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What the demo shows of one image: a picture, a legend, a table and a document, at any threshold."""
+"""What the demo shows of one image: a drawing, a legend, a table and a document, at any threshold."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class View:
     """What a tab shows.
 
     Attributes:
-        picture: The image with what was found drawn on it.
+        drawing: The image with what was found drawn on it.
         details: Summary, legend and table as HTML.
         file_stem: How files of this view are called, without suffix.
-        document: The COCO document that the command line writes; None where there is none.
+        document: The COCO document that the command line writes; None if there is none to download.
     """
 
-    picture: Image
+    drawing: Image
     details: str
     file_stem: str
     document: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ class Result:
     """An image that a model has seen.
 
     Attributes:
-        path: Where the server has the image. It is read again for each drawing, as pictures in memory would
+        path: Where the server has the image. It is read again for each drawing, as images in memory would
             cost far more than what the model said of them.
         name: What the visitor calls it.
         detector: The model.
@@ -109,7 +109,7 @@ class Result:
             numbers = [f"{one.score:.2f}", *(f"{value:.0f}" for value in (x0, y0, x1 - x0, y1 - y0))]
             rows.append((class_color(one.label), one.name, numbers))
         return View(
-            picture=found.draw(read_upload(self.path, self.name)),
+            drawing=found.draw(read_upload(self.path, self.name)),
             details=_details(
                 "object",
                 threshold,
@@ -140,7 +140,7 @@ class Result:
             share = f"{100 * segment['area'] / (width * height):.1f} %"
             rows.append((color, name, [kind, f"{segment['score']:.2f}", share]))
         return View(
-            picture=found.draw(read_upload(self.path, self.name)),
+            drawing=found.draw(read_upload(self.path, self.name)),
             details=_details(
                 "segment",
                 threshold,
@@ -166,8 +166,8 @@ class Result:
         from detrkit.attention.maps import decoder_attention
 
         if self.attention is None:
-            picture = read_upload(self.path, self.name)
-            self.attention = decoder_attention(self.detector, picture, MIN_THRESHOLD)
+            drawing = read_upload(self.path, self.name)
+            self.attention = decoder_attention(self.detector, drawing, MIN_THRESHOLD)
 
     def attending(self, threshold: float) -> list[str]:
         """What can be chosen in ``attention_of``: the objects that score higher than a threshold."""
@@ -180,7 +180,7 @@ class Result:
         ]
 
     def attention_together(self, threshold: float) -> View:
-        """What the queries of the most confident objects attend to, in one picture.
+        """What the queries of the most confident objects attend to, in one drawing.
 
         Raises:
             SettingError: No object scores higher than the threshold.
@@ -205,7 +205,7 @@ class Result:
         colors = [class_color(place) for place in range(len(chosen))]
         keys = [(color, one.name, f"{one.score:.2f}") for one, color in zip(chosen.detections, colors)]
         return View(
-            picture=draw_attention(read_upload(self.path, self.name), chosen, colors=colors),
+            drawing=draw_attention(read_upload(self.path, self.name), chosen, colors=colors),
             details='<p class="detrkit-summary" role="status">Where the decoder looks for '
             f"{count(len(chosen), 'object')}</p>"
             f"{_legend('objects', keys)}",

@@ -62,7 +62,7 @@ class _Graphs:
 
     The first size that comes a third time gets a graph of its own at once: often it is the only one. Another
     size gets one when that would have paid: when what it would have saved is what making one takes. So a
-    folder of pictures of all sizes never takes more than twice the time it could.
+    folder of images of all sizes never takes more than twice the time it could.
     """
 
     def __init__(self, compile_graph: Callable[[Any], Any], model: Any) -> None:
@@ -97,7 +97,7 @@ class _Graphs:
             self._to_make = time.perf_counter() - started
             if len(self._for_one_size) > _GRAPHS_KEPT:
                 left, _ = self._for_one_size.popitem(last=False)
-                del self._seconds[left]  # it has to earn the next one anew
+                del self._seconds[left]  # it has to earn the next one again
         self._for_one_size.move_to_end(kind)
         return self._for_one_size[kind]
 

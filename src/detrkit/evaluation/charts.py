@@ -120,8 +120,8 @@ def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
     size = max(5.0, 0.3 * len(names) + 2)
     figure = Figure(figsize=(size + 1, size))
     axes = figure.add_subplot()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axes, label="share of the row", fraction=0.046)
+    cells = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(cells, ax=axes, label="share of the row", fraction=0.046)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(

@@ -324,7 +324,7 @@ class _Worker:
         results: dict[int, Found] = {}
         readable: list[int] = []
 
-        def pictures() -> Iterator[Image]:
+        def images() -> Iterator[Image]:
             for place, source in enumerate(sources):
                 try:
                     image = read_image(
@@ -336,7 +336,7 @@ class _Worker:
                     readable.append(place)
                     yield image
 
-        for number, result in enumerate(self.stream(pictures())):
+        for number, result in enumerate(self.stream(images())):
             result.source = sources[readable[number]]
             results[readable[number]] = result
         return [results[place] for place in range(len(sources))]

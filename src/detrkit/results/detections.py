@@ -161,9 +161,11 @@ class Detections:
         """
         from detrkit.results.drawing import class_color, draw_boxes
 
-        picture = picture_of(self, image, "boxes")
+        background = image_of(self, image, "boxes")
         captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
-        return draw_boxes(picture, self.boxes, captions, [class_color(int(label)) for label in self.labels])
+        return draw_boxes(
+            background, self.boxes, captions, [class_color(int(label)) for label in self.labels]
+        )
 
 
 def summary(results: Detections | PanopticSegmentation) -> str:
@@ -175,7 +177,7 @@ def summary(results: Detections | PanopticSegmentation) -> str:
     return f"{head}: {counts})" if counts else f"{head})"
 
 
-def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:
+def image_of(results: Detections | PanopticSegmentation, image: ImageSource | None, what: str) -> Image:
     """The image that results are drawn on: by default their own source; errors call the results ``what``.
 
     Raises:
@@ -186,14 +188,14 @@ def picture_of(results: Detections | PanopticSegmentation, image: ImageSource | 
     if image is None and results.source is None:
         raise ImageError(f"these {what} did not come from a file; give draw() the image")
     source = results.source if image is None else image
-    picture = load_image(source, exif_orientation=results.exif_orientation)
+    background = load_image(source, exif_orientation=results.exif_orientation)
     height, width = results.image_size
-    if picture.size != (width, height):
+    if background.size != (width, height):
         raise ImageError(
             f"the {what} refer to an image of {width}x{height} pixels, but the image to draw on has "
-            f"{picture.width}x{picture.height}"
+            f"{background.width}x{background.height}"
         )
-    return picture
+    return background
 
 
 def _as_index(index: Index | bool) -> slice | np.ndarray:

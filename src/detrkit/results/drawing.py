@@ -1,4 +1,4 @@
-"""Boxes and segments with captions on a picture.
+"""Boxes and segments with captions on an image.
 
 The outlines and captions are drawn with Pillow: torchvision's drawing needs a font file on disk to draw text
 in a readable size, whereas Pillow carries a scalable font with it.
@@ -50,14 +50,14 @@ def draw_boxes(
     line_width: int | None = None,
     font_size: int | None = None,
 ) -> Image.Image:
-    """Draws boxes and their captions on a copy of a picture.
+    """Draws boxes and their captions on a copy of an image.
 
-    Outlines are drawn from the last box to the first, so that the first (the most confident) lies on top.
-    A caption never leaves the picture; it stands where it hides no other caption, if there is such a place.
+    Outlines are drawn from the last box to the first, so that the first (the most confident) is on top.
+    A caption never leaves the image; it stands where it hides no other caption, if there is such a place.
 
     Args:
-        image: The picture, any mode.
-        boxes: (N, 4) corners x0, y0, x1, y1 in pixels of ``image``. Parts outside of the picture are not
+        image: The image, any mode.
+        boxes: (N, 4) corners x0, y0, x1, y1 in pixels of ``image``. Parts outside the image are not
             drawn; boxes that are wholly outside or not finite are left out.
         captions: N texts; none are drawn when left out.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
@@ -72,24 +72,24 @@ def draw_boxes(
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     colors = _checked_colors(colors, captions, len(boxes), "boxes")
-    picture = image.convert("RGB")
-    if picture is image:
-        picture = image.copy()
-    length = math.sqrt(picture.width * picture.height)  # one measure of size for wide and tall pictures alike
+    drawing = image.convert("RGB")
+    if drawing is image:
+        drawing = image.copy()
+    length = math.sqrt(drawing.width * drawing.height)  # one measure of size for wide and tall images alike
     line_width = line_width or max(1, round(length / 200))
     if not font_size:
-        # Smaller in a crowd, whose captions would otherwise cover the picture.
+        # Smaller in a crowd, whose captions would otherwise cover the image.
         crowd = max(1.0, math.sqrt(len(boxes) / 15))
         font_size = max(11, round(length / 36 / crowd))
 
-    draw = ImageDraw.Draw(picture)
-    inside = [(i, _clip(box, picture.width, picture.height)) for i, box in enumerate(boxes)]
+    draw = ImageDraw.Draw(drawing)
+    inside = [(i, _clip(box, drawing.width, drawing.height)) for i, box in enumerate(boxes)]
     visible = [(i, box) for i, box in inside if box is not None]
     for i, box in reversed(visible):
         draw.rectangle(box, outline=colors[i], width=line_width)
     if captions is not None:
-        _draw_captions(draw, picture.size, [(box, captions[i], colors[i]) for i, box in visible], font_size)
-    return picture
+        _draw_captions(draw, drawing.size, [(box, captions[i], colors[i]) for i, box in visible], font_size)
+    return drawing
 
 
 def segment_colors(labels: Sequence[int]) -> list[Color]:
@@ -117,18 +117,18 @@ def draw_segments(
     opacity: float = 0.55,
     font_size: int | None = None,
 ) -> Image.Image:
-    """Draws segments and their captions over a copy of a picture, with a light line around each.
+    """Draws segments and their captions over a copy of an image, with a light line around each.
 
     A caption stands inside its segment, as far from its border as can be; captions that would hide another
     of a larger segment are left out.
 
     Args:
-        image: The picture, any mode.
+        image: The image, any mode.
         ids: (height, width) integers, the segment that each pixel belongs to.
         segments: N ids; pixels with any other id stay as they are.
         captions: N texts; none are drawn when left out.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
-        opacity: How much of a segment's colour there is in the picture, in [0, 1].
+        opacity: How much of a segment's colour there is in the drawing, in [0, 1].
         font_size: Height of the captions' font in pixels; by default it grows with the image.
 
     Returns:
@@ -136,10 +136,10 @@ def draw_segments(
 
     Raises:
         ValueError: ``captions`` or ``colors`` are not as many as the segments, or ``ids`` is not of the
-            picture's size.
+            image's size.
     """
     if ids.shape != (image.height, image.width):
-        raise ValueError(f"ids of {ids.shape} do not fit a picture of {(image.height, image.width)}")
+        raise ValueError(f"ids of {ids.shape} do not fit an image of {(image.height, image.width)}")
     colors = _checked_colors(colors, captions, len(segments), "segments")
     places = _places(ids, segments)
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -148,11 +148,11 @@ def draw_segments(
     pixels = pixels * (1 - strength) + paint[places] * strength
     length = math.sqrt(image.width * image.height)
     pixels[_borders(places, max(1, round(length / 500)))] = 245
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    drawing = Image.fromarray(pixels.round().astype(np.uint8))
     if captions is not None:
         font_size = font_size or max(11, round(length / 40))
-        _draw_segment_captions(picture, places, captions, colors, font_size)
-    return picture
+        _draw_segment_captions(drawing, places, captions, colors, font_size)
+    return drawing
 
 
 def _checked_colors(
@@ -183,24 +183,24 @@ def _borders(places: np.ndarray, width: int) -> np.ndarray:
 
 
 def _draw_segment_captions(
-    picture: Image.Image,
+    drawing: Image.Image,
     places: np.ndarray,
     captions: Sequence[str],
     colors: Sequence[Color],
     font_size: int,
 ) -> None:
     """Writes the captions of the largest segments first, each at its segment's deepest point."""
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(drawing)
     areas = np.bincount(places.ravel(), minlength=len(captions) + 1)[1:]
     boxes = find_objects(places, max_label=len(captions))
     placed: list[_Place] = []
     for i in np.argsort(-areas, kind="stable"):
-        font = _fitting_font(captions[i], font_size, picture.size)
+        font = _fitting_font(captions[i], font_size, drawing.size)
         if boxes[i] is None or font is None:
             continue
         x, y = _deepest_point(places, int(i) + 1, boxes[i])
         width, height = _tag_size(captions[i], font)
-        place = _inside((x - width // 2, y - height // 2), (width, height), picture.size)
+        place = _inside((x - width // 2, y - height // 2), (width, height), drawing.size)
         if not any(_overlap(place, other) for other in placed):
             placed.append(place)
             _draw_tag(draw, place, captions[i], font, colors[i])
@@ -216,7 +216,7 @@ def _deepest_point(places: np.ndarray, place: int, box: tuple[slice, slice]) -> 
 
 
 def _clip(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int] | None:
-    """The part of a box inside the picture as whole pixels, corners included; None where there is none."""
+    """The part of a box inside the image as whole pixels, corners included; None if the box is outside."""
     if not np.isfinite(box).all():
         return None
     x0, y0, x1, y1 = box
@@ -233,7 +233,7 @@ def _font(size: int) -> _Font:
 
 def _draw_captions(
     draw: ImageDraw.ImageDraw,
-    picture_size: tuple[int, int],
+    image_size: tuple[int, int],
     captions: list[tuple[tuple[int, int, int, int], str, Color]],
     font_size: int,
 ) -> None:
@@ -241,10 +241,10 @@ def _draw_captions(
     placed: list[_Place] = []
     drawings = []
     for box, text, color in captions:
-        font = _fitting_font(text, font_size, picture_size)
+        font = _fitting_font(text, font_size, image_size)
         if font is None:
             continue
-        place = _place(box, _tag_size(text, font), picture_size, placed)
+        place = _place(box, _tag_size(text, font), image_size, placed)
         placed.append(place)
         drawings.append((place, text, font, color))
     for place, text, font, color in reversed(drawings):
@@ -260,11 +260,11 @@ def _draw_tag(draw: ImageDraw.ImageDraw, place: _Place, text: str, font: _Font, 
     draw.text(middle, text, fill=(0, 0, 0) if light else (255, 255, 255), font=font, anchor="mm")
 
 
-def _fitting_font(text: str, font_size: int, picture_size: tuple[int, int]) -> _Font | None:
+def _fitting_font(text: str, font_size: int, image_size: tuple[int, int]) -> _Font | None:
     """The font in the wanted size, else smaller so that the caption fits; None where none is readable."""
     for size in range(font_size, _SMALLEST_READABLE_FONT - 1, -1):
         width, height = _tag_size(text, _font(size))
-        if width <= picture_size[0] and height <= picture_size[1]:
+        if width <= image_size[0] and height <= image_size[1]:
             return _font(size)
     return None
 
@@ -279,9 +279,9 @@ def _tag_size(text: str, font: _Font) -> tuple[int, int]:
 
 
 def _place(
-    box: tuple[int, int, int, int], size: tuple[int, int], picture_size: tuple[int, int], placed: list[_Place]
+    box: tuple[int, int, int, int], size: tuple[int, int], image_size: tuple[int, int], placed: list[_Place]
 ) -> _Place:
-    """The best place for a caption, inside the picture: on top of its box, else inside, below or beside."""
+    """The best place for a caption, inside the image: on top of its box, else inside, below or beside."""
     width, height = size
     left, top, right, bottom = box
     wishes = [
@@ -295,13 +295,13 @@ def _place(
         (right + 1, top),
         (left - width, top),
     ]
-    places = (_inside(wish, size, picture_size) for wish in wishes)
+    places = (_inside(wish, size, image_size) for wish in wishes)
     return min(places, key=lambda place: sum(_overlap(place, other) for other in placed))
 
 
-def _inside(corner: tuple[int, int], size: tuple[int, int], picture_size: tuple[int, int]) -> _Place:
-    """The place of this size with this upper left corner, moved into the picture."""
-    x, y = (min(max(0, at), whole - part) for at, part, whole in zip(corner, size, picture_size))
+def _inside(corner: tuple[int, int], size: tuple[int, int], image_size: tuple[int, int]) -> _Place:
+    """The place of this size with this upper left corner, moved into the image."""
+    x, y = (min(max(0, at), whole - part) for at, part, whole in zip(corner, size, image_size))
     return x, y, x + size[0], y + size[1]
 
 

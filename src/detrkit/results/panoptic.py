@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detrkit.common.schema import Annotation, Segment
-from detrkit.results.detections import picture_of, summary
+from detrkit.results.detections import image_of, summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ class PanopticSegmentation:
 
     Attributes:
         ids: (height, width) int32, the id of the segment that each pixel of the original image belongs to;
-            0 where there is none.
+            0 for a pixel of no segment.
         segments: For each segment ``id``, ``category_id`` (the model's class), ``isthing``, ``area`` in
             pixels and ``score`` in [0, 1].
         names: The class name of each segment.
@@ -56,7 +56,7 @@ class PanopticSegmentation:
         return self.ids == self.segments[index]["id"]
 
     def to_png(self) -> Image:
-        """The ids as a COCO panoptic picture: red + 256 green + 65536 blue is the id of a pixel's segment."""
+        """The ids as a COCO panoptic image: red + 256 green + 65536 blue is the id of a pixel's segment."""
         from PIL import Image
 
         from detrkit.processing.panoptic_png import id_to_rgb
@@ -108,9 +108,9 @@ class PanopticSegmentation:
         """
         from detrkit.results.drawing import draw_segments, segment_colors
 
-        picture = picture_of(self, image, "segments")
+        background = image_of(self, image, "segments")
         colors = segment_colors([int(s["category_id"]) for s in self.segments])
-        return draw_segments(picture, self.ids, [int(s["id"]) for s in self.segments], self.names, colors)
+        return draw_segments(background, self.ids, [int(s["id"]) for s in self.segments], self.names, colors)
 
 
 def _bounding_boxes(ids: np.ndarray) -> dict[int, list[int]]:

@@ -184,7 +184,7 @@ class ConditionalDetrModel(ConditionalDetrPreTrainedModel, SingleScaleModel):
 
 
 class ConditionalDetrForObjectDetection(ConditionalDetrPreTrainedModel, ObjectDetectionModel):
-    """Conditional DETR with heads for classes (there is none for no object) and boxes."""
+    """Conditional DETR with heads for classes (without a no-object class) and boxes."""
 
     def __init__(self, config: ConditionalDetrConfig) -> None:
         super().__init__(config)

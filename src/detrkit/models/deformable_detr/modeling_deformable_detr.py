@@ -414,7 +414,7 @@ def _is_new(parameter: Tensor) -> bool:
 
 
 class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDetectionModel):
-    """Deformable DETR with heads for classes (there is none for no object) and boxes.
+    """Deformable DETR with heads for classes (without a no-object class) and boxes.
 
     All layers share one pair of heads, unless boxes are refined: then each layer has its own, and in a
     two-stage model one more pair makes the proposals.
