@@ -41,7 +41,7 @@ NOT_RUN = {
     "docs/export.md": 1,
     "docs/hub.md": 3,
     "docs/large-jobs.md": 3,
-    "docs/performance.md": 6,
+    "docs/performance.md": 7,
     "docs/reproduce.md": 3,
     "docs/several-gpus.md": 1,
     "docs/start.md": 1,
