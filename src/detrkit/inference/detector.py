@@ -35,6 +35,7 @@ from detrkit.inference.prepared import (
     check_numbers,
     is_one_image,
     prepare_image,
+    reading_threads,
     to_device,
 )
 from detrkit.results.detections import Detections
@@ -60,9 +61,6 @@ _Many: TypeAlias = "Iterable[ImageSource]"
 # Images of one processed size, and what is called with their pixels.
 _Batch: TypeAlias = Sequence[PreparedImage]
 _Model: TypeAlias = "Callable[..., ObjectDetectionOutput]"
-
-# Threads that read images for a GPU, which takes a few hundred a second; a thread reads about a hundred.
-_READERS = 8
 
 # What a prediction keeps of the outputs.
 _RESULT_FIELDS = ("logits", "pred_boxes", "pred_masks")
@@ -406,9 +404,7 @@ class Detector:
     ) -> Iterator[_Result]:
         """The result of each image, in order."""
         prepare = partial(self._prepare, exif_orientation=exif_orientation)
-        # On a CPU the model needs the cores itself.
-        threads = min(_READERS, os.cpu_count() or 1) if self._device.type == "cuda" else 1
-        prepared = map_in_threads(prepare, images, threads)
+        prepared = map_in_threads(prepare, images, reading_threads(self._device))
         ready = read_ahead(prepared, depth=batch_size + 1)
         return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
 
