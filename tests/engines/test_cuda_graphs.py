@@ -85,6 +85,13 @@ class TestReplays:
         torch.testing.assert_close(call(counting, x), counting.inner.bias.expand(2, 4))
         counting.double()
         assert call(counting, x.double()).dtype == torch.float64
+        counting.float().cpu()
+        kept = torch.full((4, 4), 9.0, device="cuda")  # may take an address that a weight had
+        counting.cuda()
+        with torch.no_grad():
+            counting.inner.weight.fill_(1.0)
+        torch.testing.assert_close(call(counting, x, EAGER_CALLS + 2), counting.inner(x))
+        assert kept.eq(9).all()
 
     @pytest.mark.parametrize("reason", ["gradients", "training", "autocast", "hook", "stream", "argument"])
     def test_what_a_recording_could_get_wrong_runs_as_written(self, counting: Counting, reason: str) -> None:

@@ -72,8 +72,8 @@ class GraphedForward:
         self._recordings: OrderedDict[_Key, _Recording] = OrderedDict()
         self._pool: Any = None
         self._refused = False
-        # Of the module, which a copy has only later: a weight, and the hooks of inner modules.
-        self._weight: Tensor | None = None
+        # Of the module, which a copy has only later: its tensors, and the hooks of inner modules.
+        self._weights: list[Tensor] = []
         self._hooks: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,8 +90,7 @@ class GraphedForward:
         key = self._key(arguments)
         if key is None or self._refused:
             return self._forward(*args, **kwargs)
-        assert self._weight is not None
-        with self._lock, torch.cuda.device(self._weight.device):
+        with self._lock, torch.cuda.device(self._weights[0].device):
             recording = self._recordings.get(key)
             if recording is None:
                 self._calls[key] += 1
@@ -106,11 +105,11 @@ class GraphedForward:
         """What a recording depends on; None where the pass must run as written."""
         if torch.is_grad_enabled() or self._module.training or torch.is_autocast_enabled("cuda"):
             return None
-        if self._weight is None:
-            self._weight = next(self._module.parameters())
+        if not self._weights:
+            self._weights = [*self._module.parameters(), *self._module.buffers()]
             _, *inner = self._module.modules()
             self._hooks = [hooks for m in inner for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        weight = self._weight
+        weight = self._weights[0]
         stream = torch.cuda.current_stream(weight.device) if weight.is_cuda else None
         if (
             stream is None
@@ -119,7 +118,8 @@ class GraphedForward:
             or any(self._hooks)
         ):
             return None
-        key: list[Any] = [weight.data_ptr(), weight.dtype]
+        # A recording reads addresses: a model that went to the CPU and came back may have some of them only.
+        key: list[Any] = [tuple(map(Tensor.data_ptr, self._weights)), weight.dtype]
         for name, value in arguments.items():
             if isinstance(value, Tensor):
                 if value.device != weight.device:
