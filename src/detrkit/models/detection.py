@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from math import isqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING
 
+from detrkit.common.errors import SettingError
 from detrkit.common.schema import Target
 from detrkit.losses.criterion import MatchedMasks, detection_loss, proposal_loss
 from detrkit.models.base import DetrFamilyPreTrainedModel
@@ -17,6 +20,10 @@ from detrkit.models.layers.attention import key_mask
 from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask
 from detrkit.models.layers.transformer import Encoder
 from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetectionOutput
+
+# A loss in the form of Transformers: called with logits, labels, device, boxes, masks if there are some,
+# configuration, and logits and boxes of all layers; returns loss, terms and auxiliary outputs.
+LossFunction: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]]
 
 
 class EncoderDecoderModel(DetrFamilyPreTrainedModel):
@@ -168,6 +175,63 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
     """A base model and what reads detections off it, with a loss where there are labels."""
 
     run: Callable[..., ObjectDetectionOutput]  # what ``forward`` returns, of its arguments by name
+    loss_type: str
+
+    def __init__(self, config: DetrFamilyConfig) -> None:
+        super().__init__(config)
+        self._own_loss_type = self.loss_type  # which Transformers derives from the name of the class
+        self.loss_type = getattr(config, "loss_type", None) or self.loss_type
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """What computes the loss where there are labels; can be set, as in Transformers.
+
+        By default it is the original's criterion. A function that is set is called with ``logits``,
+        ``labels``, ``device``, ``pred_boxes``, for a model with masks ``pred_masks``, ``config``, and logits
+        and boxes of all layers (layers, batch, queries, ...). It returns the loss, a dict of its terms, and
+        auxiliary outputs or None. Setting ``loss_type``, here or in the configuration, to the name of another
+        of Transformers' losses has the same effect.
+
+        Raises:
+            SettingError: Transformers has no loss of the name ``loss_type``.
+        """
+        return self.custom_loss or self.criterion
+
+    @loss_function.setter
+    def loss_function(self, value: LossFunction | None) -> None:
+        self._loss_function = value
+
+    def criterion(
+        self,
+        logits: Tensor,
+        labels: list[Target],
+        device: torch.device,
+        pred_boxes: Tensor,
+        config: DetrFamilyConfig,
+        outputs_class: Tensor | None = None,
+        outputs_coord: Tensor | None = None,
+        pred_masks: Tensor | None = None,
+        **_: object,
+    ) -> tuple[Tensor, dict[str, Tensor], None]:
+        """The original's criterion in the form of ``loss_function``, without the loss of proposals."""
+        all_logits = logits[None] if outputs_class is None else outputs_class
+        all_boxes = pred_boxes[None] if outputs_coord is None else outputs_coord
+        masks = pred_masks
+        predict_masks = None if masks is None else lambda image, query: masks[image, query]
+        return *detection_loss(all_logits, all_boxes, labels, config, predict_masks), None
+
+    @property
+    def custom_loss(self) -> LossFunction | None:
+        """The loss that takes the place of the original's criterion; None for the criterion."""
+        function: LossFunction | None = getattr(self, "_loss_function", None)
+        if function is not None or self.loss_type == self._own_loss_type:
+            return function
+        if self.loss_type not in LOSS_MAPPING:
+            raise SettingError(
+                f"loss_type is {self.loss_type!r}, which Transformers does not have; set it to "
+                f"{self._own_loss_type!r} for the original's loss, or set model.loss_function"
+            )
+        return LOSS_MAPPING[self.loss_type]
 
     def forward(
         self,
@@ -249,13 +313,16 @@ class ObjectDetectionModel(ModelWithHeads):
 
     def run(self, labels: list[Target] | None, **inputs: Any) -> ObjectDetectionOutput:
         """See :meth:`ModelWithHeads.forward`."""
-        return self.output_class(**self.read(self.model(**inputs, return_dict=True), labels))
+        features = self.model(**inputs, return_dict=True)
+        return self.output_class(**self.read(features, labels, custom_loss=self.custom_loss))
 
     def read(
         self,
         features: DetrModelOutput,
         labels: list[Target] | None = None,
         predict_masks: MatchedMasks | None = None,
+        custom_loss: LossFunction | None = None,
+        masks: Tensor | None = None,
     ) -> dict[str, Any]:
         """The fields of ``output_class``, read off the base model's output; losses if there are labels.
 
@@ -263,6 +330,8 @@ class ObjectDetectionModel(ModelWithHeads):
             features: The base model's output.
             labels: As in ``forward``.
             predict_masks: As for :func:`detection_loss`.
+            custom_loss: Takes the place of the original's criterion.
+            masks: The masks of all queries, which a custom loss is given.
         """
         states = features.intermediate_hidden_states
         if states is None:
@@ -271,8 +340,13 @@ class ObjectDetectionModel(ModelWithHeads):
         logits, boxes = all_logits[-1], all_boxes[-1]
         earlier = [{"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1])]
 
-        loss, loss_dict = None, None
-        if labels is not None:
+        loss, loss_dict, auxiliary = None, None, None
+        if labels is not None and custom_loss is not None:
+            predictions = (boxes,) if masks is None else (boxes, masks)
+            loss, loss_dict, auxiliary = custom_loss(
+                logits, labels, logits.device, *predictions, self.config, all_logits, all_boxes
+            )
+        elif labels is not None:
             loss, loss_dict = detection_loss(all_logits, all_boxes, labels, self.config, predict_masks)
             if features.get("enc_outputs_class") is not None:
                 extra, extra_terms = proposal_loss(
@@ -287,7 +361,7 @@ class ObjectDetectionModel(ModelWithHeads):
             "loss_dict": loss_dict,
             "logits": logits,
             "pred_boxes": boxes,
-            "auxiliary_outputs": earlier if self.config.auxiliary_loss else None,
+            "auxiliary_outputs": auxiliary or (earlier if self.config.auxiliary_loss else None),
             **{name: value for name, value in features.items() if name in self._output_fields},
         }
 

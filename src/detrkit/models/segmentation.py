@@ -51,12 +51,27 @@ class SegmentationModel(ModelWithHeads):
         """Score of each query's best class: (batch, queries) of (batch, queries, classes)."""
         raise NotImplementedError
 
+    def criterion(  # type: ignore[override] # Transformers' order: masks come before the configuration
+        self,
+        logits: Tensor,
+        labels: list[Target],
+        device: torch.device,
+        pred_boxes: Tensor,
+        pred_masks: Tensor,
+        config: DetrFamilyConfig,
+        *layers: Tensor | None,
+        **named: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], None]:
+        """See :meth:`~detrkit.models.detection.ModelWithHeads.criterion`."""
+        masks = {**named, "pred_masks": pred_masks}
+        return super().criterion(logits, labels, device, pred_boxes, config, *layers, **masks)
+
     def run(self, labels: list[Target] | None, **inputs: Any) -> SegmentationOutput:
         """See :meth:`~detrkit.models.detection.ModelWithHeads.forward`."""
         features, masks_of = self.features(**inputs)
         states: Tensor = features.last_hidden_state
-        masks = None
-        if labels is None or not self.training:
+        masks, custom_loss = None, self.custom_loss
+        if labels is None or not self.training or custom_loss is not None:
             masks = masks_of(states)
 
         def predict_masks(image: Tensor, query: Tensor) -> Tensor:
@@ -66,7 +81,8 @@ class SegmentationModel(ModelWithHeads):
             rows, slot = _by_image(image, query, counts)
             return masks_of(gather_rows(states, rows))[image, slot]
 
-        found = self.detector.read(features, labels, predict_masks if labels is not None else None)
+        matched = predict_masks if labels is not None else None
+        found = self.detector.read(features, labels, matched, custom_loss, masks)
         return SegmentationOutput(**found, pred_masks=masks)
 
     @torch.no_grad()
