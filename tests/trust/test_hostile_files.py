@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detrkit import Detector
+from detrkit import Detector, DetrConfig, DetrForObjectDetection
 from detrkit.cli import run as run_program
 from detrkit.common import screening
 from detrkit.conversion.reading import read_checkpoint
@@ -348,15 +348,53 @@ def test_a_configuration_that_names_code_is_refused(
     assert not ran.exists()
 
 
-def test_a_backbone_elsewhere_cannot_bring_code(model: Path, ran: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "evil.py").write_text(f"import os; os.mkdir({str(ran)!r})\n")
-    (elsewhere / "config.json").write_text(json.dumps({"auto_map": {"AutoConfig": "evil.Config"}}))
-    settings = {"use_timm_backbone": False, "backbone": str(elsewhere), "backbone_config": None}
-    change(model / "config.json", **settings)
-    refused(model, "cannot read the config.json")
-    assert not ran.exists()
+OTHER = {"use_timm_backbone": False, "backbone": "evil/backbone", "backbone_config": None}
+NESTED = {"model_type": "dpt", "use_timm_backbone": False, "backbone": "evil/backbone"}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        OTHER,
+        {**OTHER, "backbone": "resnet50"},  # a repository without an owner
+        {**OTHER, "backbone": "./elsewhere"},
+        {**OTHER, "use_timm_backbone": True},
+        {**OTHER, "use_timm_backbone": None, "backbone": "hf_hub:evil/backbone"},
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:evil/backbone"}},
+        {"backbone_config": NESTED},
+        {"backbone_config": {"model_type": "detr", "backbone_config": NESTED}},
+        {"backbone_kwargs": {"backbone": "evil/backbone"}},
+    ],
+)
+def test_a_backbone_elsewhere_is_refused_before_any_request(
+    model: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def request(*_: object) -> None:
+        pytest.fail("a request was made, or another folder read")
+
+    monkeypatch.setattr("socket.getaddrinfo", request)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", request)
+    change(model / "config.json", **entries)
+    refused(model, "is stored elsewhere")
+    with pytest.raises(CheckpointError, match="is stored elsewhere"):
+        DetrForObjectDetection.from_pretrained(model)
+    with pytest.raises(CheckpointError, match="is stored elsewhere"):
+        DetrConfig(**entries)
+
+
+def test_a_backbones_name_beside_its_configuration_has_no_meaning(model: Path) -> None:
+    change(model / "config.json", backbone="microsoft/resnet-50")
+    assert DetrConfig.from_pretrained(model).backbone is None
+
+
+def test_a_configuration_is_not_replaced_by_a_file_that_it_names(model: Path) -> None:
+    change(model / "config.json", configuration_files=["config.4.0.0.json"])
+    (model / "config.4.0.0.json").write_text('{"model_type": "detr", "auto_map": {"AutoConfig": "evil.C"}}')
+    refused(model, "configuration_files")
+    with pytest.raises(CheckpointError, match="configuration_files"):
+        DetrForObjectDetection.from_pretrained(model)
+    with pytest.raises(CheckpointError, match="auto_map"):  # Transformers followed it, as for a Hub id
+        DetrConfig.from_pretrained(model)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from detrkit.common.errors import CheckpointError, MissingExtraError
+from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_config, check_folder
 from detrkit.common.text import first_line
@@ -192,6 +192,5 @@ def _remedy(name: str) -> str:
 
 def unreadable(name: str, revision: str | None, part: str, error: Exception) -> CheckpointError:
     """One line that names the model and the part; the libraries' own messages run over many."""
-    return CheckpointError(
-        f"cannot read the {part} of {_where(name, revision)}: {first_line(error)}; {_remedy(name)}"
-    )
+    remedy = "" if isinstance(error, DetrkitError) else f"; {_remedy(name)}"  # our own errors name theirs
+    return CheckpointError(f"cannot read the {part} of {_where(name, revision)}: {first_line(error)}{remedy}")

@@ -104,14 +104,14 @@ def check_folder(folder: str | os.PathLike[str]) -> dict[str, JsonObject]:
 
 
 def check_config(config: object, where: str) -> None:
-    """Refuses a configuration that asks for code to be run.
+    """Refuses a configuration that asks for code to be run, or for another file in its place.
 
     Args:
         config: The content of the file.
         where: The file's name in errors.
 
     Raises:
-        CheckpointError: ``config`` is not a mapping, or asks for code.
+        CheckpointError: ``config`` is not a mapping, or asks for code or for another file.
     """
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{where} must contain a JSON object, not {type(config).__name__}; {_REMEDY}")
@@ -122,6 +122,12 @@ def check_config(config: object, where: str) -> None:
             raise CheckpointError(
                 f"refused to read {where}: {name} asks for code from elsewhere, which detrkit never runs; if "
                 "you trust the model, remove the entry"
+            )
+        if name == "configuration_files" and value:
+            # Transformers would read one of these in place of the file that was checked.
+            raise CheckpointError(
+                f"refused to read {where}: configuration_files names other files to be read in its place; "
+                "save the one that you want as config.json, without this entry"
             )
         if name.endswith("attn_implementation") and "/" in str(value):
             raise CheckpointError(

@@ -1,17 +1,21 @@
-"""What the configurations of the three families share: the backbone and the set criterion.
+"""What the configurations of all families share: the backbone and the set criterion.
 
 Every form of ``config.json`` that is on the Hub is read into one form: a timm backbone is named by
-``backbone`` (with ``backbone_config`` None), any other backbone is a ``backbone_config``. Reading a
-configuration never asks the network for a timm backbone.
+``backbone`` (with ``backbone_config`` None), any other backbone is a ``backbone_config``. Making a
+configuration never asks the network, nor reads another folder.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from detrkit.common.errors import CheckpointError
+from detrkit.common.screening import check_config
 
 if TYPE_CHECKING:
     from transformers import TimmBackboneConfig
@@ -38,16 +42,22 @@ _REFUSED_BACKBONE_OPTIONS = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
 )
 
+# A model of timm's own. Those of a repository or folder are "hf-hub:...", "local-dir:..." and "org/name".
+_TIMM_NAME = re.compile(r"\w[\w.-]*")
+
 
 class DetrFamilyConfig(PreTrainedConfig):
     """Backbone, Transformer size, dropout and loss weights, as all three families know them.
 
     Args:
         backbone: timm name of the backbone; ``resnet50`` when neither this nor ``backbone_config`` is given.
-        use_timm_backbone: Whether ``backbone`` names a timm model (else a Transformers model on the Hub).
+        use_timm_backbone: Whether ``backbone`` names a timm model. Transformers would fetch any other from
+            the Hub; here it is a ``backbone_config``, such as ``AutoConfig.from_pretrained(name)``.
         use_pretrained_backbone: Fetch ImageNet weights for a *new* model. Ignored by ``from_pretrained``,
             which never fetches backbone weights.
-        backbone_kwargs: ``out_indices`` (default stages 1 to 4) and ``in_chans`` of a timm backbone.
+        backbone_kwargs: ``out_indices``, ``in_chans`` and other options of a timm backbone. By default the
+            feature maps are those of the stages 1 to 4, counted from 0, or the last ones of a backbone with
+            fewer stages.
         backbone_config: Configuration (or its dict) of a Transformers backbone: ResNet, Swin, ConvNeXt, ...
         dilation: DC5: stride 1 and dilation 2 in the last stage of the backbone.
         num_channels: Channels of the input image.
@@ -122,6 +132,7 @@ class DetrFamilyConfig(PreTrainedConfig):
         _check_ranges({**vars(self), **kwargs})
         _check_backbone(self.backbone_config)
         _check_backbone(self.backbone_kwargs)
+        _check_names(vars(self), is_timm=self.use_timm_backbone is not False)
         self.dilation = bool(self.dilation)
         # Transformers 5 accepts integers only for these; older files hold 5.0 for 5.
         for name in (n for n in vars(self) if n.endswith(("_cost", "_loss_coefficient"))):
@@ -148,8 +159,6 @@ class DetrFamilyConfig(PreTrainedConfig):
             self._take_over_timm_config(self.backbone_config)
         if self.backbone_config is None and self.backbone is None and self.use_timm_backbone is False:
             self.backbone_config = CONFIG_MAPPING["resnet"](out_features=["stage4"])
-        if self.backbone_config is None and self.use_timm_backbone is False:
-            self.backbone_config = AutoConfig.from_pretrained(self.backbone, **(self.backbone_kwargs or {}))
         self.use_timm_backbone = self.backbone_config is None
         self.backbone = (self.backbone or "resnet50") if self.use_timm_backbone else None
         if not self.use_timm_backbone or self._has_default_backbone_kwargs():
@@ -168,15 +177,26 @@ class DetrFamilyConfig(PreTrainedConfig):
         # A stride of 16 is what ``dilation`` says already.
         given.pop("output_stride", None)
         self.num_channels = given.pop("in_chans", self.num_channels)
-        return (
-            tuple(given.pop("out_indices", self.default_out_indices)) == self.default_out_indices
-            and not given
-        )
+        indices = given.pop("out_indices", self.default_out_indices)
+        # timm takes a number for so many of the last stages.
+        return not isinstance(indices, int) and tuple(indices) == self.default_out_indices and not given
 
     @property
     def default_out_indices(self) -> tuple[int, ...]:
         """Stages of a timm backbone whose feature maps are used unless ``backbone_kwargs`` says otherwise."""
         return (1, 2, 3, 4)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in Transformers; refuses what no configuration may ask for, whatever file it comes from.
+
+        Raises:
+            CheckpointError: See :func:`detrkit.common.screening.check_config`.
+            ValueError: A value is out of range or fits no other.
+        """
+        name = config_dict.get("_name_or_path") if isinstance(config_dict, Mapping) else None
+        check_config(config_dict, f"the configuration of {name or 'a model'}")
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that Transformers 4.57 and 5 both read; a null ``backbone_kwargs`` stops the latter."""
@@ -191,6 +211,26 @@ def _check_ranges(values: Mapping[str, object]) -> None:
         value = values.get(name)
         if value is not None and not (isinstance(value, (int, float)) and least <= value <= largest):
             raise ValueError(f"{name} must be between {least} and {largest}, not {value!r}")
+
+
+def _check_names(values: Mapping[str, object], is_timm: bool) -> None:
+    """Refuses a backbone that is stored elsewhere, however deep in the configuration it is named."""
+    waiting = [(values, is_timm and values.get("backbone_config") is None)]
+    while waiting:
+        options, is_timm = waiting.pop()
+        name = options.get("backbone")
+        # Beside a backbone_config a name has no meaning.
+        unused = options is values and values.get("backbone_config") is not None
+        is_own = is_timm and isinstance(name, str) and _TIMM_NAME.fullmatch(name)
+        if name is not None and not unused and not is_own:
+            raise CheckpointError(
+                f"backbone {str(name)[:200]!r} is stored elsewhere, and a configuration may not have "
+                "anything fetched or opened: name one of timm's own models with use_timm_backbone=True, or give the "
+                "backbone's configuration as backbone_config"
+            )
+        for value in options.values():
+            inner = value if isinstance(value, (list, tuple)) else (value,)
+            waiting += [(v, v.get("model_type") == "timm_backbone") for v in inner if isinstance(v, Mapping)]
 
 
 def _check_backbone(options: object) -> None:
