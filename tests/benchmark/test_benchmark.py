@@ -105,6 +105,26 @@ def test_the_machine_is_measured_and_described() -> None:
     assert columns["torch"]
 
 
+def test_time_of_other_programs_is_counted_and_own_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [100.0]  # seconds of processors
+    monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=itertools.count(0, 10).__next__))
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: others[0])
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    watch, smaller = machine.Watch(4), machine.Watch(2)
+    others[0] += 30  # within 20 seconds
+    assert watch.others() == pytest.approx(1.5)
+    # Two processors were left for others to use.
+    assert smaller.others() == 0
+
+
+def test_a_disturbed_measurement_says_by_what() -> None:
+    assert machine.disturbances(0.1, 2, (100, 95), 0.1) == []
+    busy, slower, apart = machine.disturbances(1.0, 2, (100, 60), 0.5)
+    assert "1.0 of the 2 processors it needs" in busy
+    assert "from 100 to 60 GFLOP/s" in slower
+    assert "50%" in apart
+
+
 def test_a_multiply_add_is_two_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +14,9 @@ _PACKAGES = ("torch", "transformers", "timm", "onnxruntime", "openvino")
 # Instructions that decide how fast arithmetic can be.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "sve")
 _MATRIX = 2048
+# A share of the threads' time, or of a median, above which a measurement says little.
+_DISTURBED = 0.1
+_SPREAD = 0.25
 
 
 def columns(threads: int, device: str = "cpu") -> dict[str, str | int]:
@@ -65,6 +69,49 @@ def matrix_rate(threads: int, device: str = "cpu", dtype: str = "float32", runs:
     return 2 * size**3 / best / 1e9
 
 
+class Watch:
+    """How many processors other programs keep busy while something is measured.
+
+    Args:
+        threads: How many the measurement itself uses.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._begin = time.monotonic()
+        self._busy = _busy_seconds()
+
+    def others(self) -> float:
+        """Processors that others used since the beginning, less those that the measurement left free.
+
+        This process and the children it has waited for are not others. 0 outside of Linux.
+        """
+        wall = max(time.monotonic() - self._begin, 1e-3)
+        free = max(0, (os.cpu_count() or 1) - self._threads)
+        return max(0.0, (_busy_seconds() - self._busy) / wall - free)
+
+
+def disturbances(others: float, threads: int, rates: tuple[float, float], spread: float) -> list[str]:
+    """Why a measurement says little; nothing if it is good.
+
+    Args:
+        others: Of :meth:`Watch.others`.
+        threads: How many the measurement used.
+        rates: :func:`matrix_rate` before and after it.
+        spread: The largest of the sides' (slowest - fastest) / median.
+    """
+    found = []
+    if others > _DISTURBED * threads:
+        found.append(
+            f"other programs took {others:.1f} of the {threads} processor{'s' * (threads > 1)} it needs"
+        )
+    if min(rates) < (1 - _DISTURBED) * max(rates):
+        found.append(f"the processor's speed changed from {rates[0]:.0f} to {rates[1]:.0f} GFLOP/s meanwhile")
+    if spread > _SPREAD:
+        found.append(f"runs of one engine differ by {spread:.0%} of their median")
+    return found
+
+
 def peak_memory(device: str = "cpu") -> float:
     """The most memory that this process has held so far: of the card, or else resident, in 10^6 bytes."""
     if device != "cpu":
@@ -76,6 +123,17 @@ def peak_memory(device: str = "cpu") -> float:
         return int(line.split()[1]) * 1024 / 1e6
     except (OSError, StopIteration):
         return float("nan")
+
+
+def _busy_seconds() -> float:
+    """Processor time used on this machine since it started, without this process's and its children's."""
+    try:
+        # user, nice, system, idle, iowait, irq, softirq, steal: what the host of a virtual machine took counts.
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+    except (OSError, IndexError):
+        return 0.0
+    ticks = sum(int(value) for index, value in enumerate(fields) if index not in (3, 4))
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def _version(package: str) -> str:

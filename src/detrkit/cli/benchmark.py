@@ -34,7 +34,9 @@ RandomWeights = Annotated[
     bool,
     typer.Option("--random-weights", help="Use only the architecture of --model, with random weights."),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="[default: number of cores]")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="[default: OMP_NUM_THREADS, or the number of cores]")
+]
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Append the results to this file.")]
 
 
@@ -55,9 +57,10 @@ def benchmark(
     """Measure the speed of a model on this machine.
 
     Each engine runs in its own process, as in `detrkit detect`, and the engines alternate. The table shows
-    medians of the model alone (forward) and from image to boxes (end to end). The share of the limit is the
-    time that the model's multiply-adds take in large matrix products, divided by the time of the forward
-    pass. For reliable numbers, run nothing else on the machine.
+    medians of the model alone (forward) and from image to boxes (end to end). The spread is the difference
+    of the slowest and the fastest forward pass, over the median. The share of the limit is the time that the
+    model's multiply-adds take in large matrix products, divided by the time of the forward pass. For
+    reliable numbers, run nothing else on the machine: a warning says what disturbed the measurement.
     """
     from detrkit.checkpoints.registry import resolve_model
 
@@ -67,11 +70,13 @@ def benchmark(
     check_output_file("--csv", csv_file)
     if not debug:
         quiet_libraries()
+    import torch
+
     from detrkit.benchmark import machine, models
     from detrkit.benchmark.report import append_csv, make_rows
     from detrkit.benchmark.turns import in_turns
 
-    threads = threads or os.cpu_count() or 1
+    threads = threads or torch.get_num_threads()
     common: dict[str, Any] = {"height": height, "width": width, "batch": batch_size, "threads": threads}
     common |= {"device": device, "dtype": dtype}
     with tempfile.TemporaryDirectory() as folder:
@@ -83,8 +88,11 @@ def benchmark(
         cost = models.cost_of(name, (height, width))
         rate = machine.matrix_rate(threads, device, dtype)
         sides = _sides(name, chosen, common, Path(folder), transformers=transformers)
+        watch = machine.Watch(threads)
         results = in_turns(sides, repeats)
-        rate = max(rate, machine.matrix_rate(threads, device, dtype))
+        others = watch.others()
+        rates = (rate, machine.matrix_rate(threads, device, dtype))
+        rate = max(rates)
 
     configuration = machine.columns(threads, device)
     about = {"model": model, "allocator": "as is"}
@@ -97,9 +105,13 @@ def benchmark(
         append_csv(csv_file, rows)
     _print_results(rows, transformers)
     say(
-        f"{height}x{width}, batch {batch_size}, {dtype}, {configuration['processor']}, {threads} threads; "
+        f"{height}x{width}, batch {batch_size}, {dtype}, {configuration['processor']} "
+        f"({configuration['cpu_flags']}), {threads} threads, torch {configuration['torch']}; "
         f"{cost.macs / 1e9:.1f} GMAC an image; matrix products {rate:.0f} GFLOP/s."
     )
+    spread = max((spread_of(row) for row in rows), default=0.0)
+    if disturbed := machine.disturbances(others, threads, rates, spread):
+        say(f"Warning: do not rely on these numbers: {'; '.join(disturbed)}. Measure on a quiet machine.")
     _check_results(results, dtype)
 
 
@@ -177,8 +189,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def spread_of(row: Mapping[str, Any]) -> float:
+    """(slowest - fastest) / median of a row's runs; 0 without any."""
+    if not row.get("median_s"):
+        return 0.0
+    spread: float = (row["slowest_s"] - row["fastest_s"]) / row["median_s"]
+    return spread
+
+
 def _print_results(rows: Sequence[Mapping[str, Any]], compared: bool) -> None:
-    headings = ["forward s", "end to end s", "images/s", "peak MB", "share of limit"]
+    headings = ["forward s", "spread", "end to end s", "images/s", "peak MB", "share of limit"]
     if compared:
         headings += ["forward ratio", "end to end ratio"]
     table = make_table(["engine"], headings)
@@ -187,6 +207,7 @@ def _print_results(rows: Sequence[Mapping[str, Any]], compared: bool) -> None:
         forward, whole = stages.get("forward", {}), stages.get("end to end", {})
         cells = [
             _number(forward.get("median_s"), 3),
+            f"{spread_of(forward):.0%}",
             _number(whole.get("median_s"), 3),
             _number(whole.get("images_per_s"), 2),
             _number(next(iter(stages.values()))["peak_mb"], 0),
