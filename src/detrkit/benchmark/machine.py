@@ -128,7 +128,7 @@ def peak_memory(device: str = "cpu") -> float:
 def _busy_seconds() -> float:
     """Processor time used on this machine since it started, without this process's and its children's."""
     try:
-        # user, nice, system, idle, iowait, irq, softirq, steal: what the host of a virtual machine took counts.
+        # user nice system idle iowait irq softirq steal: what the host of a virtual machine takes counts.
         fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
     except (OSError, IndexError):
         return 0.0
