@@ -82,6 +82,7 @@ class ConvUsedTwice(nn.Module):
     """A convolution whose output goes both through a norm and around it: it cannot be folded."""
 
     num_channels = 3
+    native_size = None
 
     def __init__(self):
         super().__init__()

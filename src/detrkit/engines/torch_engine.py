@@ -77,14 +77,13 @@ def fold_batch_norm(encoder: ConvEncoder) -> int:
     if not any(isinstance(module, FrozenBatchNorm2d) for module in encoder.modules()):
         return 0
     generator = torch.Generator().manual_seed(0)
-    probe = torch.rand(1, encoder.num_channels, *PROBE_SIZE, generator=generator)
+    size = encoder.native_size or PROBE_SIZE
+    probe = torch.rand(1, encoder.num_channels, *size, generator=generator)
     probe = probe.to(next(encoder.parameters()))
     try:
         before = encoder(probe)
     except (AssertionError, RuntimeError, ValueError) as error:
-        logger.debug(
-            "batch norm is not folded: the backbone does not take a %s image (%s)", PROBE_SIZE, error
-        )
+        logger.debug("batch norm is not folded: the backbone does not take a %s image (%s)", size, error)
         return 0
     pairs = _conv_norm_pairs(encoder, probe)
     backup = [

@@ -159,10 +159,20 @@ class DetrFamilyConfig(PreTrainedConfig):
             self._take_over_timm_config(self.backbone_config)
         if self.backbone_config is None and self.backbone is None and self.use_timm_backbone is False:
             self.backbone_config = CONFIG_MAPPING["resnet"](out_features=["stage4"])
+        self._settle_channels()
         self.use_timm_backbone = self.backbone_config is None
         self.backbone = (self.backbone or "resnet50") if self.use_timm_backbone else None
         if not self.use_timm_backbone or self._has_default_backbone_kwargs():
             self.backbone_kwargs = None
+
+    def _settle_channels(self) -> None:
+        channels = getattr(self.backbone_config, "num_channels", None) or self.num_channels
+        if self.num_channels not in (3, channels):  # 3 may be no more than the default
+            raise ValueError(
+                f"num_channels is {self.num_channels}, but backbone_config takes images of {channels} "
+                "channels; make them equal"
+            )
+        self.num_channels = channels
 
     def _take_over_timm_config(self, timm_config: TimmBackboneConfig) -> None:
         """Transformers 5 describes a timm backbone by a nested config; the Hub's form names it."""
@@ -177,9 +187,10 @@ class DetrFamilyConfig(PreTrainedConfig):
         # A stride of 16 is what ``dilation`` says already.
         given.pop("output_stride", None)
         self.num_channels = given.pop("in_chans", self.num_channels)
-        indices = given.pop("out_indices", self.default_out_indices)
-        # timm takes a number for so many of the last stages.
-        return not isinstance(indices, int) and tuple(indices) == self.default_out_indices and not given
+        indices = given.pop("out_indices", None)
+        if indices is not None and (isinstance(indices, int) or not str(self.backbone).startswith("resnet")):
+            return False  # other backbones may count other stages; a number means the last ones
+        return not given and tuple(indices or self.default_out_indices) == self.default_out_indices
 
     @property
     def default_out_indices(self) -> tuple[int, ...]:
@@ -225,8 +236,8 @@ def _check_names(values: Mapping[str, object], is_timm: bool) -> None:
         if name is not None and not unused and not is_own:
             raise CheckpointError(
                 f"backbone {str(name)[:200]!r} is stored elsewhere, and a configuration may not have "
-                "anything fetched or opened: name one of timm's own models with use_timm_backbone=True, or give the "
-                "backbone's configuration as backbone_config"
+                "anything fetched or opened: name one of timm's own models with use_timm_backbone=True, or "
+                "give the backbone's configuration as backbone_config"
             )
         for value in options.values():
             inner = value if isinstance(value, (list, tuple)) else (value,)

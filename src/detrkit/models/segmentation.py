@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from detrkit.common.errors import SettingError
 from detrkit.common.schema import Target
 from detrkit.losses.matcher import send
 from detrkit.models.configuration import DetrFamilyConfig
@@ -34,6 +35,11 @@ class SegmentationModel(ModelWithHeads):
         super().__init__(config)
         setattr(self, self.detector_prefix.rstrip("."), self.detector_class(config))
         channels = self.detector.model.backbone.intermediate_channel_sizes
+        if len(channels) < _STAGES:
+            raise SettingError(
+                f"masks need a backbone with at least {_STAGES} feature maps, and {config.backbone!r} has "
+                f"{len(channels)}; choose another backbone"
+            )
         self.mask_head = MaskHead(config, channels[-2 : -_STAGES - 1 : -1])
         self.bbox_attention = AttentionMap(config)
         self.post_init()
@@ -176,9 +182,11 @@ def _ask_for_all_stages(config: DetrFamilyConfig) -> None:
     """Makes the backbone give the maps that masks need, where the configuration asks for fewer."""
     backbone: Any = config.backbone_config  # a mapping only before the configuration settles it
     if backbone is None:
-        options = config.backbone_kwargs or {}
-        if len(options.get("out_indices", range(_STAGES))) < _STAGES:
-            config.backbone_kwargs = {**options, "out_indices": config.default_out_indices}
+        options = dict(config.backbone_kwargs or {})
+        indices = options.get("out_indices", _STAGES)
+        if (indices if isinstance(indices, int) else len(indices)) < _STAGES:
+            del options["out_indices"]
+            config.backbone_kwargs = options or None
         return
     if len(backbone.out_features) < _STAGES:
         if len(backbone.stage_names) < _STAGES:

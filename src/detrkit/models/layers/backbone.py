@@ -6,8 +6,8 @@ trained, and DC5 trades the stride of the last stage for dilation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 import timm
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone
 
+from detrkit.common.errors import SettingError
+from detrkit.common.text import did_you_mean, first_line
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.position_encoding import build_position_encoding
 
@@ -82,19 +84,26 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """A backbone that gives the feature maps of its stages, finest first."""
+    """A backbone that gives the feature maps of its stages, finest first.
+
+    Attributes:
+        num_channels: Channels of the images that it takes.
+        native_size: (height, width) in pixels of the only images that it may take; None for any.
+        multiple: Images are padded to a multiple of this many pixels, which some backbones need.
+    """
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()
         self.num_channels = config.num_channels
+        self.native_size: tuple[int, int] | None = None
+        self.multiple = 1
         if config.use_timm_backbone:
-            self.model = _timm_backbone(config)
+            self.model, self.native_size = _timm_backbone(config)
             self.intermediate_channel_sizes = self.model.feature_info.channels()
-            self.channels_last_output = self.model.feature_info.info[-1].get("fmt", "NCHW") == "NHWC" or (
-                getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-            )
+            self.channels_last_output = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         else:
             self.model = AutoBackbone.from_config(config.backbone_config)
+            self.num_channels = getattr(config.backbone_config, "num_channels", config.num_channels)
             self.intermediate_channel_sizes = self.model.channels
             self.channels_last_output = False
             if config.dilation:
@@ -109,24 +118,146 @@ class ConvEncoder(nn.Module):
                 tensor._is_hf_initialized = True
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Feature maps (batch, channels, height, width) of (batch, 3, height, width) images."""
+        """Feature maps (batch, channels, height, width) of (batch, channels, height, width) images.
+
+        Raises:
+            SettingError: The backbone does not take images of this size.
+        """
+        try:
+            return self._maps(pixel_values, self.multiple)
+        except (AssertionError, IndexError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or pixel_values.shape[1] != self.num_channels:
+                raise
+            return self._maps_of_odd_size(pixel_values, error)
+
+    def _maps(self, pixel_values: Tensor, multiple: int) -> list[Tensor]:
+        """The maps of images that are padded at the bottom and right to a multiple of some pixels."""
+        height, width = pixel_values.shape[-2:]
+        if multiple > 1:
+            pixel_values = F.pad(pixel_values, (0, -width % multiple, 0, -height % multiple))
         maps = self.model(pixel_values)
         if not isinstance(maps, (list, tuple)):
             maps = maps.feature_maps
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_output else list(maps)
+        maps = [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_output else list(maps)
+        if multiple > 1:
+            # A map covers the image, as that of a convolution which pads what is odd.
+            rows, columns = pixel_values.shape[-2:]
+            maps = [
+                m[..., : -(-height * m.shape[-2] // rows), : -(-width * m.shape[-1] // columns)] for m in maps
+            ]
+        return maps
+
+    def _maps_of_odd_size(self, pixel_values: Tensor, error: Exception) -> list[Tensor]:
+        """The maps of images of a size that the backbone takes only padded; remembers to what."""
+        for multiple in (m for m in _MULTIPLES if m > self.multiple):
+            with suppress(AssertionError, IndexError, RuntimeError):
+                maps = self._maps(pixel_values, multiple)
+                self.multiple = multiple
+                return maps
+        height, width = pixel_values.shape[-2:]
+        reason = f"the backbone does not take images of {height}x{width} pixels ({first_line(error)})"
+        if self.native_size is None:
+            raise SettingError(f"{reason}; give the image processor another size or pad_size") from error
+        height, width = self.native_size
+        raise SettingError(
+            f"{reason}; it is made for {height}x{width}: give the image processor "
+            f'size={{"height": {height}, "width": {width}}}, a new model backbone_kwargs='
+            '{"img_size": [height, width]}, or choose a backbone without a fixed size'
+        ) from error
 
 
-def _timm_backbone(config: DetrFamilyConfig) -> nn.Module:
-    options: dict[str, object] = {"out_indices": config.default_out_indices, **(config.backbone_kwargs or {})}
+# What the sides of images may have to be multiples of.
+_MULTIPLES = (4, 8, 16, 32, 64)
+
+# Options by which some of timm's backbones of a fixed size take images of any size.
+_ANY_SIZE: tuple[dict[str, object], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+)
+
+
+def _timm_backbone(config: DetrFamilyConfig) -> tuple[nn.Module, tuple[int, int] | None]:
+    """A model of timm's that gives feature maps, and the only size of images that it takes, if it is so.
+
+    Which maps these are is written into the configuration if neither it nor the family's default says it.
+
+    Raises:
+        SettingError: timm has no such model, or it does not give these feature maps.
+    """
+    name, options = str(config.backbone), dict(config.backbone_kwargs or {})
+    if not timm.is_model(name):
+        raise SettingError(f"timm has no backbone {name!r}{did_you_mean(name, timm.list_models())}")
     options.setdefault("in_chans", config.num_channels)
     if config.dilation:
         options["output_stride"] = 16
-    if _loading_checkpoint.get() is not None and ":" in str(config.backbone):
-        raise ValueError(
-            f"backbone {config.backbone!r} is stored elsewhere; a checkpoint may only name one of timm's own"
-        )
-    fetch = bool(config.use_pretrained_backbone) and _loading_checkpoint.get() is None
-    return timm.create_model(config.backbone, pretrained=fetch, features_only=True, **options)
+    size = None
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if known is not None and known.fixed_input_size:
+        flexible = next((more for more in _ANY_SIZE if _takes(name, {**more, **options})), None)
+        options = {**(flexible or {}), **options}
+        size = None if flexible else tuple(options.get("img_size", known.input_size[1:]))
+
+    loading = _loading_checkpoint.get() is not None
+    options["pretrained"] = bool(config.use_pretrained_backbone) and not loading
+    given = options.pop("out_indices", None)
+    if given is not None:
+        return _create(name, options, given), size
+    usual = config.default_out_indices
+    if loading:
+        # A file without indices means these, as for Transformers, if the backbone has them.
+        with suppress(SettingError):
+            return _create(name, options, usual), size
+    chosen = _deepest_levels(_strides(name, options), len(usual), bool(config.dilation))
+    if chosen != usual:
+        config.backbone_kwargs = {**(config.backbone_kwargs or {}), "out_indices": list(chosen)}
+    return _create(name, options, chosen), size
+
+
+def _create(name: str, options: dict[str, object], indices: Sequence[int] | int | None) -> nn.Module:
+    """A model of timm's that gives the feature maps of some stages; of those that it chooses if None."""
+    chosen = {} if indices is None else {"out_indices": indices}
+    try:
+        return timm.create_model(name, features_only=True, **options, **chosen)
+    except (IndexError, AssertionError) as error:
+        if indices is None:
+            raise SettingError(f"timm's {name} gives no feature maps; choose another backbone") from error
+        strides = _strides(name, options)
+        raise SettingError(
+            f"backbone {name!r} has no feature maps out_indices={indices}, but those of 0 to "
+            f"{len(strides) - 1}, of the strides {', '.join(map(str, strides))}; name some of them in "
+            "backbone_kwargs"
+        ) from error
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        shown = {key: value for key, value in options.items() if key not in ("in_chans", "pretrained")}
+        raise SettingError(
+            f"timm's backbone {name!r} cannot be made for feature maps"
+            f"{f' with {shown}' if shown else ''} ({first_line(error)}); change backbone, backbone_kwargs or "
+            "dilation"
+        ) from error
+
+
+def _takes(name: str, options: dict[str, object]) -> bool:
+    """Whether a model of timm's has some options."""
+    try:
+        _strides(name, {key: value for key, value in options.items() if key != "out_indices"})
+    except SettingError:
+        return False
+    return True
+
+
+def _strides(name: str, options: dict[str, object]) -> list[int]:
+    """The strides of all feature maps of a model of timm's, finest first; takes no memory."""
+    with torch.device("meta"):
+        model = _create(name, {**options, "pretrained": False}, None)
+    return [level["reduction"] for level in model.feature_info.info]
+
+
+def _deepest_levels(strides: list[int], count: int, dilated: bool) -> tuple[int, ...]:
+    """The last map of each stride, of the largest ``count`` strides; if there are fewer, the last maps."""
+    last = [index for index, stride in enumerate(strides) if stride not in strides[index + 1 :]]
+    if dilated or len(last) < count:
+        last = list(range(len(strides)))
+    return tuple(last[-count:])
 
 
 def dilate_last_stage(model: nn.Module) -> None:
