@@ -21,7 +21,7 @@ QUERIES = 12
 
 def assert_valid_coco(document: dict) -> None:
     """What every document must be, whatever was found."""
-    assert set(document) == {"images", "categories", "annotations"}
+    assert set(document) == {"info", "images", "categories", "annotations"}
     images = {image["id"]: image for image in document["images"]}
     assert len(images) == len(document["images"])
     names = [image["file_name"] for image in document["images"]]

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL.Image import Image
 
 from tests.cli.conftest import Run, start_detrkit
 from tests.closeness import assert_same_documents
@@ -45,6 +46,22 @@ def unfinished(detrkit_here: Run, command: list[object], out: Path, monkeypatch:
         assert detrkit_here(*command, "--json", out).returncode == 130
 
 
+def watch_reading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images that are decoded from now on."""
+    from detrkit.inference import prepared
+
+    sources: list[str] = []
+    read = prepared.read_image
+
+    def watched(source: object, **options: object) -> Image:
+        if isinstance(source, str):  # the detector reads the image again, which is not a file's any more
+            sources.append(source)
+        return read(source, **options)
+
+    monkeypatch.setattr(prepared, "read_image", watched)
+    return sources
+
+
 def test_a_run_goes_on_where_another_ended(
     detrkit_here: Run, tiny_detr: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,11 +74,10 @@ def test_a_run_goes_on_where_another_ended(
     assert len(journal_of(parts).read_bytes().splitlines()) == 3
     with journal_of(parts).open("ab") as file:
         file.write(b'{"image": {"id": 2')  # the line that a kill cuts off
-    # The images that are done are not even read again.
-    for name in ("0.png", "1.png"):
-        (images / name).write_bytes(b"")
+    read = watch_reading(monkeypatch)
     done = detrkit_here(*command, "--json", parts, "--resume")
     assert done.returncode == 0, done.stderr
+    assert [Path(source).name for source in read] == ["2.png", "3.png", "4.png", "5.png"]
     assert_same_documents(parts, whole)
     assert not journal_of(parts).exists()
     assert "in 6 images" in done.stderr
@@ -114,8 +130,9 @@ def test_images_that_come_between_do_not_cost_the_results_of_the_others(
     unfinished(detrkit_here, command, tmp_path / "parts.json", monkeypatch)
     make_picture(120, 80, seed=5).save(images / "c.png")
     detrkit_here(*command, "--json", tmp_path / "whole.json")
-    (images / "b.png").write_bytes(b"")  # it is done, and not read again
+    read = watch_reading(monkeypatch)
     assert detrkit_here(*command, "--json", tmp_path / "parts.json", "--resume").returncode == 0
+    assert [Path(source).name for source in read] == ["c.png", "f.png"]
     assert_same_documents(tmp_path / "parts.json", tmp_path / "whole.json")
 
 
@@ -124,6 +141,7 @@ def test_a_finished_document_is_left_alone(
 ) -> None:
     command = [*COMMAND, images, "--model", tiny_detr, "--json", tmp_path / "out.json"]
     detrkit_here(*command)
+    (tmp_path / "whole.json").write_bytes((tmp_path / "out.json").read_bytes())
     before = (tmp_path / "out.json").stat()
     done = detrkit_here(*command, "--resume")
     after = (tmp_path / "out.json").stat()
@@ -133,6 +151,11 @@ def test_a_finished_document_is_left_alone(
     for kept in ("st_ino", "st_size", "st_mtime_ns"):
         assert getattr(after, kept) == getattr(before, kept)
     (tmp_path / "out.json").write_text("[]")
+    done = detrkit_here(*command, "--resume")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "which detrkit did not write" in done.stderr
+    content = (tmp_path / "whole.json").read_text().replace('"bbox": [', '"bbox": [1, ')
+    (tmp_path / "out.json").write_text(content)
     done = detrkit_here(*command, "--resume")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "not a document of detrkit detect" in done.stderr

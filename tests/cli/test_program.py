@@ -180,7 +180,7 @@ def test_a_place_that_takes_no_files_is_refused_before_any_work(
     (tmp_path / "file").touch()
     done = detrkit_here("detect", picture, "--model", model, option[0], tmp_path / option[1])
     assert done.returncode == 2
-    assert f"cannot write {tmp_path / option[1]} " in done.stderr
+    assert f"cannot write {tmp_path / option[1]}" in done.stderr
     assert "choose another place" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.results.journal import Journal
+from detrkit.results.journal import Journal, match_results
 
 SETTINGS = {"model": "m", "threshold": 0.5}
 
@@ -58,6 +60,70 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     journal.start()
     with pytest.raises(DetrkitError, match=r"made with threshold 0\.5, not 0\.7"):
         contents(Journal(journal.path, {**SETTINGS, "threshold": 0.7}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: b"no json\n",
+        lambda line: b"{}\n",
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda line: line.replace(b"0.25", b"0.75"),
+        lambda line: line[:-3] + b"\n",
+        lambda line: b"\0" * 50 + b"\n",
+        lambda line: b"\n",
+    ],
+)
+def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    journal = Journal(tmp_path / "j.jsonl", SETTINGS)
+    journal.start([{"score": 0.5}, {"score": 0.25}, {"score": 0.125}])
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    lines[2] = change(lines[2])
+    journal.path.write_bytes(b"".join(lines))
+    with pytest.raises(DetrkitError, match=r"line 3 of .*j\.jsonl is damaged"):
+        contents(Journal(journal.path, SETTINGS))
+
+
+def test_what_a_line_holds_must_be_an_entry(tmp_path: Path) -> None:
+    Journal(tmp_path / "j.jsonl", SETTINGS).start([{"a": 0}, {"b": 0}])
+    with pytest.raises(DetrkitError, match="line 3"):
+        contents(Journal(tmp_path / "j.jsonl", SETTINGS, lambda entry: "a" in entry))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_two_cannot_have_a_journal_at_once(tmp_path: Path) -> None:
+    first, second = (Journal(tmp_path / "j.jsonl", SETTINGS) for _ in range(2))
+    first.start([{"a": 0}])
+    first.add({"a": 1})
+    for begin in (second.hold, second.start):
+        with pytest.raises(DetrkitError, match="another process is writing"):
+            begin()
+    assert len(contents(first)) == 2
+    first.close()
+    second.start()
+    assert contents(second) == []
+
+
+def test_a_later_day_and_another_name_of_the_model_make_no_difference(tmp_path: Path) -> None:
+    Journal(tmp_path / "j.jsonl", {**SETTINGS, "date": "2026-01-01", "weights": "a"}).start()
+    later = Journal(tmp_path / "j.jsonl", {**SETTINGS, "date": "2026-01-02", "model": "n", "weights": "a"})
+    assert contents(later) == []
+    assert later.settings["date"] == "2026-01-01"
+    with pytest.raises(DetrkitError, match="made with weights a of model m, not b"):
+        contents(Journal(tmp_path / "j.jsonl", {**SETTINGS, "weights": "b"}))
+
+
+def test_results_belong_to_images_of_the_same_name_and_content() -> None:
+    def earlier(name: str, content: str | None) -> tuple[dict, str]:
+        return {"image": {"file_name": name}, "fingerprint": content}, f"{name} {content}"
+
+    found, others = match_results(
+        [earlier("a", "1"), earlier("b", "old"), earlier("c", None), earlier("d", "4"), earlier("b", "2")],
+        ["a", "b", "c"],
+        ["1", "2", None].__getitem__,
+    )
+    assert found == {0: "a 1", 1: "b 2"}
+    assert others == ["b old", "c None", "d 4"]
 
 
 def test_starting_forgets_and_removing_deletes(tmp_path: Path) -> None:

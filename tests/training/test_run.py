@@ -178,7 +178,7 @@ def test_a_run_is_not_overwritten_by_mistake(recipe):
 
 def test_a_model_is_not_overwritten_by_mistake(recipe):
     chosen = recipe()
-    with pytest.raises(SettingError, match="would be overwritten"):
+    with pytest.raises(SettingError, match="would overwrite"):
         train(replace(chosen, output=chosen.model))
 
 

@@ -2,7 +2,8 @@
 
 Results go to stdout or to files, messages and progress to stderr. The exit status is 0 after success, 1 if
 some of the images could not be used or detrkit itself failed, 2 after a user's mistake, 130 after an
-interrupt. Commands import torch only when they run, so that help and the list of models appear at once.
+interrupt, 143 after SIGTERM. Commands import torch only when they run, so that help and the list of models
+appear at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -21,7 +23,14 @@ from detrkit import __version__
 from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
 from detrkit.cli.options import name_ray_address
 from detrkit.common.errors import DetrkitError
-from detrkit.common.terminal import say, show_warnings_in_one_line
+from detrkit.common.terminal import (
+    Terminated,
+    interrupt_status,
+    log_format,
+    log_in_one_line,
+    say,
+    show_warnings_in_one_line,
+)
 
 app = typer.Typer(
     name="detrkit",
@@ -56,6 +65,12 @@ def _top(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
+    messages: Annotated[
+        Literal["text", "json"],
+        typer.Option(
+            "--log-format", help="Form of the messages on stderr, a line each; also after the command."
+        ),
+    ] = "text",
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -64,11 +79,18 @@ def _top(
 
 def main() -> None:
     """Runs the command line on ``sys.argv`` and ends the process with its exit status."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     status = run(sys.argv[1:])
     # All is written. An interrupt while Python shuts down would only print a traceback.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for kind, ours in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, _terminate)):
+        if signal.getsignal(kind) is ours:
+            signal.signal(kind, signal.SIG_DFL)
     sys.exit(status)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def run(arguments: list[str]) -> int:
@@ -81,22 +103,41 @@ def run(arguments: list[str]) -> int:
         The exit status.
     """
     debug = "--debug" in arguments
+    arguments, form = _log_format_first(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be valid in the terminal's encoding.
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not debug:
         show_warnings_in_one_line()
+    with log_format(form):
+        return _run(name_ray_address(arguments), debug)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
     try:
-        with _interrupts_that_are_not_lost():
-            return app(name_ray_address(arguments), prog_name="detrkit", standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
-        return 130
+        with _interrupts_that_are_not_lost(), log_in_one_line():
+            return app(arguments, prog_name="detrkit", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort) as error:
+        say("Interrupted. Run the same command again.")
+        return interrupt_status(error if isinstance(error, KeyboardInterrupt) else error.__cause__)
     except Exception as error:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+def _log_format_first(arguments: list[str]) -> tuple[list[str], str]:
+    """The arguments with ``--log-format`` before the command, and its value."""
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        name, equals, value = argument.partition("=")
+        if name == "--log-format" and (equals or i + 1 < len(arguments)):
+            end = i + 1 if equals else i + 2
+            value = value if equals else arguments[i + 1]
+            return [name, value, *arguments[:i], *arguments[end:]], value
+    return arguments, "text"
 
 
 @contextlib.contextmanager
@@ -107,9 +148,9 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
     """
     before = sys.unraisablehook
 
-    def interrupt_after(hook_is_running: _thread.LockType) -> None:
+    def interrupt_after(hook_is_running: _thread.LockType, number: signal.Signals) -> None:
         hook_is_running.acquire()
-        _thread.interrupt_main()
+        _thread.interrupt_main(number)
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
@@ -118,7 +159,8 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
         # An interrupt within this hook would be lost like the first one, so another thread waits for its end.
         hook_is_running = _thread.allocate_lock()
         hook_is_running.acquire()
-        _thread.start_new_thread(interrupt_after, (hook_is_running,))
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+        _thread.start_new_thread(interrupt_after, (hook_is_running, number))
         hook_is_running.release()
 
     sys.unraisablehook = hook

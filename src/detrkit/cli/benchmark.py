@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrkit.cli import options
-from detrkit.cli.output import check_output_file
 from detrkit.common.errors import DetrkitError, SettingError
+from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.terminal import make_table, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # The name of this side in the table.
 _TRANSFORMERS = "transformers"
+_HEADING = b"model,allocator,side,stage,device,dtype,"
 
 
 Engines = Annotated[str | None, typer.Option(help="Some of torch,compile,onnx,openvino.  [default: torch]")]
@@ -62,12 +64,14 @@ def benchmark(
     model's multiply-adds take in large matrix products, divided by the time of the forward pass. For
     reliable numbers, run nothing else on the machine: a warning says what disturbed the measurement.
     """
+    from detrkit.checkpoints.identity import model_files
     from detrkit.checkpoints.registry import resolve_model
 
     height, width = parse_size(size)
     chosen = _parse_engines(engines)
     name = model if random_weights else resolve_model(model)
-    check_output_file("--csv", csv_file)
+    if csv_file is not None:  # rows are added, so the mark is the heading
+        check_outputs([Output("--csv", csv_file, _HEADING)], model_files(model), overwrite=False)
     if not debug:
         quiet_libraries()
     import torch
@@ -184,7 +188,7 @@ def parse_size(text: str) -> tuple[int, int]:
         SettingError: ``text`` is not a size.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", part) for part in parts):
         raise SettingError(f"--size must be height x width in pixels, such as 800x1066, not {text!r}")
     return int(parts[0]), int(parts[1])
 

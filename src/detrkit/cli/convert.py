@@ -9,8 +9,12 @@ import typer
 
 from detrkit.cli import options
 from detrkit.common.errors import SettingError
+from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.terminal import quiet_libraries, say
 from detrkit.hub import upload as hub
+
+_FILES = ("config.json", "preprocessor_config.json", "model.safetensors", "README.md")
+_MARK = b"library_name: detrkit"  # in the card
 
 
 def convert(
@@ -35,6 +39,7 @@ def convert(
     handler: Annotated[
         bool, typer.Option("--handler", help="Also upload a handler.py for Inference Endpoints.")
     ] = False,
+    overwrite: options.Overwrite = False,
     debug: options.Debug = False,
 ) -> None:
     """Convert a checkpoint of an original repository to a model folder.
@@ -44,6 +49,13 @@ def convert(
     from detrkit.checkpoints.registry import find_checkpoint
 
     name = find_checkpoint(model).name  # a misspelt name should not wait for torch
+    if (output / "recipe.json").exists():
+        raise SettingError(f"{output} contains a training run; choose another folder")
+    check_outputs(
+        [Output("OUTPUT", output / file, _MARK, "README.md") for file in _FILES],
+        [checkpoint],
+        overwrite=overwrite,
+    )
     if push_to_hub:
         hub.check_login()  # nor should a missing login
     elif hub_id is not None or private or handler:

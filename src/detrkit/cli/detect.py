@@ -13,7 +13,7 @@ from detrkit.cli import options
 from detrkit.cli.run import ImageReader, Results, run_images
 from detrkit.cli.sinks import CocoFile, Drawings, ResultTable, Sink
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import find_images
+from detrkit.inference.inputs import Fingerprints, find_images
 
 if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
@@ -39,6 +39,7 @@ def detect(
     ray: options.Ray = None,
     ray_workers: options.RayWorkers = None,
     ray_cpus: options.RayCpus = None,
+    overwrite: options.Overwrite = False,
     exif_orientation: options.ExifOrientation = False,
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
@@ -53,6 +54,7 @@ def detect(
     An interrupted run writes the results so far and exits with status 130. With the same `--json`, `--resume`
     continues a run however it ended. With `--ray`, the images are shared among the machines of a Ray cluster.
     """
+    from detrkit.checkpoints.identity import run_info
     from detrkit.checkpoints.registry import resolve_model
 
     inputs, mistakes = find_images(images)
@@ -61,13 +63,19 @@ def detect(
         raise DetrkitError("--resume requires --json FILE, the document to continue")
     if ray is not None and save_dir is not None:
         raise DetrkitError("--ray makes no drawings; leave out --save-dir, or --ray")
-    settings = {"model": model, "threshold": threshold, "dtype": dtype, "exif_orientation": exif_orientation}
-    sinks: list[Sink[Detections]] = []
-    if save_dir is not None:
-        sinks.append(Drawings(save_dir, inputs, resume=resume))
-    sinks.append(_table() if json_file is None else CocoFile(json_file, inputs, settings, resume=resume))
+    fingerprints = Fingerprints(inputs)
+    drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
+    sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]
+    if json_file is None:
+        sinks.append(_table())
+    else:
+        shared: dict[str, Any] = {"dtype": dtype, "exif_orientation": exif_orientation}
+        info = run_info("detect", model, engine=engine, revision=revision, threshold=threshold, **shared)
+        names = None if drawings is None else drawings.names
+        sinks.append(CocoFile(json_file, inputs, info, fingerprints, names, resume=resume))
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
+    reader.fingerprints = None if json_file is None else fingerprints
 
     def start() -> tuple[Detector, Results[Detections]]:
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
@@ -78,7 +86,7 @@ def detect(
         stream = partial(detector.stream, threshold=threshold, batch_size=batch_size, masks=False)
         return detector, reader.results(stream, "Detecting")
 
-    run_images(reader, mistakes, sinks, start, reads_here=ray is None)
+    run_images(reader, mistakes, sinks, start, model=model, overwrite=overwrite, reads_here=ray is None)
 
 
 def _table() -> ResultTable[Detections]:

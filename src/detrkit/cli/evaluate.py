@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from detrkit.cli import options
-from detrkit.cli.output import check_output_file, check_save_dir
+from detrkit.cli.output import check_save_dir
 from detrkit.common.errors import DetrkitError
-from detrkit.common.files import write_json
+from detrkit.common.files import content_hash, write_json
+from detrkit.common.outputs import check_outputs, document_output
 from detrkit.common.terminal import count, print_table, say
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def evaluate(
     panoptic_dir: PanopticDir = None,
     json_file: JsonFile = None,
     save_dir: SaveDir = None,
+    overwrite: options.Overwrite = False,
     per_class: PerClass = False,
     batch_size: options.BatchSize = 1,
     limit: Limit = None,
@@ -89,9 +92,11 @@ def evaluate(
     `--panoptic-dir`, the panoptic quality. Classes are matched with the data set's categories by name. With
     `--ray`, the model runs on the machines of a Ray cluster.
     """
+    from detrkit.checkpoints.identity import model_files, run_info
     from detrkit.checkpoints.registry import resolve_model
 
-    _check_outputs(json_file, save_dir, charts=panoptic_dir is None)
+    read = [annotations, predictions, images, panoptic_dir, *model_files(model)]
+    _check_outputs(json_file, save_dir, read, panoptic=panoptic_dir is not None, overwrite=overwrite)
     if predictions is not None:
         if model is not None or images is not None:
             raise DetrkitError("--predictions replaces a model; leave out --model and --images")
@@ -113,18 +118,32 @@ def evaluate(
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        write_json({"model": model, "annotations": str(annotations), **evaluation.to_dict()}, json_file)
+        settings: dict[str, Any] = {"dtype": dtype, "annotations": content_hash(annotations)}
+        if panoptic_dir is not None:
+            settings["threshold"] = threshold
+        info = run_info("evaluate", model, engine=engine, revision=revision, **settings)
+        about = {"info": info, "model": model, "annotations": str(annotations)}
+        write_json({**about, **evaluation.to_dict()}, json_file)
     if json_file is None or str(json_file) != "-":
         _print_numbers(evaluation, per_class)
     _summarise(evaluation, save_dir, json_file)
 
 
-def _check_outputs(json_file: Path | None, save_dir: Path | None, *, charts: bool) -> None:
-    check_output_file("--json", json_file)
-    check_save_dir(save_dir, [])
-    if save_dir is not None and charts:
-        from detrkit.evaluation.charts import check_charts_available
+def _check_outputs(
+    json_file: Path | None,
+    save_dir: Path | None,
+    inputs: Sequence[Path | None],
+    *,
+    panoptic: bool,
+    overwrite: bool,
+) -> None:
+    from detrkit.evaluation.charts import check_charts_available, evaluation_outputs
 
+    check_save_dir(save_dir)
+    outputs = [] if json_file is None else [document_output("--json", json_file)]
+    outputs += [] if save_dir is None else evaluation_outputs(save_dir, panoptic=panoptic)
+    check_outputs(outputs, inputs, overwrite=overwrite)
+    if save_dir is not None and not panoptic:
         check_charts_available()
 
 

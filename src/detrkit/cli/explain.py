@@ -12,6 +12,7 @@ from detrkit.cli import options
 from detrkit.cli.output import check_save_dir, drawing_names, save_image
 from detrkit.cli.run import ImageReader
 from detrkit.common.errors import ImageError, SettingError
+from detrkit.common.outputs import check_outputs, image_output
 from detrkit.common.terminal import count, say
 from detrkit.inference.inputs import ImageInput, find_images
 
@@ -55,6 +56,7 @@ def explain(
     device: options.Device = None,
     batch_size: options.BatchSize = 1,
     revision: options.Revision = None,
+    overwrite: options.Overwrite = False,
     exif_orientation: options.ExifOrientation = False,
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
@@ -69,20 +71,25 @@ def explain(
     status is then 1.
     """
     from detrkit.attention.maps import check_points
+    from detrkit.checkpoints.identity import model_files
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.inference.prepared import read_image
 
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
-    check_save_dir(save_dir, [])
+    check_save_dir(save_dir)
     inputs, mistakes = find_images([queries]) if queries is not None else ([], [])
     if mistakes:
         raise ImageError(mistakes[0])
+    stem = str(save_dir / Path(drawing_names([ImageInput(image)])[0]).stem)
+    kinds = ("decoder", "encoder", *(["queries"] if inputs else []))
+    read = [ImageInput(image).path, *(item.path for item in inputs), *model_files(model)]
+    outputs = [image_output("--save-dir", Path(f"{stem}_{kind}.png")) for kind in kinds]
+    check_outputs(outputs, read, overwrite=overwrite)
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     loaded = read_image(image, exif_orientation=exif_orientation, limits=limits)
     points = check_points([_parse_point(text) for text in point or ()], (loaded.height, loaded.width))
 
     detector = options.load_detector(model, debug=debug, engine="torch", device=device, revision=revision)
-    stem = str(save_dir / Path(drawing_names([ImageInput(image)])[0]).stem)
     drawings = _draw_attention(detector, loaded, threshold, layer, detections, points, required=not inputs)
     written = []
     for name, drawing in drawings:

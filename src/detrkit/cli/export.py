@@ -12,6 +12,7 @@ import typer
 from detrkit.cli import options
 from detrkit.cli.run import ImageReader
 from detrkit.common.errors import ImageError, SettingError
+from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, print_table, quiet_libraries, say
 from detrkit.inference.inputs import find_images
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # More images hardly change the measured ranges.
 _CALIBRATION_IMAGES = 128
+
+_FILES = ("config.json", "preprocessor_config.json", "engine.json", "model.onnx", "model.xml", "model.bin")
+_MANIFEST, _MARK = "engine.json", b'{\n  "engine": "'
 
 Int8 = Annotated[
     bool, typer.Option("--int8", help="Quantise large layers to int8; OpenVINO only, with --calibration.")
@@ -52,6 +56,7 @@ def export(
     images: ImageFolder = None,
     revision: options.Revision = None,
     verify: Verify = True,
+    overwrite: options.Overwrite = False,
     debug: options.Debug = False,
 ) -> None:
     """Export a model for onnxruntime or OpenVINO.
@@ -59,10 +64,15 @@ def export(
     The folder contains the model with variable batch size, height and width, its configuration and its image
     processor. The other commands take it as `--model`. Requires the extra `export`.
     """
+    from detrkit.checkpoints.identity import model_files
     from detrkit.checkpoints.registry import resolve_model
 
     name = resolve_model(model)  # a misspelt name should not wait for torch
     _check_settings(int8, calibration, annotations, images)
+    read = [*model_files(model), calibration, annotations, images]
+    check_outputs(
+        [Output("OUTPUT", output / file, _MARK, _MANIFEST) for file in _FILES], read, overwrite=overwrite
+    )
     if not debug:
         quiet_libraries()
     from detrkit.checkpoints.loading import load_pretrained

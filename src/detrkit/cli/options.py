@@ -63,6 +63,12 @@ AllowPrivate = Annotated[
         help="Also fetch images from this computer and from private networks.",
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Also replace existing files that detrkit did not write; never an input."
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(

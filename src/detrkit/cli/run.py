@@ -14,9 +14,10 @@ import typer
 from detrkit.cli.sinks import Ending, Sink
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.outputs import check_outputs
 from detrkit.common.progress import with_progress
-from detrkit.common.terminal import count, list_failures, say
-from detrkit.inference.inputs import ImageInput
+from detrkit.common.terminal import count, interrupt_status, list_failures, say
+from detrkit.inference.inputs import Fingerprints, ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +46,7 @@ class ImageReader:
         limits: Maximum sizes of images, and permitted addresses.
         failures: One line for each image that could not be read so far.
         todo: Positions of the images to read; all by default.
+        fingerprints: If given, the fingerprint of each image is taken before it is read.
     """
 
     inputs: Sequence[ImageInput]
@@ -52,6 +54,7 @@ class ImageReader:
     debug: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
     failures: list[str] = field(default_factory=list)
+    fingerprints: Fingerprints | None = None
 
     def __post_init__(self) -> None:
         self.todo: Sequence[int] = range(len(self.inputs))
@@ -109,6 +112,8 @@ class ImageReader:
 
         for position in self.todo:
             source = self.inputs[position].source
+            if self.fingerprints is not None:
+                self.fingerprints(position)
             try:
                 image = read_image(source, exif_orientation=self.exif_orientation, limits=self.limits)
             except ImageError as error:
@@ -135,6 +140,8 @@ def run_images(
     sinks: Sequence[Sink[_Result]],
     start: Callable[[], tuple[Detector, Results[_Result]]],
     *,
+    model: str,
+    overwrite: bool = False,
     reads_here: bool = True,
 ) -> None:
     """Takes images through a model into sinks, and reports the outcome.
@@ -145,16 +152,40 @@ def run_images(
         sinks: Where the results go. Each result goes to them in this order; the last sink records that an
             image is done, and says what an earlier run has done.
         start: Loads the model; returns it and an iterator over the results of ``reader``.
+        model: The model as the user named it; no output replaces its files.
+        overwrite: Whether outputs may replace files that detrkit did not write.
         reads_here: Whether this process reads the images, so that it can look for a readable one before it
             loads the model.
 
     Raises:
-        typer.Exit: With status 1 if some images could not be read, 2 if none could, 130 after an interrupt.
+        DetrkitError: An output would cost the user a file, or cannot be written.
+        typer.Exit: With status 1 if some images could not be read, 2 if none could, 130 after an
+            interrupt, 143 after SIGTERM.
     """
+    from detrkit.checkpoints.identity import model_files
+
+    outputs = [output for sink in sinks for output in sink.outputs]
+    check_outputs(outputs, [*(item.path for item in reader.inputs), *model_files(model)], overwrite=overwrite)
+    try:
+        _run_images(reader, mistakes, sinks, start, reads_here=reads_here)
+    finally:
+        for sink in sinks:
+            sink.close()
+
+
+def _run_images(
+    reader: ImageReader,
+    mistakes: Sequence[str],
+    sinks: Sequence[Sink[_Result]],
+    start: Callable[[], tuple[Detector, Results[_Result]]],
+    *,
+    reads_here: bool,
+) -> None:
     total, record = len(reader.inputs), sinks[-1]
     for mistake in mistakes:
         say(mistake)
-    if total and (message := record.nothing_left()) is not None:
+    message = record.nothing_left() if total else None
+    if message is not None and all(len(sink.begin()) == total for sink in sinks[:-1]):
         say(message)
         raise typer.Exit(1 if mistakes else 0)
     done = set.intersection(*(set(sink.begin()) for sink in sinks))
@@ -162,15 +193,16 @@ def run_images(
     if reads_here and not done and not reader.finds_an_image():
         _end_without_results(sinks, [*mistakes, *reader.failures])
 
-    detector, interrupted = None, False
+    detector: Detector | None = None
+    interrupted: KeyboardInterrupt | None = None
     try:
         detector, results = start()
         for position, image, result in results:
             for sink in sinks:
                 sink.accept(position, image, result)
             done.add(position)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as error:
+        interrupted = error
 
     failures = [*mistakes, *reader.failures]
     if not done and not interrupted:
@@ -181,7 +213,7 @@ def run_images(
     if interrupted:
         remedy = " Continue with --resume." if record.lasts else ""
         say(f"Interrupted after {len(done)} of {count(total, 'image')}.{remedy}")
-        raise typer.Exit(130)
+        raise typer.Exit(interrupt_status(interrupted))
     list_failures(failures, total + len(mistakes))
     if failures:
         raise typer.Exit(1)

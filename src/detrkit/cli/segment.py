@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from detrkit.cli import options
+from detrkit.cli.output import check_save_dir
 from detrkit.cli.run import ImageReader, Results, run_images
 from detrkit.cli.sinks import (
     DRAWING_FOLDER,
@@ -21,7 +22,7 @@ from detrkit.cli.sinks import (
     Sink,
 )
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import find_images
+from detrkit.inference.inputs import Fingerprints, find_images
 
 if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
@@ -46,6 +47,7 @@ def segment(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run with the same --save-dir.")
     ] = False,
+    overwrite: options.Overwrite = False,
     exif_orientation: options.ExifOrientation = False,
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
@@ -60,21 +62,27 @@ def segment(
     Images that cannot be read are reported and left out; the exit status is then 1, or 2 if none can be read.
     An interrupted run exits with status 130; `--resume` continues it.
     """
+    from detrkit.checkpoints.identity import run_info
     from detrkit.checkpoints.registry import resolve_model
 
     inputs, mistakes = find_images(images)
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     if resume and save_dir is None:
         raise DetrkitError("--resume requires --save-dir DIR, the folder to continue")
-    settings = {"model": model, "threshold": threshold, "dtype": dtype, "exif_orientation": exif_orientation}
+    fingerprints = Fingerprints(inputs)
     sinks: list[Sink[PanopticSegmentation]] = [_table()]
     if save_dir is not None:
+        check_save_dir(save_dir)
+        shared: dict[str, Any] = {"dtype": dtype, "exif_orientation": exif_orientation}
+        info = run_info("segment", model, engine=engine, revision=revision, threshold=threshold, **shared)
+        drawings = Drawings(save_dir / DRAWING_FOLDER, inputs, resume=resume)
         sinks = [
-            Drawings(save_dir / DRAWING_FOLDER, inputs, resume=resume),
-            PanopticFolder(save_dir, inputs, settings, resume=resume),
+            drawings,
+            PanopticFolder(save_dir, inputs, info, fingerprints, drawings.names, resume=resume),
         ]
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
+    reader.fingerprints = None if save_dir is None else fingerprints
 
     def start() -> tuple[Detector, Results[PanopticSegmentation]]:
         detector = options.load_detector(
@@ -83,7 +91,7 @@ def segment(
         stream = partial(detector.stream_segments, threshold=threshold, batch_size=batch_size)
         return detector, reader.results(stream, "Segmenting")
 
-    run_images(reader, mistakes, sinks, start)
+    run_images(reader, mistakes, sinks, start, model=model, overwrite=overwrite)
 
 
 def _table() -> ResultTable[PanopticSegmentation]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import enum
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from detrkit.cli.output import check_output_file, check_save_dir, drawing_names, save_image
+from detrkit.cli.output import check_save_dir, drawing_names, save_image
 from detrkit.common.errors import DetrkitError
-from detrkit.common.files import write_json
+from detrkit.common.files import read_json, write_json
+from detrkit.common.outputs import Output, document_output, image_output
+from detrkit.common.schema import JsonObject
+from detrkit.common.screening import is_plain_name
 from detrkit.common.terminal import count, make_table, print_table
-from detrkit.inference.inputs import ImageInput, file_names, image_ids
-from detrkit.results.coco_document import CocoOutput, is_complete
-from detrkit.results.journal import Journal
+from detrkit.inference.inputs import Fingerprints, ImageInput, file_names, image_ids
+from detrkit.results.coco_document import CocoOutput
+from detrkit.results.journal import Journal, match_results
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,16 +47,19 @@ class Ending(enum.Enum):
 class Sink(ABC, Generic[_Result]):
     """Takes the results of one run, an image at a time.
 
-    Making a sink refuses places that cannot be written to. Then the driver calls ``nothing_left``, ``begin``,
-    ``accept`` for each image, and ``finish``, or ``abort`` if the run has no result; after an error, nothing.
+    The driver refuses ``outputs`` that would cost the user a file or cannot be written. Then it calls
+    ``nothing_left``, ``begin``, ``accept`` for each image, and ``finish``, or ``abort`` if the run has no
+    result; then, also after an error, ``close``.
 
     Attributes:
         lasts: Whether the results so far outlive the process, so that another run can continue.
         left_over: Number of results of an earlier run that belong to none of this run's images.
+        outputs: The files that are going to be written.
     """
 
     lasts: bool = False
     left_over: int = 0
+    outputs: Sequence[Output] = ()
 
     def nothing_left(self) -> str | None:
         """A message if an earlier run has left nothing to do; then the model is not loaded."""
@@ -83,6 +88,9 @@ class Sink(ABC, Generic[_Result]):
 
     def abort(self) -> None:
         """Removes what :meth:`begin` has made: the run has no result."""
+
+    def close(self) -> None:
+        """Lets other processes write the output; called last, however the run ended."""
 
 
 class ResultTable(Sink[_Result]):
@@ -118,9 +126,9 @@ class ResultTable(Sink[_Result]):
         for position in done:
             source, rows = self._found[position]
             for row in rows:
-                table.add_row(Text(source), *map(Text, row))
+                table.add_row(source, *row)
             if not rows:
-                table.add_row(Text(source), Text("(nothing)", style="dim"))
+                table.add_row(source, Text("(nothing)", style="dim"))
         print_table(table)
         return [_counted(sum(len(self._found[position][1]) for position in done), self._noun, done)]
 
@@ -129,17 +137,19 @@ class Drawings(Sink[Any]):
     """A folder with each image and what was found in it drawn over it."""
 
     def __init__(self, folder: Path, inputs: Sequence[ImageInput], *, resume: bool) -> None:
-        check_save_dir(folder, inputs)
+        check_save_dir(folder)
         self._folder, self._resume = folder, resume
-        self._paths = [folder / name for name in drawing_names(inputs)]
+        self.names = drawing_names(inputs)
+        self.outputs = [image_output("--save-dir", folder / name) for name in self.names]
 
     def begin(self) -> Collection[int]:
         """An image whose drawing is missing is not done."""
-        return [i for i, path in enumerate(self._paths) if path.is_file()] if self._resume else ()
+        paths = enumerate(output.path for output in self.outputs)
+        return [position for position, path in paths if path.is_file()] if self._resume else ()
 
     def accept(self, position: int, image: Image | None, result: Detections | PanopticSegmentation) -> None:
         """Writes the drawing."""
-        save_image(result.draw(image), self._paths[position])
+        save_image(result.draw(image), self.outputs[position].path)
 
     def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
         """All is written already."""
@@ -150,23 +160,43 @@ class CocoFile(Sink["Detections"]):
     """A COCO document, also of an interrupted run, with a journal beside it until the run is complete."""
 
     def __init__(
-        self, json_file: Path, inputs: Sequence[ImageInput], settings: Mapping[str, Any], *, resume: bool
+        self,
+        json_file: Path,
+        inputs: Sequence[ImageInput],
+        info: JsonObject,
+        fingerprints: Fingerprints,
+        drawings: Sequence[str] | None = None,
+        *,
+        resume: bool,
     ) -> None:
-        check_output_file("--json", json_file)
-        self._file, self._settings, self._resume = json_file, dict(settings), resume
-        self._ids, self._names = image_ids(inputs), file_names(inputs)
+        self._file, self._resume, self._images = json_file, resume, len(inputs)
+        self._output = CocoOutput(
+            json_file,
+            image_ids(inputs),
+            file_names(inputs),
+            info,
+            fingerprint=fingerprints,
+            drawings=drawings,
+        )
+        self.lasts = self._output.lasts
+        self.outputs = [document_output("--json", json_file)]
+        if self._output.journal is not None:
+            self.outputs.append(self._output.journal.output("--json"))
 
     def nothing_left(self) -> str | None:
         """The document contains all images and has no journal."""
-        if not (self._resume and is_complete(self._file, self._ids, self._names)):
+        if not (self._resume and self._output.is_complete()):
             return None
-        images = count(len(self._ids), "image")
+        images = count(self._images, "image")
         return f"{self._file} already contains all {images}; leave out --resume to start from scratch."
 
     def begin(self) -> Collection[int]:
         """Opens the journal."""
-        self._output = CocoOutput(self._file, self._ids, self._names, self._settings, resume=self._resume)
-        self.lasts, self.left_over = self._output.lasts, self._output.left_over
+        if self._resume:
+            self._output.resume()
+        else:
+            self._output.start()
+        self.left_over = self._output.left_over
         return self._output.done
 
     def accept(self, position: int, image: Image | None, result: Detections) -> None:
@@ -188,39 +218,57 @@ class CocoFile(Sink["Detections"]):
         if not self._resume:
             self._output.close()
 
+    def close(self) -> None:
+        """Lets other processes write the document."""
+        if self._output.journal is not None:
+            self._output.journal.close()
+
 
 class PanopticFolder(Sink["PanopticSegmentation"]):
     """A COCO panoptic document and its PNG files, with a journal beside them until the run is complete."""
 
+    lasts = True
+
     def __init__(
-        self, folder: Path, inputs: Sequence[ImageInput], settings: Mapping[str, Any], *, resume: bool
+        self,
+        folder: Path,
+        inputs: Sequence[ImageInput],
+        info: JsonObject,
+        fingerprints: Fingerprints,
+        drawings: Sequence[str],
+        *,
+        resume: bool,
     ) -> None:
-        check_save_dir(folder / PNG_FOLDER, inputs)
+        check_save_dir(folder)
+        check_save_dir(folder / PNG_FOLDER)
         self._folder, self._resume = folder, resume
-        self._journal = Journal(folder / _PANOPTIC_JOURNAL, dict(settings))
-        self._ids, self._names = image_ids(inputs), file_names(inputs)
-        self._pngs = [f"{Path(name).stem}.png" for name in drawing_names(inputs)]
+        self._journal = Journal(folder / _PANOPTIC_JOURNAL, info, _is_panoptic_entry)
+        self._fingerprint = fingerprints
+        self._ids, self._names, self._drawings = image_ids(inputs), file_names(inputs), drawings
+        self._pngs = drawing_names(inputs, ".png")
         self._entries: dict[int, dict[str, Any]] = {}
-        self.lasts = True
+        self.outputs = [document_output("--save-dir", folder / PANOPTIC_DOCUMENT)]
+        self.outputs += [image_output("--save-dir", folder / PNG_FOLDER / name) for name in self._pngs]
+        self.outputs.append(self._journal.output("--save-dir"))
 
     def begin(self) -> Collection[int]:
         """Opens the journal with the entries of an earlier run whose PNG files exist."""
-        left_over = []
-        positions = {key: position for position, key in enumerate(zip(self._ids, self._names))}
-        for entry in self._earlier_entries() if self._resume else ():
-            position = positions.get((entry["image"]["id"], entry["image"]["file_name"]))
-            if position is None:
-                left_over.append(entry)
-            elif (self._folder / PNG_FOLDER / entry["annotation"]["file_name"]).is_file():
-                self._entries[position] = entry
-        self.left_over = len(left_over)
-        self._journal.start([*self._entries.values(), *left_over])
+        others: list[dict[str, Any]] = []
+        if self._resume:
+            earlier = ((entry, entry) for entry in self._earlier_entries())
+            found, others = match_results(earlier, self._names, self._fingerprint)
+            for position, entry in found.items():
+                annotation = {**entry["annotation"], "image_id": self._ids[position]}
+                image = {**entry["image"], "id": self._ids[position]}
+                if annotation["file_name"] == self._pngs[position] and self._png(position).is_file():
+                    self._entries[position] = {**entry, "image": image, "annotation": annotation}
+        self.left_over = len(others)
+        self._journal.start([*self._entries.values(), *others])
         return self._entries.keys()
 
     def accept(self, position: int, image: Image | None, result: PanopticSegmentation) -> None:
         """Writes the PNG file, then the entry: an entry stands for a complete file."""
-        png = self._pngs[position]
-        save_image(result.to_png(), self._folder / PNG_FOLDER / png)
+        save_image(result.to_png(), self._png(position))
         height, width = result.image_size
         entry = {
             "image": {
@@ -229,7 +277,8 @@ class PanopticFolder(Sink["PanopticSegmentation"]):
                 "width": width,
                 "height": height,
             },
-            "annotation": result.to_coco(self._ids[position], png),
+            "annotation": result.to_coco(self._ids[position], self._pngs[position]),
+            "fingerprint": self._fingerprint(position),
         }
         self._journal.add(entry)
         self._entries[position] = entry
@@ -240,9 +289,10 @@ class PanopticFolder(Sink["PanopticSegmentation"]):
             return []
         entries = [self._entries[position] for position in done]
         segments = [segment for entry in entries for segment in entry["annotation"]["segments_info"]]
+        drawn = [{"drawing": f"{DRAWING_FOLDER}/{self._drawings[position]}"} for position in done]
         document = {
-            "info": self._journal.settings,
-            "images": [entry["image"] for entry in entries],
+            "info": {**self._journal.settings, "fingerprints": [entry["fingerprint"] for entry in entries]},
+            "images": [{**entry["image"], **drawing} for entry, drawing in zip(entries, drawn)],
             "annotations": [entry["annotation"] for entry in entries],
             "categories": detector.categories({segment["category_id"] for segment in segments}),
         }
@@ -257,22 +307,60 @@ class PanopticFolder(Sink["PanopticSegmentation"]):
         if not self._resume:
             self._journal.remove()
 
+    def close(self) -> None:
+        """Lets other processes write into the folder."""
+        self._journal.close()
+
+    def _png(self, position: int) -> Path:
+        return self._folder / PNG_FOLDER / self._pngs[position]
+
     def _earlier_entries(self) -> list[dict[str, Any]]:
         """The entries of the journal, or of a finished document."""
+        if self._journal.exists():
+            self._journal.hold()
         entries = [entry for _, entry in self._journal.entries()]
         document = self._folder / PANOPTIC_DOCUMENT
         if entries or not document.is_file():
             return entries
+        remedy = "start from scratch without --resume"
+        finished = read_json(document, remedy=remedy)
         try:
-            finished = json.loads(document.read_bytes())
-            self._journal.check(finished.get("info"), document)
+            self._journal.check(finished["info"], document)
             annotations = {entry["image_id"]: entry for entry in finished["annotations"]}
-            return [{"image": image, "annotation": annotations[image["id"]]} for image in finished["images"]]
+            entries = [
+                {
+                    "image": {name: image[name] for name in ("id", "file_name", "width", "height")},
+                    "annotation": annotations[image["id"]],
+                    "fingerprint": fingerprint,
+                }
+                for image, fingerprint in zip(
+                    finished["images"], finished["info"]["fingerprints"], strict=True
+                )
+            ]
+            if not all(map(_is_panoptic_entry, entries)):
+                raise ValueError("an entry is damaged")
+            return entries
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DetrkitError(
-                f"cannot resume: {document} is not a document of detrkit segment; start from scratch without "
-                "--resume"
+                f"cannot resume: {document} is not a document of detrkit segment; {remedy}"
             ) from error
+
+
+def _is_panoptic_entry(entry: JsonObject) -> bool:
+    """Whether an entry, from a journal or a document, is one that :class:`PanopticFolder` makes."""
+    try:
+        image, annotation = entry["image"], entry["annotation"]
+        segments = annotation["segments_info"]
+        return (
+            isinstance(image["file_name"], str)
+            and all(type(image[side]) is int and image[side] > 0 for side in ("width", "height"))
+            and isinstance(entry["fingerprint"], (str, type(None)))
+            and is_plain_name(annotation["file_name"])
+            and all(type(s[name]) is int for s in segments for name in ("id", "category_id", "area"))
+            and all(0 <= s["score"] <= 1 for s in segments)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def _counted(number: int, noun: str, done: Sequence[int]) -> str:

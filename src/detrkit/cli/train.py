@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from detrkit.cli.options import Debug
-from detrkit.common.terminal import quiet_libraries, say
+from detrkit.common.terminal import interrupt_status, quiet_libraries, say
 from detrkit.training.recipe import TrainingRecipe, flag_of
 
 
@@ -33,9 +33,9 @@ def train(debug: bool = False, **options: Any) -> None:
 
     try:
         result = run(recipe)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("Interrupted. Run the same command with --resume to continue from the last checkpoint.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupt_status(error)) from None
     if os.environ.get("RANK", "0") != "0":  # one of several processes that torchrun started
         return
     numbers = ", ".join(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,8 +46,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path``, and renames it to ``path`` when the block succeeds.
 
-    A link is followed, and its target replaced. A pipe or device is written to at the end, since renaming
-    would replace it with a file.
+    A file that is replaced passes its mode on. A link is followed, and its target replaced. A pipe or device
+    is written to at the end, since renaming would replace it with a file.
 
     Args:
         path: Final name. Missing parent folders are created. The temporary name keeps the suffix, because
@@ -67,6 +69,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             with temporary.open("rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
         else:
+            keep_mode(path, temporary)
             temporary.replace(path)
     except OSError as error:
         raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
@@ -79,7 +82,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``, and moves its files to ``path`` when the block succeeds.
 
-    Files in ``path`` with the same names are replaced, others are kept.
+    Files in ``path`` with the same names are replaced and pass their modes on, others are kept.
 
     Args:
         path: Final folder, created if missing.
@@ -97,6 +100,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if path.exists():
             for item in temporary.iterdir():
+                keep_mode(path / item.name, item)
                 item.replace(path / item.name)
         else:
             temporary.rename(path)
@@ -105,6 +109,25 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary)
+
+
+def keep_mode(path: Path, new: Path) -> None:
+    """Gives a new file the mode of the file that it is about to replace, if there is one."""
+    with suppress(FileNotFoundError):
+        new.chmod(stat.S_IMODE(path.stat().st_mode))
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """What is the same for files of the same content: "sha256:" and the digest.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def write_json(document: Mapping[str, object], path: Path) -> None:

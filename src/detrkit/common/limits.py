@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 from detrkit.common.errors import SettingError
@@ -18,8 +19,8 @@ def _default_max_pixels() -> int:
     text = os.environ.get(PIXELS_VARIABLE, "").strip()
     if not text:
         return DEFAULT_MAX_PIXELS
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise SettingError(f"{PIXELS_VARIABLE} must be a number of pixels above 0, not {text!r}")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise SettingError(f"{PIXELS_VARIABLE} must be a number of pixels above 0, not {text[:100]!r}")
     return int(text)
 
 
@@ -56,10 +57,12 @@ class ImageLimits:
         """Checks the limits."""
         for name in ("max_pixels", "max_bytes", "timeout"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name} must be above 0, not {value}")
-        if self.max_redirects < 0:
-            raise SettingError(f"max_redirects must be 0 or more, not {self.max_redirects}")
+            if value is None and name != "timeout":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise SettingError(f"{name} must be above 0, not {value!r}")
+        if not isinstance(self.max_redirects, int) or self.max_redirects < 0:
+            raise SettingError(f"max_redirects must be 0 or more, not {self.max_redirects!r}")
 
     @property
     def max_file_bytes(self) -> int | None:

@@ -7,7 +7,11 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from detrkit.common.terminal import say
+
 _PROGRESS_AFTER_SECONDS = 3.0
+
+_FIRST_LINE_AFTER_SECONDS, _SECONDS_BETWEEN_LINES = 10.0, 60.0
 
 _Item = TypeVar("_Item")
 
@@ -17,10 +21,10 @@ def with_progress(
 ) -> Iterator[_Item]:
     """Yields the results, with a progress bar on stderr once they take more than a few seconds.
 
-    Shows no bar if stderr is not a terminal.
+    If stderr is not a terminal, there is a line after ten seconds and every minute instead.
     """
     if not sys.stderr.isatty():
-        yield from results
+        yield from _with_lines(results, total, description)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,3 +43,17 @@ def with_progress(
     finally:
         if shown:
             bar.stop()
+
+
+def _with_lines(results: Iterable[_Item], total: int | None, description: str) -> Iterator[_Item]:
+    """Yields the results, and tells a log now and then how many there are."""
+    start = time.monotonic()
+    due = start + _FIRST_LINE_AFTER_SECONDS
+    for done, result in enumerate(results, 1):
+        now = time.monotonic()
+        if now >= due:
+            of = "" if total is None else f" of {total}"
+            rate = done / (now - start)
+            say(f"{description}: {done}{of}, {rate:.2f} a second", done=done, total=total)
+            due = now + _SECONDS_BETWEEN_LINES
+        yield result

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TextIO
+
+from detrkit.common.text import printable
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 # With so few inputs, the messages about unreadable ones are still visible at the end.
 _SHORT_RUN = 20
 
 
-def say(message: str, *, title: str | None = None, indent: str = "") -> None:
-    """Prints a message on one line of stderr, without its line breaks."""
-    line = " ".join(message.split())
-    print(f"{indent}{title}: {line}" if title else indent + line, file=sys.stderr)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a command as Ctrl-C does."""
+
+
+def interrupt_status(error: BaseException | None) -> int:
+    """The exit status after an interrupt: 128 and the signal's number."""
+    return 143 if isinstance(error, Terminated) else 130
+
+
+class _Log:
+    as_json = False
+
+
+@contextlib.contextmanager
+def log_format(name: str) -> Iterator[None]:
+    """Within the block, messages are lines of text, or with ``json`` of JSON."""
+    before, _Log.as_json = _Log.as_json, name == "json"
+    try:
+        yield
+    finally:
+        _Log.as_json = before
+
+
+def say(message: str, *, title: str | None = None, indent: str = "", **facts: object) -> None:
+    """Prints a message on one line of stderr, without its line breaks, and with control characters escaped.
+
+    Args:
+        message: The message.
+        title: What kind of message it is, such as "Error".
+        indent: What the line begins with.
+        facts: What the message says, as entries of a line of JSON.
+    """
+    line = printable(" ".join(message.split()))
+    if _Log.as_json:
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        level = (title or "info").lower()
+        print(
+            json.dumps({"time": now, "level": level, "message": line, **facts}), file=sys.stderr, flush=True
+        )
+    else:
+        print(f"{indent}{title}: {line}" if title else indent + line, file=sys.stderr, flush=True)
 
 
 def count(number: int, noun: str) -> str:
@@ -46,8 +89,15 @@ def make_table(texts: Sequence[str], numbers: Sequence[str]) -> Table:
     """A table without rows: columns of texts, then columns of numbers, which are aligned right."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*texts, box=box.SIMPLE)
+    class PlainTable(Table):
+        """Shows strings as they are: neither as commands of a terminal nor as rich's markup."""
+
+        def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+            super().add_row(*(Text(printable(c)) if isinstance(c, str) else c for c in cells), **options)
+
+    table = PlainTable(*texts, box=box.SIMPLE)
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table
@@ -77,6 +127,24 @@ def show_warnings_in_one_line() -> None:
         say(str(message), title="Warning")
 
     warnings.showwarning = show
+
+
+class _Say(logging.Handler):
+    """Prints what the library logs as other messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def log_in_one_line() -> Iterator[None]:
+    """Within the block, detrkit's own warnings are printed like other messages."""
+    logger, handler = logging.getLogger("detrkit"), _Say(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 class _FirstAttempt(logging.Handler):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
+
+# Controls, and the characters that mark, embed, override or isolate a direction or end a line.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 _Key = TypeVar("_Key")
 _Known = TypeVar("_Known")
@@ -14,6 +18,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without the full stop; its type if it has no message."""
     lines = (line.strip().rstrip(".") for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal or log: escapes for controls and for what turns the writing around."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:

@@ -185,10 +185,7 @@ def _describe(architecture: Architecture) -> str:
 def _write(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor, card: str) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    readme = folder / "README.md"
-    readme.write_text(card, encoding="utf-8")
-    # safetensors writes files that only their owner can read.
-    (folder / "model.safetensors").chmod(readme.stat().st_mode)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import numpy as np
 
 from detrkit.common.errors import MissingExtraError
 from detrkit.common.files import atomic_file
+from detrkit.common.outputs import Output
 from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
 from detrkit.evaluation.confusion import ConfusionMatrix
 from detrkit.results.drawing import class_color
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 ALL_CATEGORIES = "(all)"
 
+PANOPTIC_TABLE = "panoptic_per_class.csv"
+
+_CHART_FILES = (
+    *("per_class.csv", "precision_recall.csv", "confusion_matrix.csv"),
+    *("precision_recall.png", "confusion_matrix.png"),
+)
 _MEAN_IOU = f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}"
 _CURVE_IOUS = (0.5, 0.75)
 _MOST_CURVES = 10
@@ -33,6 +40,18 @@ def check_charts_available() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("drawing precision-recall curves and confusion matrices", "coco") from error
+
+
+def evaluation_outputs(folder: Path, *, panoptic: bool) -> list[Output]:
+    """All files that ``Evaluation.save`` may write; the tables of the categories come first."""
+    option = "--save-dir"
+    if panoptic:
+        return [Output(option, folder / PANOPTIC_TABLE, b"id,name,isthing,pq,sq,rq,")]
+    return [
+        Output(option, folder / f"{stem}_{name}", b"id,category,objects,AP,", witness=f"{stem}_per_class.csv")
+        for stem in IOU_TYPES.values()
+        for name in (*_CHART_FILES, "results.json")
+    ]
 
 
 def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:

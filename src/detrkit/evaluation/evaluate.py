@@ -105,7 +105,7 @@ class Evaluation:
             MissingExtraError: matplotlib is not installed.
             DetrkitError: A file cannot be written.
         """
-        from detrkit.evaluation.charts import save_coco_result, write_csv
+        from detrkit.evaluation.charts import PANOPTIC_TABLE, save_coco_result, write_csv
 
         folder = Path(folder)
         written = []
@@ -118,7 +118,7 @@ class Evaluation:
                 written.append(path)
         if self.panoptic is not None:
             rows = [{"id": c.id, **c.to_dict()} for c in self.panoptic.categories]
-            path = folder / "panoptic_per_class.csv"
+            path = folder / PANOPTIC_TABLE
             written.append(write_csv(path, list(rows[0]), [list(row.values()) for row in rows]))
         return written
 

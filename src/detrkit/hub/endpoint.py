@@ -53,15 +53,19 @@ class EndpointHandler:
             ImageError: The image is missing or unreadable.
             SettingError: A parameter does not exist or is out of range.
         """
+        if not isinstance(data, Mapping):
+            raise SettingError(f"a request must be an object with inputs, not a {type(data).__name__}")
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
-            raise SettingError(f"parameters must be an object like {_PARAMETERS}, not {parameters!r}")
-        unknown = sorted(set(parameters) - set(_PARAMETERS))
+            kind = type(parameters).__name__
+            raise SettingError(f"parameters must be an object like {_PARAMETERS}, not a {kind}")
+        unknown = [name for name in parameters if name not in _PARAMETERS]
         if unknown:
-            raise SettingError(f"unknown parameter {unknown[0]!r}; the only one is threshold")
+            raise SettingError(f"unknown parameter {str(unknown[0])[:100]!r}; the only one is threshold")
         threshold = (_PARAMETERS | dict(parameters))["threshold"]
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise SettingError(f"threshold must be a number between 0 and 1, not {threshold!r}")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            given = repr(threshold)[:100] if not isinstance(threshold, int) else "another integer"
+            raise SettingError(f"threshold must be a number between 0 and 1, not {given}")
         image = _read(data.get("inputs"))
         found = self.detector(image, threshold=threshold, masks=False, exif_orientation=True)
         return [

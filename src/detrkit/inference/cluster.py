@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -345,7 +346,9 @@ class _Worker:
 def is_ray_address(text: str) -> bool:
     """Whether a text is what ``RayDetector`` takes for an address, and not the name of a file."""
     host, _, port = text.removeprefix("ray://").rpartition(":")
-    return text in (AUTO, LOCAL) or (bool(host) and "/" not in host and port.isdecimal())
+    return text in (AUTO, LOCAL) or (
+        bool(host) and "/" not in host and re.fullmatch("[0-9]{1,5}", port) is not None
+    )
 
 
 def _import_ray() -> ModuleType:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from detrkit.common.files import content_hash
 from detrkit.common.text import is_url
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -31,6 +35,45 @@ class ImageInput:
         if is_url(self.source):
             return PurePosixPath(urlsplit(self.source).path).name or "image"
         return Path(self.source).name
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None for an address on the web."""
+        if is_url(self.source):
+            return None
+        if self.source.lower().startswith("file:"):
+            return Path(url2pathname(urlsplit(self.source).path))
+        return Path(self.source)
+
+
+class Fingerprints:
+    """What tells a later run whether an image is the one that an earlier run has seen.
+
+    For a file it is a hash of its content, taken once: where possible before the image is read. For an
+    address it is a hash of that, and for a pipe there is none.
+
+    Args:
+        inputs: The images.
+    """
+
+    def __init__(self, inputs: Sequence[ImageInput]) -> None:
+        self._inputs = inputs
+        self._known: dict[int, str | None] = {}
+
+    def __call__(self, position: int) -> str | None:
+        """The fingerprint of the image at a position; None if it has none or cannot be read."""
+        if position not in self._known:
+            self._known[position] = _fingerprint(self._inputs[position])
+        return self._known[position]
+
+
+def _fingerprint(item: ImageInput) -> str | None:
+    if is_url(item.source):
+        return f"address:{hashlib.sha256(item.source.encode()).hexdigest()}"
+    try:
+        return content_hash(item.path) if item.path is not None and item.path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
@@ -81,7 +124,7 @@ def image_ids(images: Sequence[ImageInput]) -> list[int]:
     compared with COCO's annotations.
     """
     stems = [Path(image.base_name).stem for image in images]
-    if all(stem.isascii() and stem.isdigit() for stem in stems):
+    if all(re.fullmatch("[0-9]{1,18}", stem) for stem in stems):
         ids = [int(stem) for stem in stems]
         if len(set(ids)) == len(ids):
             return ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -171,6 +172,8 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         """
         if Path(save_directory).is_file():
             raise CheckpointError(f"cannot save a model into {save_directory}: it is a file, not a folder")
+        weights = Path(save_directory, "model.safetensors")
+        mode = stat.S_IMODE(weights.stat().st_mode) if weights.is_file() else None
         state_dict = dict(kwargs.pop("state_dict", None) or self.state_dict())
         for second, first in self.second_names(state_dict).items():
             state_dict[second] = state_dict[first].clone()
@@ -178,6 +181,10 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
         except SafetensorError as error:  # such as a full disk
             raise OSError(str(error)) from error
+        # safetensors makes files that only their owner can read; a new configuration has the umask's mode.
+        config = Path(save_directory, "config.json")
+        for file in Path(save_directory).glob("*.safetensors") if config.exists() else ():
+            file.chmod(mode or stat.S_IMODE(config.stat().st_mode))
 
     def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False

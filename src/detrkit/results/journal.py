@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file
+from detrkit.common.locks import hold
+from detrkit.common.outputs import Output
 from detrkit.common.schema import JsonObject
+
+_Result = TypeVar("_Result")
+
+_START, _MIDDLE = b'{"check": "', b'", "entry": '
+_DIGITS = 16
+_BODY = len(_START) + _DIGITS + len(_MIDDLE)
+
+# Of the settings these may differ: when the work began, and by what name the model was called.
+_NOT_COMPARED = ("date", "model")
 
 
 class Journal:
     """Lines of JSON in a file: first the settings, then an entry for each finished piece of work.
 
-    An entry is in the file as soon as :meth:`add` returns. A truncated last line is not an entry. Entries are
-    addressed by their position in the file, so that none needs to be held in memory.
+    An entry is in the file as soon as :meth:`add` returns. A truncated last line is not an entry; any other
+    line that is not as it was written is refused. Entries are addressed by their position in the file, so
+    that none needs to be held in memory.
     """
 
-    def __init__(self, path: Path, settings: JsonObject) -> None:
+    def __init__(
+        self, path: Path, settings: JsonObject, is_valid: Callable[[Any], bool] = lambda entry: True
+    ) -> None:
         """Opens a journal; nothing is written before :meth:`start`.
 
         Args:
             path: The file.
             settings: What the results depend on, such as the model's name.
+            is_valid: Whether what a line holds is an entry.
         """
         self.path = path
-        self.settings = settings
+        self.settings = dict(settings)
+        self._is_valid = is_valid
         self._whole: int | None = None  # bytes of complete lines, if the file is an earlier run's
+        self._lock: BinaryIO | None = None
+
+    def output(self, option: str) -> Output:
+        """The file as what a command is going to write."""
+        return Output(option, self.path, _START)
+
+    def exists(self) -> bool:
+        """Whether there are entries of an earlier run, or could be."""
+        return self.path.exists() and (not self.path.is_file() or self.path.stat().st_size > 0)
+
+    def hold(self) -> None:
+        """Keeps other processes from this journal until :meth:`close` or the end of the process.
+
+        Raises:
+            DetrkitError: Another process holds it.
+        """
+        if self._lock is None:
+            self._lock = hold(self.path, self.path)
 
     def entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Place and content of each entry; none if the file does not exist.
@@ -37,20 +71,23 @@ class Journal:
         After the last one, entries can be added.
 
         Raises:
-            DetrkitError: The journal cannot be read, or is from work with different settings.
+            DetrkitError: The journal cannot be read, is damaged, or is from work with different settings.
         """
         place = 0
         try:
             with self.path.open("rb") as file:
-                for line in file:
+                for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break
-                    entry = None
-                    with suppress(ValueError):
-                        entry = json.loads(line)
-                    if place == 0:
+                    entry = _read(line)
+                    if number == 1:
                         self.check(entry, self.path)
-                    elif isinstance(entry, dict):
+                    elif not isinstance(entry, dict) or not self._is_valid(entry):
+                        raise DetrkitError(
+                            f"line {number} of {self.path} is damaged; delete the line to have its image "
+                            "done again, or start from scratch without --resume"
+                        )
+                    else:
                         yield place, entry
                     place += len(line)
         except FileNotFoundError:
@@ -63,34 +100,40 @@ class Journal:
         """The entry at a place in the file."""
         with self.path.open("rb") as file:
             file.seek(place)
-            return dict(json.loads(file.readline()))
+            return dict(json.loads(file.readline())["entry"])
 
     def check(self, found: object, where: Path) -> None:
-        """Compares the settings of earlier work with those of this one.
+        """Compares the settings of earlier work with those of this one, and takes over its date.
 
         Raises:
             DetrkitError: They differ.
         """
+        before = found if isinstance(found, dict) else {}
         for name, value in self.settings.items():
-            before = found.get(name) if isinstance(found, dict) else None
-            if before != value:
+            if name not in _NOT_COMPARED and before.get(name) != value:
+                model = f" of model {before.get('model')}" if name in ("weights", "revision") else ""
                 raise DetrkitError(
-                    f"cannot resume: {where} was made with {name} {before}, not {value}; use the same "
-                    "settings, or start from scratch without --resume"
+                    f"cannot resume: {where} was made with {name} {before.get(name)}{model}, not {value}; "
+                    "use the same settings, or start from scratch without --resume"
                 )
+        self.settings |= {name: before[name] for name in _NOT_COMPARED if name in before}
 
     def start(self, entries: Iterable[JsonObject] = ()) -> list[int]:
         """Atomically replaces the content with these entries; returns their places.
 
         Raises:
-            DetrkitError: The file cannot be written.
+            DetrkitError: The file cannot be written, or another process holds it.
         """
         places = []
+        self.hold()
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
+            lock = hold(temporary, self.path)  # before others can see it under its final name
             file.write(_line(self.settings))
             for entry in entries:
                 places.append(file.tell())
                 file.write(_line(entry))
+        self.close()
+        self._lock = lock
         self._whole = None
         return places
 
@@ -115,7 +158,54 @@ class Journal:
     def remove(self) -> None:
         """Deletes the file, because the result of the work is written."""
         self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes have the journal."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def match_results(
+    earlier: Iterable[tuple[JsonObject, _Result]],
+    names: Sequence[str],
+    fingerprint: Callable[[int], str | None],
+) -> tuple[dict[int, _Result], list[_Result]]:
+    """Which results of an earlier run are those of this run's images: same name, same content.
+
+    Args:
+        earlier: The entry of each image in a journal, with its result; a later one of an image counts.
+        names: File names of this run's images.
+        fingerprint: Gives the fingerprint of the image at a position; None for one that has none.
+
+    Returns:
+        Position -> result, and the results of other images.
+    """
+    positions = {name: position for position, name in enumerate(names)}
+    found, others = {}, []
+    for entry, result in earlier:
+        position = positions.get(entry["image"]["file_name"])
+        if position is None or entry["fingerprint"] is None or entry["fingerprint"] != fingerprint(position):
+            others.append(result)
+        else:
+            found[position] = result
+    return found, others
 
 
 def _line(entry: JsonObject) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    body = json.dumps(entry).encode()
+    return _START + _check(body) + _MIDDLE + body + b"}\n"
+
+
+def _check(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:_DIGITS].encode()
+
+
+def _read(line: bytes) -> object:
+    """What a complete line holds; None if it is not as it was written."""
+    body = line[_BODY:-2]
+    try:
+        return json.loads(body) if line == _START + _check(body) + _MIDDLE + body + b"}\n" else None
+    except (ValueError, RecursionError):
+        return None

@@ -12,6 +12,7 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
+from detrkit.common.terminal import say
 from detrkit.data.loading import AspectRatioBatchSampler
 from detrkit.training.history import best_row, evaluations, has_stalled, merge_log
 
@@ -163,7 +164,7 @@ class Progress(TrainerCallback):
         if self._bar is not None:
             self._bar.console.print(line)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Removes the bar."""

@@ -11,9 +11,10 @@ from typing import Any
 import timm
 import torch
 
+from detrkit.checkpoints.identity import model_files
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
-from detrkit.common.files import check_writable
+from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.text import did_you_mean, first_line
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
@@ -27,6 +28,12 @@ from detrkit.training.recipe import TrainingRecipe
 
 logger = logging.getLogger("detrkit")
 
+RECIPE_FILE = "recipe.json"
+
+_OUTPUTS = (
+    *("config.json", "preprocessor_config.json", "model.safetensors", "README.md", RECIPE_FILE),
+    *("metrics.csv", "loss.png", "ap.png", "predictions.png"),
+)
 _LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
 
 
@@ -183,7 +190,7 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
             raise SettingError(f"--model-option {text}: the configuration has no entry {name!r}{hint}")
         try:
             options[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[name] = value
     if recipe.queries is not None:
         options["num_queries"] = recipe.queries
@@ -225,8 +232,12 @@ def check_packages() -> None:
         raise MissingExtraError("training", "train") from error
 
 
-def check_output(output: Path) -> None:
-    """Refuses, with a DetrkitError, an output folder that is a file or cannot be written to."""
+def check_output(recipe: TrainingRecipe) -> None:
+    """Refuses, with a DetrkitError, an output folder that cannot be written to or has files of others."""
+    output = recipe.output
     if output.exists() and not output.is_dir():
         raise SettingError(f"--output must be a folder, but {output} is a file")
-    check_writable(output)
+    inputs = [path for name, path in vars(recipe).items() if isinstance(path, Path) and name != "output"]
+    outputs = [Output("--output", output / name, b'"train_annotations": ', RECIPE_FILE) for name in _OUTPUTS]
+    model = [] if recipe.from_scratch else model_files(recipe.model)
+    check_outputs(outputs, [*inputs, *model], overwrite=recipe.overwrite)

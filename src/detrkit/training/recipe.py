@@ -177,6 +177,11 @@ class TrainingRecipe:
         default=False,
         changes_result=False,
     )
+    overwrite: bool = _run(
+        "Also replace files in --output that detrkit did not write; never an input.",
+        default=False,
+        changes_result=False,
+    )
     push_to_hub: bool = _run("Upload the model at the end.", default=False, changes_result=False)
     hub_id: str | None = _run(
         "Repository on the Hub.  [default: the name of --output, under your account]",

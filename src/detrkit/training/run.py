@@ -30,6 +30,7 @@ from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
+from detrkit.training.preparation import RECIPE_FILE
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.reports import write_predictions, write_reports
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
@@ -37,8 +38,6 @@ from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkp
 logger = logging.getLogger("detrkit")
 
 _PATIENCE_SECONDS = 3 * 3600  # the other processes wait while the main one evaluates
-
-RECIPE_FILE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def train(
     if recipe.push_to_hub:
         check_login()
     preparation.check_packages()
-    preparation.check_output(recipe.output)
+    preparation.check_output(recipe)
     checkpoint = _checkpoint_to_resume(recipe)
     if not torch.cuda.is_available() or recipe.device == "cpu":
         keep_memory()
@@ -240,10 +239,6 @@ def _save_best(
 def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
     folder = recipe.output / CHECKPOINTS
     begun = (recipe.output / RECIPE_FILE).exists()
-    if not begun and (recipe.output / "config.json").exists():
-        raise SettingError(
-            f"{recipe.output} contains a model, which would be overwritten; choose another folder"
-        )
     if not recipe.resume:
         if begun and last_checkpoint(folder) is not None:
             raise SettingError(

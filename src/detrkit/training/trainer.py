@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a checkpoint was written completely."""
     try:
         json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True
 
@@ -215,6 +216,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint in a folder; removes incomplete ones of a killed run."""
     found = {}
     for path in folder.glob("checkpoint-*"):
+        if not re.fullmatch("checkpoint-[0-9]{1,18}", path.name):
+            continue  # not the Trainer's
         if not is_whole(path):
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,0 +1,74 @@
+"""Where results come from: which weights a model's name stands for, and what runs them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from detrkit import __version__
+from detrkit.checkpoints.registry import resolve_model
+from detrkit.common.files import content_hash
+from detrkit.common.screening import read_model_json
+
+_CONFIGS = (
+    *("config.json", "preprocessor_config.json", "processor_config.json", "detection_config.json"),
+    *("engine.json", "adapter_config.json"),
+)
+_WEIGHTS = frozenset({".safetensors", ".bin", ".onnx", ".data", ".xml"})
+
+
+def run_info(
+    command: str, model: str | None, *, engine: str | None, revision: str | None, **settings: Any
+) -> dict[str, Any]:
+    """The ``info`` of a document: version, model, settings and date.
+
+    Args:
+        command: Which command it is.
+        model: The model as the user named it; None if none is run.
+        engine: The engine that the user chose; None for the one that the model implies.
+        revision: Branch, tag or commit on the Hub.
+        settings: What else the results depend on.
+    """
+    about = {
+        "tool": f"detrkit {command}",
+        "version": __version__,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    if model is None:
+        return {**about, **settings}
+    name = resolve_model(model)
+    folder = Path(name) if Path(name).is_dir() else None
+    if engine is None:
+        manifest = None if folder is None else folder / "engine.json"
+        content = read_model_json(manifest) if manifest is not None and manifest.exists() else {}
+        engine = content.get("engine", "torch") if isinstance(content, dict) else "torch"
+    origin = (
+        {"revision": _commit(name, revision)} if folder is None else {"weights": _hash_of(model_files(name))}
+    )
+    return {**about, "model": model, **origin, "engine": engine, **settings}
+
+
+def model_files(model: str | None) -> list[Path]:
+    """The weights and configurations in the folder of a model; none of a model on the Hub."""
+    folder = Path(resolve_model(model)) if model is not None else None
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in _WEIGHTS or p.name in _CONFIGS))
+
+
+def _hash_of(files: Sequence[Path]) -> str:
+    lines = (f"{path.name} {content_hash(path)}\n" for path in files)
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag on the Hub stands for; as it was given if the Hub does not say."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    except Exception:  # loading the model will say what is wrong
+        return revision
