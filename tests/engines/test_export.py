@@ -28,7 +28,7 @@ SMALLEST = {"encoder_layers": 1, "decoder_layers": 1}
 MODELS = {
     "detr": ("detr", {}),
     "conditional_detr": ("conditional_detr", {}),
-    "two-stage": ("deformable_detr_two_stage", {"num_feature_levels": 3, "decoder_layers": 1}),
+    "two-stage": ("deformable_detr_two_stage", {"num_feature_levels": 2, "decoder_layers": 1}),
     "slow: two-stage-of-four-levels": ("deformable_detr_two_stage", {}),
     "slow: deformable_detr": ("deformable_detr", {}),
     "slow: one-level": ("deformable_detr", {"num_feature_levels": 1}),
@@ -123,7 +123,10 @@ def test_openvino_s_folder_holds_its_own_format_and_runs(tmp_path):
         open_exported(written.folder, "onnx", model.config)
 
 
-@pytest.fixture(scope="module", params=[DetrForSegmentation, ConditionalDetrForSegmentation])
+@pytest.fixture(
+    scope="module",
+    params=[DetrForSegmentation, pytest.param(ConditionalDetrForSegmentation, marks=pytest.mark.slow)],
+)
 def segmenter(request, tmp_path_factory):
     """A tiny model with masks and the folder that it was exported to, for onnxruntime."""
     config = tiny_config(request.param.config_class, encoder_attention_heads=8, **SMALL)
@@ -178,7 +181,7 @@ class Dependent(nn.Module):
         return x + torch.tensor(float(x.shape[-1]))
 
 
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize("engine", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_detector_exports_on_the_fly(engine, tiny_detr):
     pictures = [make_picture(120, 80), make_picture(80, 120, seed=1)]
     expected = Detector.from_pretrained(tiny_detr, device="cpu")(pictures, threshold=0.3)
