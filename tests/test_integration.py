@@ -366,8 +366,18 @@ image, folder = sys.argv[1:]
 before = type(AutoConfig.from_pretrained(folder)).__module__
 detrkit.register()
 detrkit.register()
-answer = {"before": before, "auto": {}, "pipelines": {}, "backends": {}, "types": {}}
+from transformers.models.auto import modeling_auto
+from detrkit.families import FAMILIES
+
+answer = {"before": before, "mappings": {}, "auto": {}, "pipelines": {}, "backends": {}, "types": {}}
 module = lambda thing: type(thing).__module__
+for table, classes in vars(modeling_auto).items():
+    for model_type, name in classes.items() if table.startswith("MODEL") and table.endswith("_NAMES") else ():
+        if model_type in FAMILIES:
+            config = type(AutoConfig.for_model(model_type))
+            model = getattr(modeling_auto, table.removesuffix("_NAMES"))[config]
+            answer["mappings"][f"{table} {model_type}"] = [name, model.__name__, model.__module__]
+answer["extractor"] = module(transformers.AutoFeatureExtractor.from_pretrained(folder))
 auto_classes = (AutoConfig, AutoModel, AutoModelForObjectDetection, AutoImageProcessor)
 for where in (folder, "facebook/detr-resnet-101"):
     made = [auto.from_pretrained(where) for auto in auto_classes]
@@ -417,6 +427,14 @@ def test_register_makes_the_auto_classes_give_detrkits_classes(registered: Any) 
             "detrkit.models.detr.modeling_detr.DetrForObjectDetection",
             "detrkit.models.detr.image_processing_detr.DetrImageProcessor",
         ]
+
+
+def test_register_covers_every_mapping_in_which_transformers_has_these_model_types(registered: Any) -> None:
+    assert "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES detr" in registered["mappings"]
+    for wanted, name, module in registered["mappings"].values():
+        assert name == wanted
+        assert module.startswith("detrkit.models.")
+    assert registered["extractor"].startswith("detrkit.models.")
 
 
 def test_register_covers_every_backend_and_class_name_of_the_image_processor(registered: Any) -> None:

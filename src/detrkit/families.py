@@ -99,10 +99,9 @@ class Family:
         return f"{self.class_prefix}ForSegmentation" if self.has_masks else None
 
     @property
-    def models(self) -> dict[str, str]:
-        """Name of a Transformers auto class -> name of the model class that it gives."""
-        classes = {"AutoModel": f"{self.class_prefix}Model", "AutoModelForObjectDetection": self.detector}
-        return classes | ({"AutoModelForImageSegmentation": self.segmenter} if self.segmenter else {})
+    def models(self) -> tuple[str, ...]:
+        """Names of the model classes: without heads, for boxes and, if there is one, for boxes and masks."""
+        return f"{self.class_prefix}Model", self.detector, *filter(None, [self.segmenter])
 
     @property
     def processor(self) -> str:
@@ -118,7 +117,7 @@ class Family:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of all classes."""
-        return (self.config, *self.models.values(), self.processor, *self.processor_aliases)
+        return (self.config, *self.models, self.processor, *self.processor_aliases)
 
     @property
     def original(self) -> OriginalLayout:

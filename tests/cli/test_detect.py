@@ -104,6 +104,22 @@ def test_without_json_a_table_goes_to_stdout_and_a_summary_to_stderr(
     assert done.stderr == f"{2 * QUERIES} objects in 2 images.\n"
 
 
+def test_max_objects_keeps_the_best_of_each_image(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    found = []
+    for options in ([], ["--max-objects", 2]):
+        out = tmp_path / f"{len(options)}.json"
+        done = detrkit_here(
+            *("detect", pictures[0], "--model", tiny_detr, "--threshold", 0, "--json", out), *options
+        )
+        assert done.returncode == 0, done.stderr
+        found.append([entry["score"] for entry in read_json(out)["annotations"]])
+    everything, best = found
+    assert len(everything) == QUERIES
+    assert best == sorted(everything, reverse=True)[:2]
+
+
 def test_an_image_without_objects_is_listed(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+import detrkit
 from detrkit import Detections, Detector
 from detrkit.common.progress import with_progress
 from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
 from tests.conftest import make_picture
-from tests.tiny import TINY_NAMES
+from tests.tiny import FAMILIES, TINY_NAMES
 
 QUERIES = 12
 
@@ -96,6 +97,33 @@ def test_threshold_keeps_higher_scores_only(detector: Detector) -> None:
     assert_same(detector(image, threshold=middle), everything[: QUERIES // 2])
     nothing = detector(image, threshold=1)
     assert (len(nothing), nothing.boxes.shape, nothing.to_coco()) == (0, (0, 4), [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_gives_as_many_objects_as_it_has_queries_and_the_best_of_them_on_request(family: str) -> None:
+    queries = 130  # more than the originals' evaluation takes
+    tiny = FAMILIES[family]
+    model = tiny.detector(
+        num_queries=queries, **({"two_stage_num_proposals": queries} if tiny.proposes else {})
+    )
+    made = type(model).__name__.replace("ForObjectDetection", "ImageProcessor")
+    detector = Detector(model, getattr(detrkit, made)(size={"height": 256, "width": 256}), device="cpu")
+    image = make_picture(120, 80)
+    everything = detector(image, threshold=0)
+    assert len(everything) == queries
+    assert len(detector.predict(image, 0).candidates().queries) == queries
+    assert_same(detector(image, threshold=0, max_objects=5), everything[:5])
+    assert_same(detector.predict(image, 0).detections(0, max_objects=5), everything[:5])
+    assert_same(detector(image, threshold=0, max_objects=1000), everything)
+
+
+@pytest.mark.parametrize("folder", ["tiny_panoptic", "tiny_conditional_panoptic"])
+def test_the_masks_of_the_best_objects_are_theirs(folder: str, request: pytest.FixtureRequest) -> None:
+    segmenter = Detector.from_pretrained(request.getfixturevalue(folder), device="cpu")
+    image = make_picture(120, 80)
+    everything, best = segmenter(image, threshold=0), segmenter(image, threshold=0, max_objects=3)
+    assert_same(best, everything[:3])
+    np.testing.assert_array_equal(best.masks, everything.masks[:3])
 
 
 def test_names_come_from_the_models_config(detector: Detector) -> None:

@@ -642,6 +642,13 @@ LISTS = [
         call=_set(batch_size=1.5),
     ),
     Case(
+        "max_objects 0",
+        constant(PHOTO),
+        says="max_objects must be at least 1, not 0",
+        error=SettingError,
+        call=_set(max_objects=0),
+    ),
+    Case(
         "masks of a model without",
         constant(PHOTO),
         says="finds boxes only; masks need a panoptic model",

@@ -24,6 +24,7 @@ def detect(
     images: options.Images,
     model: options.Model = "detr-resnet-50",
     threshold: options.Threshold = 0.5,
+    max_objects: options.MaxObjects = None,
     engine: options.Engine = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -70,6 +71,7 @@ def detect(
         sinks.append(_table())
     else:
         shared: dict[str, Any] = {"dtype": dtype, "exif_orientation": exif_orientation}
+        shared["max_objects"] = max_objects
         info = run_info("detect", model, engine=engine, revision=revision, threshold=threshold, **shared)
         names = None if drawings is None else drawings.names
         sinks.append(CocoFile(json_file, inputs, info, fingerprints, names, resume=resume))
@@ -77,13 +79,15 @@ def detect(
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
     reader.fingerprints = None if json_file is None else fingerprints
 
+    choices: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size, "max_objects": max_objects}
+
     def start() -> tuple[Detector, Results[Detections]]:
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus, "limits": limits}
         detector = options.load_detector(model, debug=debug, **setup)
         if ray is not None:
-            return detector, reader.cluster_results(detector, threshold=threshold, batch_size=batch_size)
-        stream = partial(detector.stream, threshold=threshold, batch_size=batch_size, masks=False)
+            return detector, reader.cluster_results(detector, **choices)
+        stream = partial(detector.stream, masks=False, **choices)
         return detector, reader.results(stream, "Detecting")
 
     run_images(reader, mistakes, sinks, start, model=model, overwrite=overwrite, reads_here=ray is None)

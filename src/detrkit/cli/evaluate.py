@@ -76,6 +76,7 @@ def evaluate(
     batch_size: options.BatchSize = 1,
     limit: Limit = None,
     masks: Masks = None,
+    max_objects: options.MaxObjects = None,
     threshold: SegmentThreshold = 0.85,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -112,7 +113,7 @@ def evaluate(
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"panoptic_dir": panoptic_dir, "limit": limit, "masks": masks}
-        choices |= {"batch_size": batch_size, "threshold": threshold}
+        choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
         detector = options.load_detector(model, debug=debug, **setup)
         evaluation = evaluate_detector(detector, images, annotations, **choices)
     if save_dir is not None:

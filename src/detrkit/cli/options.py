@@ -36,6 +36,13 @@ BatchSize = Annotated[
         min=1, help="Maximum number of images at once; only images of the same processed size share a batch."
     ),
 ]
+MaxObjects = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Keep only the best so many objects of an image.  [default: as many as the model has queries]",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 ExifOrientation = Annotated[
     bool,

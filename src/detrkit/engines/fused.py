@@ -7,11 +7,13 @@ oneDNN) nothing is replaced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from detrkit.models.layers.transformer import TransformerLayer
@@ -30,6 +32,47 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
+class PackedWeight(nn.Module):
+    """A module whose weight is in the order in which oneDNN reads it, or as it was where oneDNN does not run.
+
+    Copies, pickles and conversions (``half()``, ``to()``) take it out of that order and back into it.
+
+    Attributes:
+        weight: The weight; not a parameter, as only this module can use it.
+        packed: Whether it is in oneDNN's order: on a CPU and in float32.
+    """
+
+    weight: Tensor | None = None
+    packed = False
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """A weight in oneDNN's order."""
+        raise NotImplementedError
+
+    def hold(self, weight: Tensor) -> None:
+        """Sets the weight, which is on any device and of any type."""
+        self.packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and available()
+        self.weight = self.pack(weight) if self.packed else weight
+
+    def _plain(self) -> Tensor | None:
+        return self.weight.to_dense() if self.weight is not None and self.weight.is_mkldnn else self.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        super()._apply(fn, recurse)
+        weight = self._plain()
+        if weight is not None:
+            self.hold(fn(weight))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "weight": self._plain()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.weight is not None:
+            self.hold(self.weight)
+
+
 class FusedConvolution(nn.Module):
     """A convolution with bias, followed by a sum and a ReLU if wanted, as a device does them in one pass.
 
@@ -44,60 +87,79 @@ class FusedConvolution(nn.Module):
         raise NotImplementedError
 
 
-class CpuConvolution(FusedConvolution):
-    """By oneDNN, with weights in its own order."""
+class CpuConvolution(PackedWeight, FusedConvolution):
+    """By oneDNN, with weights in its own order; by PyTorch's operators where the model was moved to."""
 
     def __init__(self, conv: nn.Conv2d, relu: bool, sums: bool = False) -> None:
         super().__init__(conv, relu, sums)
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.weight = conv.weight.detach()
         self.bias = conv.bias
         self.activation = "relu" if relu else "none"
         pointwise = conv.kernel_size == (1, 1)
+        self.reorders = conv.weight.numel() >= _PACKED_FROM and not pointwise
         # One value of each channel at a time is a matrix product, whose packed weights suit all sizes.
         self.rows: FusedLinear | None = None
         if pointwise and not sums and self.geometry == ([0, 0], [1, 1], [1, 1], 1):
             self.rows = FusedLinear(conv, relu)
-            del self.weight
-        elif conv.weight.numel() >= _PACKED_FROM and not pointwise:
-            # Not those of a single pixel: packed for another size than the input's, they are now and then
-            # put back into order at every call, which takes ten times as long as the convolution.
-            example = [1, conv.in_channels, _TYPICAL_SIDE, _TYPICAL_SIDE]
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, example)
+        else:
+            self.hold(conv.weight.detach())
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """See :class:`PackedWeight`."""
+        # Not those of a single pixel: packed for another size than the input's, they are now and then
+        # put back into order at every call, which takes ten times as long as the convolution.
+        if not self.reorders:
+            return weight
+        example = [1, weight.shape[1] * self.geometry[-1], _TYPICAL_SIDE, _TYPICAL_SIDE]
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, example)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves (batch, channels, height, width)."""
         if self.rows is not None:
             return self.rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if not self.packed:
+            return self._activated(self._convolved(x))
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.geometry, self.activation, [], ""
         )
 
     def add_to(self, total: Tensor, x: Tensor, owned: bool) -> Tensor:
         """See :class:`FusedConvolution`."""
+        if not self.packed:
+            return self._activated(self._convolved(x).add_(total))
         if not owned:
             total = total.clone(memory_format=torch.preserve_format)
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             total, x, self.weight, self.bias, *self.geometry, "add", 1.0, self.activation, [], ""
         )
 
+    def _convolved(self, x: Tensor) -> Tensor:
+        padding, stride, dilation, groups = self.geometry
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
 
-class FusedLinear(nn.Module):
-    """A linear layer with bias, followed by a ReLU if wanted.
+    def _activated(self, x: Tensor) -> Tensor:
+        return x.relu_() if self.activation == "relu" else x
 
-    The weight is held in the order in which the operator reads it, which only this module can use.
-    """
+
+class FusedLinear(PackedWeight):
+    """A linear layer with bias, followed by a ReLU if wanted."""
 
     def __init__(self, linear: nn.Linear | nn.Conv2d, relu: bool = False) -> None:
         super().__init__()
-        weight = linear.weight.detach().flatten(1).contiguous()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_LENGTH)
         self.bias = linear.bias
         self.activation = "relu" if relu else "none"
+        self.hold(linear.weight.detach().flatten(1).contiguous())
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """See :class:`PackedWeight`."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_LENGTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "")
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "")
+        x = F.linear(x, self.weight, self.bias)
+        return x.relu_() if self.activation == "relu" else x
 
 
 class FusedResidualBlock(nn.Module):

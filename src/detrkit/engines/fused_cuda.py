@@ -40,14 +40,14 @@ class CudaConvolution(FusedConvolution):
             down, across = self.geometry[0]
             rows = x[:, :, ::down, ::across].permute(0, 2, 3, 1)
             return biased_product(rows, self.weight.flatten(1), self.bias, self.relu).permute(0, 3, 1, 2)
-        if self.is_fused:
+        if self.is_fused and x.is_cuda:
             return torch.cudnn_convolution_relu(x, self.weight, self.bias, *self.geometry)
         x = F.conv2d(x, self.weight, self.bias, *self.geometry)
         return x.relu_() if self.relu else x
 
     def add_to(self, total: Tensor, x: Tensor, owned: bool) -> Tensor:
         """See :class:`FusedConvolution`; writes over neither."""
-        if self.is_fused:
+        if self.is_fused and x.is_cuda:
             total = total.contiguous(memory_format=torch.channels_last)
             return torch.cudnn_convolution_add_relu(x, self.weight, total, 1, self.bias, *self.geometry)
         x = F.conv2d(x, self.weight, self.bias, *self.geometry).add_(total)
@@ -75,7 +75,9 @@ def biased_product(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tenso
 
 
 def add_and_norm(x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """:meth:`TransformerLayer.add_and_norm` for inference, in one kernel."""
+    """:meth:`TransformerLayer.add_and_norm` for inference, in one kernel; a model may have left its GPU."""
+    if not x.is_cuda:
+        return norm(x + update)
     from detrkit.kernels.add_norm_triton import add_norm
 
     return add_norm(x, update, norm.weight, norm.bias, norm.eps)

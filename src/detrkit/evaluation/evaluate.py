@@ -132,6 +132,7 @@ def evaluate_detector(
     batch_size: int = 1,
     limit: int | None = None,
     masks: bool | None = None,
+    max_objects: int | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
 ) -> Evaluation:
     """Runs a detector over a data set and compares what it finds with the annotations.
@@ -146,13 +147,15 @@ def evaluate_detector(
         batch_size: Maximum number of images that go through the model at once.
         limit: Only use the first so many images.
         masks: Whether to evaluate masks too; by default where the model gives and the annotations have them.
+        max_objects: The most detections of an image, the best ones; by default as many as the model has
+            object queries, of which COCO counts the best 100 of each class. The originals take 100.
         threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
             whatever their score, as COCO asks.
 
     Raises:
         AnnotationError: The annotations cannot be read or used, or do not fit the model or the images.
         ImageError: Images are missing or cannot be read.
-        SettingError: ``batch_size`` or ``limit`` are out of range, or the model cannot give what is asked.
+        SettingError: A number is out of range, or the model cannot give what is asked.
         MissingExtraError: faster-coco-eval is not installed.
     """
     if limit is not None and limit < 1:
@@ -172,7 +175,9 @@ def evaluate_detector(
         return _evaluate_panoptic(
             detector, Path(images_dir), annotations_file, Path(panoptic_dir), batch_size, limit, threshold
         )
-    return _evaluate_detections(detector, Path(images_dir), annotations_file, batch_size, limit, masks)
+    return _evaluate_detections(
+        detector, Path(images_dir), annotations_file, batch_size, limit, masks, max_objects
+    )
 
 
 def evaluate_predictions(
@@ -219,6 +224,7 @@ def _evaluate_detections(
     batch_size: int,
     limit: int | None,
     masks: bool | None,
+    max_objects: int | None,
 ) -> Evaluation:
     evaluator = CocoEvaluator(annotations_file, detector.names)
     images = evaluator.ground_truth["images"][:limit]
@@ -227,7 +233,7 @@ def _evaluate_detections(
         annotated = all(entry.get("segmentation") for entry in evaluator.ground_truth["annotations"])
         masks = detector.has_masks and annotated
     clock = _Clock()
-    found = detector.stream(paths, 0.0, batch_size, masks=masks)
+    found = detector.stream(paths, 0.0, batch_size, masks=masks, max_objects=max_objects)
     for image, detections in zip(images, with_progress(clock.time(found), len(images), "Evaluating")):
         evaluator.add(image["id"], detections)
     return Evaluation(

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.common.limits import ImageLimits
@@ -159,6 +159,7 @@ class RayDetector:
         batch_size: int = 1,
         *,
         masks: bool = False,
+        max_objects: int | None = None,
         segments: bool = False,
         exif_orientation: bool = False,
     ) -> Iterator[tuple[int, Found]]:
@@ -169,6 +170,7 @@ class RayDetector:
             threshold: Only objects with a higher score are given.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object.
+            max_objects: The most objects of an image, the best ones.
             segments: Give a ``PanopticSegmentation`` instead of ``Detections``.
             exif_orientation: Turn each image as its EXIF entry says.
 
@@ -177,18 +179,18 @@ class RayDetector:
             cannot be read. Each position comes once.
 
         Raises:
-            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+            SettingError: A number is out of range, or the model gives no masks.
             DetrkitError: The workers cannot go on.
         """
         from detrkit.inference.predictions import no_masks
         from detrkit.inference.prepared import check_numbers
 
-        check_numbers(threshold, batch_size)
+        check_numbers(threshold, batch_size, max_objects)
         if (masks or segments) and not self.has_masks:
             raise no_masks()
-        options: dict[str, float | bool] = {"threshold": threshold, "batch_size": batch_size}
+        options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
         if not segments:
-            options["masks"] = masks
+            options |= {"masks": masks, "max_objects": max_objects}
         return self._results(
             [_for_workers(source) for source in sources], segments, options, exif_orientation
         )
@@ -200,6 +202,7 @@ class RayDetector:
         batch_size: int = 1,
         *,
         masks: bool | None = None,
+        max_objects: int | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like ``Detector.stream``: the results in the order of the images, which must be files or addresses.
@@ -207,8 +210,9 @@ class RayDetector:
         Results that came before those of earlier images are held in memory until these are there.
         """
         with_masks = self.has_masks if masks is None else masks
+        options: dict[str, Any] = {"masks": with_masks, "max_objects": max_objects}
         found = self.results(
-            list(images), threshold, batch_size, masks=with_masks, exif_orientation=exif_orientation
+            list(images), threshold, batch_size, exif_orientation=exif_orientation, **options
         )
         return _in_order(found, Detections)
 
@@ -227,7 +231,7 @@ class RayDetector:
         return _in_order(found, PanopticSegmentation)
 
     def _results(
-        self, sources: list[str], segments: bool, options: dict[str, float | bool], exif_orientation: bool
+        self, sources: list[str], segments: bool, options: dict[str, Any], exif_orientation: bool
     ) -> Iterator[tuple[int, Found]]:
         import ray
         from ray.data import ActorPoolStrategy
@@ -279,7 +283,7 @@ class _Worker:
     """A process that holds the detector and does one portion of the images after another."""
 
     def __init__(
-        self, settings: _Settings, segments: bool, options: dict[str, float | bool], exif_orientation: bool
+        self, settings: _Settings, segments: bool, options: dict[str, Any], exif_orientation: bool
     ) -> None:
         import torch
 

@@ -19,7 +19,7 @@ import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, overload
 
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from transformers import PretrainedConfig
+    from typing_extensions import Unpack
 
     from detrkit.models.outputs import ObjectDetectionOutput
     from detrkit.processing.image_processor import DetrImageProcessorBase
@@ -57,6 +58,15 @@ _Result = TypeVar("_Result")
 _File: TypeAlias = "str | os.PathLike[str] | Image"
 _Array: TypeAlias = "np.ndarray | torch.Tensor"
 _Many: TypeAlias = "Iterable[ImageSource]"
+
+
+class _Options(TypedDict, total=False):
+    """Options of a call that are given by name."""
+
+    masks: bool | None
+    max_objects: int | None
+    exif_orientation: bool
+
 
 # Images of one processed size, and what is called with their pixels.
 _Batch: TypeAlias = Sequence[PreparedImage]
@@ -123,6 +133,7 @@ class Detector:
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
         self.limits = limits or ImageLimits()
+        self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
         keeps_memory = self._device.type == "cpu" and keep_memory()
         self._excess = Excess() if keeps_memory else None
@@ -189,35 +200,17 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self,
-        images: _File,
-        threshold: float = 0.5,
-        batch_size: int = 1,
-        *,
-        masks: bool | None = None,
-        exif_orientation: bool = False,
+        self, images: _File, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self,
-        images: _Array,
-        threshold: float = 0.5,
-        batch_size: int = 1,
-        *,
-        masks: bool | None = None,
-        exif_orientation: bool = False,
+        self, images: _Array, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
     ) -> Any: ...
 
     @overload
     def __call__(
-        self,
-        images: _Many,
-        threshold: float = 0.5,
-        batch_size: int = 1,
-        *,
-        masks: bool | None = None,
-        exif_orientation: bool = False,
+        self, images: _Many, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
     ) -> list[Detections]: ...
 
     def __call__(
@@ -227,6 +220,7 @@ class Detector:
         batch_size: int = 1,
         *,
         masks: bool | None = None,
+        max_objects: int | None = None,
         exif_orientation: bool = False,
     ) -> Detections | list[Detections]:
         """Finds the objects in one image or in many.
@@ -239,6 +233,8 @@ class Detector:
             threshold: Only objects with a higher score are given.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object; by default if the model has masks.
+            max_objects: The most objects of an image, the best ones; by default and at most as many as the
+                model has object queries.
             exif_orientation: Turn each image as its EXIF entry says; boxes then refer to the turned image. By
                 default boxes refer to the pixels as they are stored, which is what annotation files do.
 
@@ -248,9 +244,9 @@ class Detector:
 
         Raises:
             ImageError: An image cannot be found or read.
-            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+            SettingError: A number is out of range, or the model gives no masks.
         """
-        run = self._detecting(threshold, batch_size, masks)
+        run = self._detecting(threshold, batch_size, masks, max_objects)
         return self._one_or_many(images, run, batch_size, exif_orientation, "Detecting")
 
     def stream(
@@ -260,6 +256,7 @@ class Detector:
         batch_size: int = 1,
         *,
         masks: bool | None = None,
+        max_objects: int | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like calling the detector with many images, but gives each result when it is ready.
@@ -272,9 +269,9 @@ class Detector:
 
         Raises:
             ImageError: An image cannot be found or read.
-            SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
+            SettingError: A number is out of range, or the model gives no masks.
         """
-        run = self._detecting(threshold, batch_size, masks)
+        run = self._detecting(threshold, batch_size, masks, max_objects)
         return self._stream(images, run, batch_size, exif_orientation)
 
     @overload
@@ -377,14 +374,14 @@ class Detector:
         return self._stream(images, run, batch_size, exif_orientation)
 
     def _detecting(
-        self, threshold: float, batch_size: int, masks: bool | None
+        self, threshold: float, batch_size: int, masks: bool | None, max_objects: int | None
     ) -> Callable[[_Batch], Iterator[Detections]]:
         """What finds the objects of a batch, its settings checked."""
-        check_numbers(threshold, batch_size)
+        check_numbers(threshold, batch_size, max_objects)
         masks = self.has_masks if masks is None else masks
         model = self._masks_above(threshold) if masks else self._without_masks
         return lambda batch: self._reader.detections(
-            self._run(batch, model), _frames(batch), threshold, masks
+            self._run(batch, model), _frames(batch), threshold, masks, max_objects
         )
 
     def _segmenting(
@@ -480,6 +477,7 @@ class Detector:
             processor=self.processor,
             names=self.names,
             has_masks=self.has_masks,
+            object_limit=self._object_limit,
             is_thing_map=self._is_thing_map,
         )
 

@@ -29,12 +29,14 @@ class OutputReader:
         processor: The model's image processor.
         names: Label -> class name.
         has_masks: Whether the model gives masks.
+        object_limit: The most objects that the model gives of an image.
         is_thing_map: Whether a class is a thing, by label; None leaves it to the processor.
     """
 
     processor: DetrImageProcessorBase
     names: Mapping[int, str]
     has_masks: bool
+    object_limit: int
     is_thing_map: IsThingMap | None = None
 
     def detections(
@@ -43,19 +45,19 @@ class OutputReader:
         frames: Sequence[ImageFrame],
         threshold: float,
         with_masks: bool,
+        max_objects: int | None = None,
     ) -> Iterator[Detections]:
-        """The objects above a threshold in each image of a batch."""
-        sizes = [frame.image_size for frame in frames]
-        results = self.processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=sizes
-        )
+        """The objects above a threshold in each image of a batch, the best ``max_objects`` of them."""
+        limit = self.object_limit if max_objects is None else min(max_objects, self.object_limit)
+        results = self._select(outputs, frames, threshold, limit)
         if with_masks:
             masks = self.processor.detection_masks(
                 outputs,
                 threshold,
                 [frame.processed_size for frame in frames],
-                sizes,
+                [frame.image_size for frame in frames],
                 padded_size=frames[0].padded_size,
+                top_k=limit,
             )
             results = [{**result, "masks": found} for result, found in zip(results, masks)]
         for result, frame in zip(results, frames):
@@ -63,8 +65,9 @@ class OutputReader:
 
     def candidates(self, outputs: Mapping[str, torch.Tensor], frame: ImageFrame) -> Candidates:
         """All scored boxes of a batch of one image."""
-        detections = self._detections(self.processor.post_process(outputs, [frame.image_size])[0], frame)
-        scores, queries = self.processor.candidate_queries(outputs["logits"])
+        [found] = self._select(outputs, [frame], None, self.object_limit)
+        detections = self._detections(found, frame)
+        scores, queries = self.processor.candidate_queries(outputs["logits"], self.object_limit)
         order = np.argsort(-scores[0].cpu().numpy(), kind="stable")
         return Candidates(detections, queries[0].cpu().numpy()[order])
 
@@ -105,6 +108,19 @@ class OutputReader:
             for entry in listed:
                 entry["isthing"] = int(is_thing(entry["id"]))
         return listed
+
+    def _select(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        frames: Sequence[ImageFrame],
+        threshold: float | None,
+        limit: int,
+    ) -> list[dict[str, torch.Tensor]]:
+        """The candidates of each image that are above a threshold, in pixels."""
+        from detrkit.processing.post_processing import select_detections
+
+        sizes = [frame.image_size for frame in frames]
+        return select_detections(self.processor.candidates(outputs, limit), threshold, sizes)
 
     def _detections(self, result: Mapping[str, torch.Tensor], frame: ImageFrame) -> Detections:
         scores = result["scores"].cpu().numpy().astype(np.float32)
@@ -157,14 +173,14 @@ class Prediction:
     min_threshold: float
     _reader: OutputReader
 
-    def detections(self, threshold: float = 0.5) -> Detections:
+    def detections(self, threshold: float = 0.5, max_objects: int | None = None) -> Detections:
         """What calling the detector with this threshold gives, without masks.
 
         Raises:
             SettingError: ``threshold`` is lower than what the model was run for.
         """
         self._check(threshold)
-        return next(self._reader.detections(self.outputs, [self.frame], threshold, False))
+        return next(self._reader.detections(self.outputs, [self.frame], threshold, False, max_objects))
 
     def segments(self, threshold: float = 0.85) -> PanopticSegmentation:
         """What ``Detector.segment`` gives with this threshold.
@@ -182,7 +198,8 @@ class Prediction:
     def candidates(self) -> Candidates:
         """All scored boxes with the object query behind each.
 
-        DETR gives one for each query, the other families the 100 best pairs of query and class.
+        DETR gives one for each query, the other families as many of the best pairs of query and class, or the
+        100 best if there are fewer queries.
         """
         return self._reader.candidates(self.outputs, self.frame)
 

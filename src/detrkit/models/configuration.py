@@ -193,6 +193,11 @@ class DetrFamilyConfig(PreTrainedConfig):
         return not given and tuple(indices or self.default_out_indices) == self.default_out_indices
 
     @property
+    def object_queries(self) -> int:
+        """How many object queries the model has: each finds an object in an image, or none."""
+        return self.num_queries
+
+    @property
     def default_out_indices(self) -> tuple[int, ...]:
         """Stages of a timm backbone whose feature maps are used unless ``backbone_kwargs`` says otherwise."""
         return (1, 2, 3, 4)

@@ -303,7 +303,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         Raises:
             ValueError: The number of sizes is not that of the images.
         """
-        return select_detections(self._candidates(outputs), threshold, target_sizes)
+        return select_detections(self.candidates(outputs), threshold, target_sizes)
 
     def post_process(self, outputs: Outputs, target_sizes: TargetSizes) -> list[dict[str, torch.Tensor]]:
         """Turns a detector's outputs into boxes without a threshold, as Transformers 4 did.
@@ -318,11 +318,20 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         Raises:
             ValueError: The number of sizes is not that of the images.
         """
-        return select_detections(self._candidates(outputs), None, target_sizes)
+        return select_detections(self.candidates(outputs), None, target_sizes)
 
-    def _candidates(self, outputs: Outputs) -> Candidates:
-        """How a family reads its outputs; DETR's softmax unless it says otherwise."""
-        return softmax_detections(output(outputs, "logits"), output(outputs, "pred_boxes"))
+    def candidates(self, outputs: Outputs, top_k: int | None = None) -> Candidates:
+        """How a family reads its outputs before any threshold; DETR's softmax unless it says otherwise.
+
+        Args:
+            outputs: Outputs with ``logits`` and ``pred_boxes``.
+            top_k: The most candidates of an image; when None as many as the original's evaluation takes.
+        """
+        return softmax_detections(output(outputs, "logits"), output(outputs, "pred_boxes"), top_k)
+
+    def object_limit(self, queries: int) -> int:
+        """The most objects of an image that a detector gives, for a model with so many object queries."""
+        return queries
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:

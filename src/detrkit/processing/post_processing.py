@@ -40,7 +40,7 @@ def output(outputs: Outputs, name: str) -> torch.Tensor:
     return outputs[name] if isinstance(outputs, Mapping) else getattr(outputs, name)
 
 
-def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor) -> Candidates:
+def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int | None = None) -> Candidates:
     """DETR's reading: one candidate a query, its best class under a softmax that ends with "no object".
 
     Source: ``PostProcess`` in models/detr.py of facebookresearch/detr.
@@ -48,13 +48,22 @@ def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor) -> Candidates:
     Args:
         logits: (batch, queries, classes + 1).
         boxes: (batch, queries, 4), cxcywh, normalised.
+        k: Number of candidates; all queries when None, or if there are fewer.
 
     Returns:
-        As many candidates as queries, in the order of the queries.
+        All queries in their order, or the k best ones from best to worst.
     """
     check_classes(logits, least=2)
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
-    return Candidates(scores, labels, cxcywh_to_xyxy(boxes.float()))
+    scores, queries = best_queries(scores, k)
+    return Candidates(scores, labels.gather(1, queries), _rows(cxcywh_to_xyxy(boxes.float()), queries))
+
+
+def best_queries(scores: torch.Tensor, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and queries (batch, k) of the k best queries, or all in their order; see softmax_detections."""
+    if k is not None and k < scores.shape[1]:
+        return torch.topk(scores, k, dim=1)
+    return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
 
 
 def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) -> Candidates:
@@ -71,8 +80,12 @@ def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) 
         The candidates from best to worst; a query can appear with several classes.
     """
     scores, queries, labels = best_pairs(logits, k)
-    corners = cxcywh_to_xyxy(boxes.float())
-    return Candidates(scores, labels, corners.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4)))
+    return Candidates(scores, labels, _rows(cxcywh_to_xyxy(boxes.float()), queries))
+
+
+def _rows(boxes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """The boxes (batch, k, 4) of queries (batch, k)."""
+    return boxes.gather(1, queries.unsqueeze(-1).expand(-1, -1, 4))
 
 
 def check_classes(logits: torch.Tensor, least: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from detrkit.common.schema import Segment
 from detrkit.processing.options import default
 from detrkit.processing.panoptic_png import encode_panoptic_png
-from detrkit.processing.post_processing import Outputs, TargetSizes, check_classes
+from detrkit.processing.post_processing import Outputs, TargetSizes, best_queries, check_classes
 from detrkit.processing.resize import Size
 from detrkit.processing.segmentation import (
     IsThingMap,
@@ -331,6 +331,7 @@ class SegmentationPostProcessing:
         target_sizes: TargetSizes,
         mask_threshold: float = 0.5,
         padded_size: Sequence[int] | None = None,
+        top_k: int | None = None,
     ) -> list[torch.Tensor]:
         """Masks of the detections that :meth:`post_process_object_detection` gives, row by row.
 
@@ -343,6 +344,7 @@ class SegmentationPostProcessing:
             target_sizes: Sizes of the results.
             mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
             padded_size: Size of the batch with padding.
+            top_k: The most candidates of an image, as for ``candidates``.
 
         Returns:
             For each image bool (n, height, width) on the outputs' device.
@@ -355,13 +357,16 @@ class SegmentationPostProcessing:
         grids = _grids(masks, processed_sizes, target_sizes, padded_size, nearest=pixel_corners)
         return [
             instance_masks(image_masks[queries[scores > threshold]], grid, mask_threshold)
-            for scores, queries, image_masks, grid in zip(*self.candidate_queries(logits), masks, grids)
+            for scores, queries, image_masks, grid in zip(
+                *self.candidate_queries(logits, top_k), masks, grids
+            )
         ]
 
-    def candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score and query of each candidate of object detection, in their order: (batch, candidates)."""
-        scores = self.query_probabilities(logits)[0].amax(-1)
-        return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    def candidate_queries(
+        self, logits: torch.Tensor, top_k: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score and query of each of the ``candidates`` of object detection, in their order (batch, n)."""
+        return best_queries(self.query_probabilities(logits)[0].amax(-1), top_k)
 
     def query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """How a family reads its logits; DETR's softmax unless it says otherwise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from detrkit.processing.image_processor import DetrImageProcessorBase
+from detrkit.processing.options import default
 from detrkit.processing.post_processing import (
     Candidates,
     Outputs,
@@ -16,7 +17,7 @@ from detrkit.processing.post_processing import (
     sigmoid_top_k_detections,
 )
 
-# Detections of an image before any threshold, in the originals' evaluation and here.
+# Candidates of an image before any threshold, in the originals' evaluation and in Transformers.
 TOP_K = 100
 
 
@@ -45,14 +46,22 @@ class SigmoidImageProcessorBase(DetrImageProcessorBase):
         Raises:
             ValueError: The number of sizes is not that of the images.
         """
-        return select_detections(self._candidates(outputs, top_k), threshold, target_sizes)
+        return select_detections(self.candidates(outputs, top_k), threshold, target_sizes)
 
-    def _candidates(self, outputs: Outputs, top_k: int = TOP_K) -> Candidates:
-        return sigmoid_top_k_detections(output(outputs, "logits"), output(outputs, "pred_boxes"), top_k)
+    def candidates(self, outputs: Outputs, top_k: int | None = None) -> Candidates:
+        """See :meth:`DetrImageProcessorBase.candidates`; the best pairs of query and class, or TOP_K."""
+        logits, boxes = output(outputs, "logits"), output(outputs, "pred_boxes")
+        return sigmoid_top_k_detections(logits, boxes, default(top_k, TOP_K))
 
-    def candidate_queries(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`DetrImageProcessorBase.candidate_queries`; the best TOP_K pairs."""
-        scores, queries, _ = best_pairs(logits, TOP_K)
+    def object_limit(self, queries: int) -> int:
+        """As many as queries, but with few of them as many pairs of query and class as the originals take."""
+        return max(queries, TOP_K)
+
+    def candidate_queries(
+        self, logits: torch.Tensor, top_k: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`DetrImageProcessorBase.candidate_queries`."""
+        scores, queries, _ = best_pairs(logits, default(top_k, TOP_K))
         return scores, queries
 
     def query_probabilities(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

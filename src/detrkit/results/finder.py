@@ -31,7 +31,13 @@ class ObjectFinder(Protocol):
         """Whether the model gives masks."""
 
     def stream(
-        self, images: Sequence[Path], threshold: float, batch_size: int, *, masks: bool | None
+        self,
+        images: Sequence[Path],
+        threshold: float,
+        batch_size: int,
+        *,
+        masks: bool | None,
+        max_objects: int | None,
     ) -> Iterator[Detections]:
         """The objects in each image, in order; see :meth:`detrkit.Detector.stream`."""
 

@@ -51,6 +51,11 @@ class DeformableDetrConfig(DetrFamilyConfig):
             raise ValueError("two_stage=True needs with_box_refine=True: the proposals are boxes to refine")
 
     @property
+    def object_queries(self) -> int:
+        """How many object queries there are; those of a two-stage model are its proposals."""
+        return self.two_stage_num_proposals if self.two_stage else self.num_queries
+
+    @property
     def default_out_indices(self) -> tuple[int, ...]:
         """Stages of the backbone that are attended to: 2 to 4, or the last one alone."""
         return (2, 3, 4) if self.num_feature_levels > 1 else (4,)
