@@ -29,7 +29,8 @@ def annotations(tiny_detr: Path, pictures: list[Path], tmp_path: Path) -> Path:
             if TINY_NAMES[entry["category_id"]] != "N/A":
                 entry["category_id"] += 10
                 entry["bbox"][0] += 3
-                document["annotations"].append({**entry, "iscrowd": 0})
+                number = len(document["annotations"]) + 1
+                document["annotations"].append({**entry, "id": number, "iscrowd": 0})
     assert len(document["annotations"]) > 3
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(document))
@@ -164,11 +165,11 @@ def test_the_help_names_every_option(detrkit_here: Run) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["annotations"].clear(), "has no annotations, so there is nothing to evaluate"),
-        (lambda d: d["images"][0].update(file_name="x.jpg"), "1 of the 4 images of"),
-        (lambda d: [i.update(file_name="x.jpg") for i in d["images"]], "none of the 4 images of"),
+        (lambda d: d["annotations"].clear(), "no usable object is left"),
+        (lambda d: d["images"][0].update(file_name="x.jpg"), "image file missing: 1 dropped"),
+        (lambda d: [i.update(file_name="x.jpg") for i in d["images"]], "image file listed twice: 3 dropped"),
         (
-            lambda d: [c.update(id=c["id"], name="bird") for c in d["categories"]],
+            lambda d: [c.update(name=f"bird {c['id']}") for c in d["categories"]],
             "the model has no class for",
         ),
         (lambda d: d.pop("images"), "is not a COCO document: it has no list of images"),
@@ -180,7 +181,7 @@ def test_annotations_that_do_not_fit_give_one_line(
     document = read_json(annotations)
     change(document)
     annotations.write_text(json.dumps(document))
-    done = detrkit_here(*arguments(tiny_detr, pictures, annotations))
+    done = detrkit_here(*arguments(tiny_detr, pictures, annotations), "--strict")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")

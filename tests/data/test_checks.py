@@ -32,6 +32,13 @@ def without(table, index, key):
     return lambda document, images: document[table][index].pop(key)
 
 
+def without_shape(index):
+    def break_it(document, images):
+        del document["annotations"][index]["bbox"], document["annotations"][index]["segmentation"]
+
+    return break_it
+
+
 def add(table, entry):
     return lambda document, images: document[table].append(entry)
 
@@ -44,12 +51,15 @@ def replaced_picture(document, images):
     PIL.Image.new("RGB", (41, 60)).save(images / "b.jpg")
 
 
-def picture_with_orientation(document, images):
-    with PIL.Image.open(images / "a.jpg") as image:
+def turned_picture(document, images):
+    document["images"][1].update(width=60, height=40)
+
+
+def give_orientation(path):
+    with PIL.Image.open(path) as image:
         exif = image.getexif()
         exif[0x0112] = 6
-        image.save(images / "a.jpg", exif=exif)
-    document["images"][0].update(width=40, height=60)
+        image.save(path, exif=exif)
 
 
 def box(index, bbox):
@@ -64,7 +74,7 @@ BROKEN = {
     "empty file": (overwrite("b.jpg", b""), "unreadable_image", r"b\.jpg", 2, 2),
     "no image": (overwrite("b.jpg", b"hello"), "unreadable_image", r"b\.jpg", 2, 2),
     "other size": (replaced_picture, "size_mismatch", "b.jpg is 41x60, not 40x60", 2, 2),
-    "turned": (picture_with_orientation, "size_mismatch", "60x40, not 40x60; rotated by its EXIF", 2, 2),
+    "turned": (turned_picture, "size_mismatch", "b.jpg is 40x60, not 60x40", 2, 2),
     "negative width": (box(0, [5, 5, -2, 20]), "degenerate_box", "annotation 1 with bbox", 3, 3),
     "no height": (box(0, [5, 5, 2, 0]), "degenerate_box", "annotation 1 with bbox", 3, 3),
     "not a number": (box(1, [math.nan, 5, 2, 3]), "degenerate_box", "annotation 2 with bbox", 3, 3),
@@ -72,8 +82,8 @@ BROKEN = {
     "outside": (box(2, [40, 5, 10, 10]), "outside_box", "annotation 3 .* in an image of 40x60", 3, 3),
     "partly outside": (box(2, [35, 5, 10, 10]), "clipped_box", "annotation 3 by 5 pixels", 3, 4),
     "three numbers": (box(1, [1, 2, 3]), "broken_entry", "annotation 2 has bbox", 3, 3),
-    "text in a box": (box(1, [1, 2, 3, "4"]), "broken_entry", "annotation 2 has bbox", 3, 3),
-    "no box": (without("annotations", 1, "bbox"), "broken_entry", "annotation 2 has no bbox", 3, 3),
+    "text in a box": (box(1, [1, 2, 3, "four"]), "broken_entry", "annotation 2 has bbox", 3, 3),
+    "no box": (without_shape(1), "broken_entry", "annotation 2 has no bbox", 3, 3),
     "no category": (without("annotations", 1, "category_id"), "broken_entry", "has no category_id", 3, 3),
     "no image id": (without("annotations", 1, "image_id"), "broken_entry", "2 has no image_id", 3, 3),
     "no file name": (without("images", 1, "file_name"), "broken_entry", "image 2 in the list has no", 2, 2),
@@ -104,8 +114,8 @@ BROKEN = {
     "category name twice": (
         add("categories", {"id": 91, "name": "dog"}), "duplicate_category", r"91 \(dog\)", 3, 4,
     ),
-    "category without name": (
-        add("categories", {"id": 91}), "broken_entry", "category 4 in the list has no name", 3, 4,
+    "category without id": (
+        add("categories", {"name": "wolf"}), "broken_entry", "category 4 in the list has no id", 3, 4,
     ),
 }  # fmt: skip
 
@@ -160,6 +170,7 @@ def test_a_clean_data_set_has_no_problems(tmp_path, caplog):
 
 def test_problems_of_one_kind_are_counted_in_one_line(tmp_path):
     document = make_document()
+    document["annotations"].append({**LIKE_FIRST, "id": 9, "bbox": [6, 6, 9, 9]})
     for annotation in document["annotations"][:3]:
         annotation["bbox"] = [1, 1, 0, 0]
     document["annotations"][0]["category_id"] = 8
@@ -318,3 +329,77 @@ def test_the_blood_cells_are_clean(split):
     dataset = DetectionDataset.from_coco(folder / split, folder / "annotations" / f"instances_{split}.json")
     report = check_dataset(dataset, strict=True)
     assert report.dataset.id2label == {0: "Platelets", 1: "RBC", 2: "WBC"}
+
+
+def boxes_as(change):
+    def edit(document):
+        for entry in document["annotations"]:
+            size = next((i["width"], i["height"]) for i in document["images"] if i["id"] == entry["image_id"])
+            entry["bbox"] = change(*entry["bbox"], *size)
+
+    return edit
+
+
+def test_boxes_in_fractions_are_refused(tmp_path):
+    document = make_document()
+    boxes_as(lambda x, y, w, h, width, height: [x / width, y / height, w / width, h / height])(document)
+    with pytest.raises(AnnotationError, match=r"all 4 boxes are less than a pixel .* normalised"):
+        check_dataset(write_dataset(tmp_path, document))
+
+
+def test_boxes_as_two_corners_are_pointed_out(tmp_path):
+    document = make_document()
+    document["annotations"][0]["bbox"] = [30, 12, 20, 20]
+    boxes_as(lambda x, y, w, h, *_: [x, y, x + w, y + h])(document)
+    (problem,) = (p for p in check_dataset(write_dataset(tmp_path, document)).problems if "corner" in p.kind)
+    assert "x_min, y_min, x_max, y_max" in str(problem)
+    assert problem.count == 3
+
+
+def test_only_crowds_are_refused(tmp_path):
+    document = make_document()
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    with pytest.raises(AnnotationError, match="all 4 objects are crowds"):
+        check_dataset(write_dataset(tmp_path, document))
+
+
+def test_names_that_differ_in_case_or_blanks_are_pointed_out(tmp_path):
+    document = make_document()
+    document["categories"].append({"id": 91, "name": " Dog"})
+    (problem,) = check_dataset(write_dataset(tmp_path, document)).problems
+    assert problem.kind == "similar_names"
+    assert "' Dog' and 'dog'" in problem.example
+
+
+def test_a_root_category_is_left_out_unless_it_has_objects(tmp_path):
+    document = make_document()
+    for category in document["categories"]:
+        category["supercategory"] = "pets"
+    document["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+    report = check_dataset(write_dataset(tmp_path, document), strict=True)
+    assert report.dataset.id2label == {0: "cat", 1: "dog", 2: "brush"}
+    document["annotations"][0]["category_id"] = 0
+    assert check_dataset(write_dataset(tmp_path, document)).dataset.num_labels == 4
+
+
+def test_the_frame_is_that_of_the_stated_sizes(tmp_path):
+    dataset = write_dataset(tmp_path)
+    give_orientation(tmp_path / "images" / "a.jpg")
+    stored = check_dataset(dataset, strict=True).dataset
+    assert (stored.upright, stored[0][0].size) == (False, (60, 40))
+    document = make_document()
+    document["images"][0].update(width=40, height=60)
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    shown = check_dataset(DetectionDataset.from_coco(tmp_path / "images", tmp_path / "instances.json"))
+    assert (shown.dataset.upright, shown.dataset[0][0].size) == (True, (40, 60))
+    assert [problem.kind for problem in shown.problems] == ["upright_images"]
+
+
+def test_objects_of_one_box_may_have_different_masks(tmp_path):
+    document = make_document()
+    other = {**document["annotations"][0], "id": 9, "segmentation": [[6, 6, 9, 6, 9, 9, 6, 9]]}
+    document["annotations"].append(other)
+    assert check_dataset(write_dataset(tmp_path, document)).objects == 5
+    other["segmentation"] = document["annotations"][0]["segmentation"]
+    assert check_dataset(write_dataset(tmp_path, document)).objects == 4

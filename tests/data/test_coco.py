@@ -88,7 +88,7 @@ def test_crowds_are_no_targets_but_stay_for_evaluation(tmp_path):
 
 
 def test_segmentations_are_only_kept_where_masks_are_wanted(tmp_path):
-    dataset = write_dataset(tmp_path)
+    dataset = check_dataset(write_dataset(tmp_path)).dataset
     assert "masks" not in dataset[0][1]
     assert not any("segmentation" in a for a in dataset.document["annotations"])
     masks = write_dataset(tmp_path, return_masks=True)[0][1]["masks"]

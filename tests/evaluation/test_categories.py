@@ -30,18 +30,24 @@ def test_categories_that_differ_in_case_are_told_apart() -> None:
     categories = [{"id": 10, "name": "cat"}, {"id": 20, "name": "CAT"}]
     assert match_categories({0: "CAT", 1: "cat"}, categories, [10, 20]) == {0: 20, 1: 10}
     assert match_categories({0: "cat"}, categories, [10]) == {0: 10}
-    with pytest.raises(AnnotationError, match=r"no class for the categories 20 \(CAT\)"):
+    with pytest.raises(AnnotationError, match=r"no class for category 20 \(CAT\)"):
         match_categories({0: "cat"}, categories, [10, 20])
 
 
-def test_ids_match_where_names_do_not() -> None:
+def test_ids_match_where_the_model_has_no_names() -> None:
     names = {10: "LABEL_10", 20: "LABEL_20", 7: "LABEL_7"}
-    with pytest.warns(UserWarning, match="no class named 'Cat'.* by id, such as 10: 'LABEL_10' = 'Cat'"):
+    with pytest.warns(UserWarning, match="no class names.* by id, such as 10: 'LABEL_10' = 'Cat'"):
         assert match_categories(names, CATEGORIES, [10, 20]) == {10: 10, 20: 20}
 
 
+def test_one_wrong_name_does_not_match_all_by_id() -> None:
+    names = {10: "cats", 20: "dog", 30: "unused"}
+    with pytest.raises(AnnotationError, match=r"no class for category 10 \(Cat\).*did you mean 'cats'"):
+        match_categories(names, CATEGORIES, [10, 20])
+
+
 def test_neither_matches() -> None:
-    with pytest.raises(AnnotationError, match=r"no class for the categories 20 \(dog\) of the data set"):
+    with pytest.raises(AnnotationError, match=r"no class for category 20 \(dog\) of the data set"):
         match_categories({0: "cat"}, CATEGORIES, [10, 20])
     many = [{"id": i, "name": f"c{i}"} for i in range(8)]
     with pytest.raises(AnnotationError, match=r"0 \(c0\), .*4 \(c4\) and 3 more of"):

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from detrkit import Detections
-from detrkit.errors import AnnotationError, ImageError, SettingError
+from detrkit.data import coco as data_coco
+from detrkit.data import documents
+from detrkit.errors import AnnotationError, SettingError
 from detrkit.evaluation import coco, evaluate_detector, evaluate_predictions
 from detrkit.evaluation.evaluate import Evaluation
 from detrkit.results.panoptic import PanopticSegmentation
@@ -33,7 +35,9 @@ class PerfectDetector:
         self.config = SimpleNamespace(dilation=dilation)
         self.calls: list[dict] = []
 
-    def stream(self, images, threshold, batch_size, *, masks) -> Iterator[Detections]:
+    def stream(
+        self, images, threshold, batch_size, *, masks, max_objects, exif_orientation
+    ) -> Iterator[Detections]:
         self.calls.append({"threshold": threshold, "batch_size": batch_size, "masks": masks})
         for path in images:
             width, height = size_of(path)
@@ -49,7 +53,9 @@ class PerfectDetector:
                 masks=mask if masks else None,
             )
 
-    def stream_segments(self, images, threshold, batch_size) -> Iterator[PanopticSegmentation]:
+    def stream_segments(
+        self, images, threshold, batch_size, *, exif_orientation
+    ) -> Iterator[PanopticSegmentation]:
         self.calls.append({"threshold": threshold, "batch_size": batch_size})
         for path in images:
             width, height = size_of(path)
@@ -227,8 +233,9 @@ def test_the_ground_truth_is_read_once(
     data_set: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[object] = []
-    read_document = coco.read_document
-    monkeypatch.setattr(coco, "read_document", lambda *given: read.append(given[0]) or read_document(*given))
+    read_lists = documents.read_lists
+    for module in (coco, data_coco):
+        monkeypatch.setattr(module, "read_lists", lambda *given: read.append(given[0]) or read_lists(*given))
     found = evaluate(data_set, PerfectDetector(has_masks=True))
     assert found.masks is not None
     assert read == [data_set.instances]
@@ -255,54 +262,52 @@ def edit(path: Path, change) -> None:
 def test_missing_images(data_set: SimpleNamespace) -> None:
     (data_set.images / "c.png").unlink()
     with pytest.raises(
-        ImageError, match=r"1 of the 3 images of .*instances\.json are missing.*such as c\.png"
+        AnnotationError, match=r"instances\.json has problems. image file missing: 1 .*c\.png"
     ):
-        evaluate(data_set)
-    assert evaluate(data_set, limit=2).images == 2
-    data_set.images = data_set.images / "sub"
-    with pytest.raises(ImageError, match=r"none of the 3 images of .*instances\.json is in .*such as a\.png"):
+        evaluate(data_set, strict=True)
+    assert evaluate(data_set).images == 2
+    (data_set.images / "empty").mkdir()
+    data_set.images = data_set.images / "empty"
+    with pytest.raises(AnnotationError, match=r"no usable image is left. image file missing: 3 .*a\.png"):
         evaluate(data_set)
     data_set.images = data_set.images / "nowhere"
-    with pytest.raises(ImageError, match=r"no folder .*nowhere of images"):
+    with pytest.raises(AnnotationError, match=r"nowhere: folder of images not found"):
         evaluate(data_set)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["annotations"].clear(), "has no annotations"),
-        (lambda d: d["categories"][0].update(name="Bird"), r"no class for the categories 17 \(Bird\)"),
-        (lambda d: d["images"][1].update(width=51), "has 50x60 pixels, but 51x60 in the annotations"),
-        (lambda d: d["images"][1].pop("file_name"), "image 8 of .* has no 'file_name'"),
+        (lambda d: d["annotations"].clear(), "no usable object is left"),
+        (lambda d: d["categories"][0].update(name="Bird"), r"no class for category 17 \(Bird\)"),
+        (lambda d: d["images"][1].update(width=51), "sub/b.png is 50x60, not 51x60"),
+        (lambda d: d["images"][1].pop("file_name"), "image 2 in the list has no file_name"),
     ],
 )
 def test_annotations_that_do_not_fit(data_set: SimpleNamespace, change, message: str) -> None:
     edit(data_set.instances, change)
     with pytest.raises(AnnotationError, match=message):
-        evaluate(data_set)
+        evaluate(data_set, strict=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["annotations"].clear(), "has no annotations"),
-        (
-            lambda d: d["annotations"][1].pop("segments_info"),
-            "is not a COCO panoptic document: its annotations have no segm",
-        ),
+        (lambda d: d["annotations"].clear(), "no usable image is left"),
+        (lambda d: d["annotations"][1].pop("segments_info"), "annotation of image 8 has no segments_info"),
         (
             lambda d: d["annotations"][1]["segments_info"][0].pop("category_id"),
-            "a segment of image 8 of .* has no",
+            "a segment of image 8 has no category_id",
         ),
-        (lambda d: d["annotations"][1].update(image_id=3), "annotates image 3, which it does not list"),
+        (lambda d: d["annotations"][1].update(image_id=3), "not listed: 1 .*image 3"),
         (lambda d: d["categories"][1].pop("isthing"), "category 40 has no 'isthing'"),
-        (lambda d: d["annotations"][1].update(file_name="x.png"), "1 of the 3 panoptic PNG files.*x.png"),
+        (lambda d: d["annotations"][1].update(file_name="x.png"), "panoptic PNG missing.*1 .*x.png"),
     ],
 )
 def test_panoptic_annotations_that_do_not_fit(data_set: SimpleNamespace, change, message: str) -> None:
     edit(data_set.panoptic, change)
     with pytest.raises(AnnotationError, match=message):
-        evaluate_panoptic(data_set)
+        evaluate_panoptic(data_set, strict=True)
 
 
 def test_a_model_without_masks_has_no_panoptic_quality(data_set: SimpleNamespace) -> None:
@@ -312,13 +317,13 @@ def test_a_model_without_masks_has_no_panoptic_quality(data_set: SimpleNamespace
 
 def test_instance_annotations_are_not_panoptic_ones(data_set: SimpleNamespace) -> None:
     data_set.panoptic = data_set.instances
-    with pytest.raises(AnnotationError, match=r"instances\.json is not a COCO panoptic document"):
+    with pytest.raises(AnnotationError, match=r"instances\.json has no panoptic annotations"):
         evaluate_panoptic(data_set)
 
 
 def test_panoptic_annotations_are_not_instances(data_set: SimpleNamespace) -> None:
     data_set.instances = data_set.panoptic
     with pytest.raises(
-        AnnotationError, match=r"panoptic\.json is a COCO panoptic document; give .* its PNG files"
+        AnnotationError, match=r"panoptic\.json contains panoptic annotations; also pass .* PNG files"
     ):
         evaluate(data_set)

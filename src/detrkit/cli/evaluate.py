@@ -51,6 +51,10 @@ Masks = Annotated[
         help="Evaluate masks as well as boxes.  [default: if model and annotations have masks]",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop if the data set has problems, instead of leaving out entries."),
+]
 SegmentThreshold = Annotated[
     float,
     typer.Option(
@@ -78,6 +82,7 @@ def evaluate(
     masks: Masks = None,
     max_objects: options.MaxObjects = None,
     threshold: SegmentThreshold = 0.85,
+    strict: Strict = False,
     engine: options.Engine = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -114,6 +119,7 @@ def evaluate(
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"panoptic_dir": panoptic_dir, "limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
+        choices["strict"] = strict
         detector = options.load_detector(model, debug=debug, **setup)
         evaluation = evaluate_detector(detector, images, annotations, **choices)
     if save_dir is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -10,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +20,9 @@ from typing import Any
 
 from detrkit.common.errors import DetrkitError
 from detrkit.common.text import first_line
+
+_GZIP = b"\x1f\x8b"
+_LARGEST_UNPACKED = 2**32  # bytes; COCO's annotations of its training images take half a gigabyte
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -153,7 +159,11 @@ def write_text(parts: Iterable[str], path: Path) -> None:
 
 
 def read_json(
-    path: str | os.PathLike[str], error_type: type[DetrkitError] = DetrkitError, remedy: str = ""
+    path: str | os.PathLike[str],
+    error_type: type[DetrkitError] = DetrkitError,
+    remedy: str = "",
+    *,
+    compressed: bool = False,
 ) -> Any:
     """The content of a JSON file.
 
@@ -161,17 +171,31 @@ def read_json(
         path: The file.
         error_type: The kind of error to raise.
         remedy: What the error suggests for an invalid file.
+        compressed: Whether the file may be compressed with gzip, whatever its name.
 
     Raises:
         DetrkitError: The file cannot be read or is not JSON.
     """
     hint = f"; {remedy}" if remedy else ""
     try:
-        return json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise error_type(f"cannot read {path}: {error.strerror or error}{hint}") from error
+        content = Path(path).read_bytes()
+        if compressed and content.startswith(_GZIP):
+            content = _decompressed(content)
+        return json.loads(content)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise error_type(f"cannot read {path}: {reason}{hint}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deeply
         raise error_type(f"{path} is not a JSON file: {first_line(error)}{hint}") from error
+
+
+def _decompressed(content: bytes) -> bytes:
+    """The content of a gzip file; a ValueError if it is out of proportion."""
+    with gzip.open(io.BytesIO(content)) as stream:
+        unpacked = stream.read(_LARGEST_UNPACKED + 1)
+    if len(unpacked) > _LARGEST_UNPACKED:
+        raise ValueError(f"it unpacks to more than {_LARGEST_UNPACKED} bytes")
+    return unpacked
 
 
 def _temporary_name(path: Path, folder: Path) -> Path:

@@ -54,17 +54,18 @@ def match_names(names: Mapping[_Key, str], known: Mapping[_Known, str]) -> dict[
     """
     spellings: dict[str, dict[str, _Known]] = {}
     for place, name in known.items():
-        spellings.setdefault(_folded(name), {}).setdefault(name, place)
+        spellings.setdefault(fold_name(name), {}).setdefault(name, place)
     found = {}
     for key, name in names.items():
-        same = spellings.get(_folded(name), {})
+        same = spellings.get(fold_name(name), {})
         if name in same or len(same) == 1:
             found[key] = same.get(name, next(iter(same.values())))
     return found
 
 
-def _folded(name: str) -> str:
-    return name.strip().casefold()
+def fold_name(name: str) -> str:
+    """A class name without what people type differently: case, and blanks at its ends or in a row."""
+    return " ".join(name.split()).casefold()
 
 
 def percent(value: float) -> str:

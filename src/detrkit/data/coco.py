@@ -21,7 +21,8 @@ import PIL.Image
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Annotation, Document, Target
 from detrkit.common.text import did_you_mean, match_names
-from detrkit.data.documents import read_lists
+from detrkit.data.documents import DocumentSource, name_of, read_lists
+from detrkit.data.problems import Problem
 from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
@@ -49,39 +50,45 @@ class DetectionDataset:
         panoptic_dir: Folder of the PNG files of panoptic annotations; None for a detection data set.
         return_masks: Whether targets have ``masks``.
         exif_orientation: Whether images are rotated as their EXIF orientation says. COCO's boxes refer
-            to the pixels as they are stored.
+            to the pixels as they are stored. None lets ``check_dataset`` see which of the two the sizes in
+            the document are those of.
+        problems: What the reader of the data set's format could not read, for ``check_dataset`` to report.
+        checked: Whether ``check_dataset`` made it.
     """
 
     document: Document
-    images_dir: Path
+    images_dir: Path | None
     source: str
     labels: Labels | None = None
     panoptic_dir: Path | None = None
     return_masks: bool = False
-    exif_orientation: bool = False
+    exif_orientation: bool | None = None
+    problems: tuple[Problem, ...] = ()
+    checked: bool = False
 
     @classmethod
     def from_coco(
         cls,
         images_dir: str | os.PathLike[str],
-        annotation_file: str | os.PathLike[str],
+        annotation_file: DocumentSource,
         *,
         labels: Labels | None = None,
         panoptic_dir: str | os.PathLike[str] | None = None,
         return_masks: bool = False,
-        exif_orientation: bool = False,
+        exif_orientation: bool | None = None,
     ) -> DetectionDataset:
         """Reads an annotation file. Its entries are checked by ``check_dataset``, not here.
 
         Args:
             images_dir: The folder of the images.
-            annotation_file: COCO JSON: instances, or panoptic with ``segments_info``.
+            annotation_file: COCO JSON, as text or compressed with gzip: instances, or panoptic with
+                ``segments_info``. Or the document itself.
             labels: Labels by category name or category id; by default 0, 1, 2, ... in ascending order of the
                 category ids.
             panoptic_dir: The folder of the PNG files of a panoptic file.
-            return_masks: Whether targets have ``masks``. Without, polygons and run lengths are not kept in
-                memory.
-            exif_orientation: Whether images are rotated as their EXIF orientation says.
+            return_masks: Whether targets have ``masks``. Without, ``check_dataset`` drops polygons and run
+                lengths, which take memory.
+            exif_orientation: Whether images are rotated as their EXIF orientation says; see the attribute.
 
         Raises:
             AnnotationError: A file or folder is missing, or the file is not COCO JSON of that kind.
@@ -89,24 +96,21 @@ class DetectionDataset:
         read = read_lists(annotation_file, "images", "annotations", "categories")
         images, annotations, categories = read["images"], read["annotations"], read["categories"]
         document: Document = {"images": images, "annotations": annotations, "categories": categories}
+        name = name_of(annotation_file)
         panoptic = any(isinstance(a, Mapping) and "segments_info" in a for a in document["annotations"])
         if panoptic and panoptic_dir is None:
             raise AnnotationError(
-                f"{annotation_file} contains panoptic annotations; also pass the folder of their PNG files"
+                f"{name} contains panoptic annotations; also pass the folder of their PNG files"
             )
         if panoptic_dir is not None and not panoptic and document["annotations"]:
             raise AnnotationError(
-                f"{annotation_file} has no panoptic annotations (segments_info); leave out the folder of "
+                f"{name} has no panoptic annotations (segments_info); leave out the folder of "
                 "panoptic PNG files"
             )
-        if not return_masks:
-            for annotation in document["annotations"]:
-                if isinstance(annotation, dict):
-                    annotation.pop("segmentation", None)
         return cls(
             document,
             existing_folder(images_dir, "images"),
-            os.fspath(annotation_file),
+            name,
             labels,
             None if panoptic_dir is None else existing_folder(panoptic_dir, "panoptic PNG files"),
             return_masks,
@@ -126,7 +130,7 @@ class DetectionDataset:
             ImageError: The image cannot be read.
             AnnotationError: An annotation does not make sense.
         """
-        image = load_image(self.path(index), exif_orientation=self.exif_orientation)
+        image = load_image(self.path(index), exif_orientation=self.upright)
         size = (image.height, image.width)
         image_id = self.document["images"][index]["id"]
         labels = self.category_to_label
@@ -151,8 +155,14 @@ class DetectionDataset:
             {"image_id": image_id, "annotations": objects}, *size, return_masks=self.return_masks
         )
 
+    @property
+    def upright(self) -> bool:
+        """Whether images are read as their EXIF orientation says."""
+        return bool(self.exif_orientation)
+
     def path(self, index: int) -> Path:
         """The file of an image."""
+        assert self.images_dir is not None
         return self.images_dir / self.document["images"][index]["file_name"]
 
     @property
@@ -181,6 +191,20 @@ class DetectionDataset:
                 f"{self.source}: every category must have an id (a number) and a name ({error})"
             ) from error
         return names
+
+    @property
+    def has_segmentations(self) -> bool:
+        """Whether every annotation has a segmentation, so that masks can be evaluated."""
+        entries = [entry for entry in self.document["annotations"] if isinstance(entry, Mapping)]
+        return all(entry.get("segmentation") for entry in entries)
+
+    @property
+    def used_categories(self) -> list[int]:
+        """Ids of the categories that have objects, in ascending order."""
+        rows = self.document["annotations"]
+        if self.panoptic_dir is None:
+            return sorted({row["category_id"] for row in rows})
+        return sorted({segment["category_id"] for row in rows for segment in row["segments_info"]})
 
     @cached_property
     def category_to_label(self) -> dict[int, int]:

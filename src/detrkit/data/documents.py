@@ -27,8 +27,12 @@ def read_lists(source: DocumentSource, *lists: str) -> Document:
     Raises:
         AnnotationError: The file cannot be read, is not a JSON object, or does not have all of the lists.
     """
-    document: Any = read_json(source, AnnotationError) if isinstance(source, (str, os.PathLike)) else source
+    document: Any = source
+    if isinstance(source, (str, os.PathLike)):
+        document = read_json(source, AnnotationError, compressed=True)
     name = name_of(source)
+    if (other := _other_format(document)) is not None:
+        raise AnnotationError(f"{name} is not a COCO document but {other}")
     if not isinstance(document, Mapping):
         raise AnnotationError(f"{name} is not a COCO document: it contains a {type(document).__name__}")
     lacking = [key for key in lists if not isinstance(document.get(key), list)]
@@ -39,6 +43,24 @@ def read_lists(source: DocumentSource, *lists: str) -> Document:
         )
     copied: Any = dict(document)
     return copied
+
+
+def _other_format(document: Any) -> str | None:
+    """What a JSON file of another annotation tool is, and how to get COCO JSON; None if unknown."""
+    values = list(document.values()) if isinstance(document, Mapping) else document
+    if isinstance(document, Mapping) and "_via_img_metadata" in document:
+        values = list(document["_via_img_metadata"].values()) or [{"regions": [], "filename": ""}]
+    first = values[0] if isinstance(values, list) and values else None
+    keys = set(first) if isinstance(first, Mapping) else set()
+    if {"filename", "regions"} <= keys:
+        return "a project of VIA (VGG Image Annotator); export annotations there in COCO format"
+    if isinstance(document, Mapping) and {"shapes", "imagePath"} <= set(document):
+        return "LabelMe's annotation of one image; convert its folder with labelme2coco"
+    if isinstance(document, list) and "data" in keys and keys & {"annotations", "completions"}:
+        return "Label Studio's own export; choose the export format COCO there"
+    if isinstance(document, list) and {"image_id", "category_id", "score"} <= keys:
+        return "a list of detections (COCO results); pass the ground truth instead"
+    return None
 
 
 def read_document(source: DocumentSource, *lists: str) -> Document:

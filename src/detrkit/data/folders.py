@@ -120,11 +120,11 @@ def _convert(
     ids = {name: category for category, name in enumerate(names)}
     images: list[Image] = []
     annotations: list[Annotation] = []
-    sizes = read_image_sizes(paths, exif_orientation=True)
+    sizes = read_image_sizes(paths)
     for image_id, (path, size) in enumerate(zip(paths, sizes), start=1):
         image: Image = {"id": image_id, "file_name": os.path.relpath(path, images_dir)}
         if isinstance(size, tuple):  # otherwise check_dataset reports the error
-            image["height"], image["width"] = size
+            image["height"], image["width"] = size.frame(True)
         images.append(image)
         detections = loaded.annotations[str(path)]
         for i, (x0, y0, x1, y1) in enumerate(detections.xyxy.tolist()):

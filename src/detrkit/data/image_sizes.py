@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import PIL.Image
 
@@ -19,36 +20,52 @@ from detrkit.processing.images import stored_orientation
 _QUARTER_TURNS = range(5, 9)
 
 
-def read_image_sizes(
-    paths: Sequence[Path], *, exif_orientation: bool = False, decode: bool = False
-) -> list[tuple[int, int] | Exception]:
+class ImageSize(NamedTuple):
+    """The size of an image file.
+
+    Attributes:
+        height: Height in pixels, as the image is stored.
+        width: Width in pixels, as the image is stored.
+        rotated: Whether its EXIF orientation exchanges height and width.
+    """
+
+    height: int
+    width: int
+    rotated: bool
+
+    def frame(self, exif_orientation: bool) -> tuple[int, int]:
+        """(height, width) of the image as it is read with or without its EXIF orientation."""
+        if exif_orientation and self.rotated:
+            return self.width, self.height
+        return self.height, self.width
+
+
+def read_image_sizes(paths: Sequence[Path], *, decode: bool = False) -> list[ImageSize | Exception]:
     """Sizes of many image files, read in threads, with a progress bar after a few seconds.
 
     Args:
         paths: The files.
-        exif_orientation: Whether to return the size after rotating the image as its EXIF orientation says.
         decode: Whether to decode the pixels as well, which takes longer and finds truncated files.
 
     Returns:
-        For each file its (height, width) in pixels, or the error: FileNotFoundError or ImageError.
+        For each file its size, or the error: FileNotFoundError or ImageError.
     """
     # More threads than cores, because most of the time on a network drive is spent waiting.
     threads = min(32, 4 * (os.cpu_count() or 1))
-    read = partial(_read_size, exif_orientation=exif_orientation, decode=decode)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # Pillow's warnings about large or odd files
-        return list(with_progress(pool.map(read, paths), len(paths), "Checking"))
+        read = pool.map(partial(_read_size, decode=decode), paths)
+        return list(with_progress(read, len(paths), "Checking"))
 
 
-def _read_size(path: Path, *, exif_orientation: bool, decode: bool) -> tuple[int, int] | Exception:
+def _read_size(path: Path, *, decode: bool) -> ImageSize | Exception:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             return ImageError(f"{path}: is not a regular file")
         with PIL.Image.open(path) as image:
-            turned = exif_orientation and stored_orientation(image) in _QUARTER_TURNS
             if decode:
                 image.load()
-            return (image.width, image.height) if turned else (image.height, image.width)
+            return ImageSize(image.height, image.width, stored_orientation(image) in _QUARTER_TURNS)
     except FileNotFoundError as error:
         return error
     except Exception as error:  # damaged files raise anything from SyntaxError to struct.error

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from detrkit.evaluation.coco import CocoEvaluator as CocoEvaluator
     from detrkit.evaluation.coco import evaluate_results as evaluate_results
     from detrkit.evaluation.evaluate import Evaluation as Evaluation
+    from detrkit.evaluation.evaluate import evaluate_dataset as evaluate_dataset
     from detrkit.evaluation.evaluate import evaluate_detector as evaluate_detector
     from detrkit.evaluation.evaluate import evaluate_predictions as evaluate_predictions
     from detrkit.evaluation.panoptic_files import panoptic_quality_of_files as panoptic_quality_of_files

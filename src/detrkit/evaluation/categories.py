@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Category
-from detrkit.common.text import match_names
+from detrkit.common.text import did_you_mean, match_names
 from detrkit.data.documents import category_name
 
 _NAMED_IN_ERRORS = 5
+_PLACEHOLDER = re.compile(r"LABEL_\d+|N/A")
 
 
 def match_categories(
     names: Mapping[int, str], categories: Iterable[Category], used: Iterable[int]
 ) -> dict[int, int]:
-    """Matches a model's classes with a data set's categories.
+    """Matches a model's classes with a data set's categories, by name (see ``match_names``).
 
-    By name (see ``match_names``) when the model has a class for every category with annotations; else by id,
-    with a warning, when it has all of their ids.
+    Only a model without class names (LABEL_0, LABEL_1, ...) is matched by id, with a warning, if it has all
+    ids.
 
     Args:
         names: Class id -> class name of the model.
@@ -30,30 +32,35 @@ def match_categories(
         Class id of the model -> category id of the data set, for the classes that the data set has.
 
     Raises:
-        AnnotationError: Neither names nor ids match.
+        AnnotationError: A category with annotations has no class.
     """
     categories = list(categories)
-    name_of = {category["id"]: category_name(category) for category in categories}
     used = sorted(set(used))
     by_name = classes_by_name(names, categories)
-    unnamed = [category for category in used if category not in by_name.values()]
-    if not unnamed:
+    missing = [category for category in used if category not in by_name.values()]
+    if not missing:
         return by_name
-    unknown = [category for category in used if category not in names]
-    if unknown:
-        listed = ", ".join(f"{c} ({name_of.get(c, '?')})" for c in unnamed[:_NAMED_IN_ERRORS])
-        more = f" and {len(unnamed) - _NAMED_IN_ERRORS} more" if len(unnamed) > _NAMED_IN_ERRORS else ""
-        raise AnnotationError(
-            f"the model has no class for the categories {listed}{more} of the data set; "
-            "use a model trained on these categories, or set its id2label to their names"
+    name_of = {category["id"]: category_name(category) for category in categories}
+    if all(map(_PLACEHOLDER.fullmatch, names.values())) and all(category in names for category in used):
+        first = used[0]
+        warnings.warn(
+            f"the model has no class names, so its classes are matched with the data set's categories by id, "
+            f"such as {first}: {names[first]!r} = {name_of.get(first, first)!r}",
+            stacklevel=2,
         )
-    first = unnamed[0]
-    warnings.warn(
-        f"the model has no class named {name_of.get(first, first)!r}, so classes are matched with the data "
-        f"set's categories by id, such as {first}: {names[first]!r} = {name_of.get(first, first)!r}",
-        stacklevel=2,
+        return {label: label for label in names if label in name_of}
+    raise AnnotationError(
+        f"the model has no class for {listed_categories(missing, name_of)} of the data set"
+        f"{did_you_mean(name_of.get(missing[0], ''), names.values())}; use a model trained on these classes, "
+        "or correct the names in the annotation file"
     )
-    return {label: label for label in names if label in name_of}
+
+
+def listed_categories(ids: Sequence[int], name_of: Mapping[int, str]) -> str:
+    """The first few categories with their names, for a message."""
+    listed = ", ".join(f"{c} ({name_of.get(c, '?')})" for c in ids[:_NAMED_IN_ERRORS])
+    more = f" and {len(ids) - _NAMED_IN_ERRORS} more" if len(ids) > _NAMED_IN_ERRORS else ""
+    return f"{'category' if len(ids) == 1 else 'categories'} {listed}{more}"
 
 
 def classes_by_name(names: Mapping[int, str], categories: Iterable[Category]) -> dict[int, int]:

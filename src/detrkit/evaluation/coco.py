@@ -14,29 +14,21 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
-from detrkit.common.files import read_json
 from detrkit.common.schema import Annotation, Document, RunLengths
 from detrkit.common.terminal import make_table
 from detrkit.common.text import percent
-from detrkit.data.documents import (
-    DocumentSource,
-    box_of,
-    category_name,
-    field,
-    name_of,
-    number,
-    read_document,
-    shortened,
-    whole_number,
-)
+from detrkit.data.checks import check_dataset
+from detrkit.data.coco import DetectionDataset
+from detrkit.data.documents import DocumentSource, category_name, field, name_of, read_lists
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix
+from detrkit.evaluation.results_files import aligned, check_results, read_results
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,9 +55,6 @@ STATISTICS = tuple(_STATISTICS)
 """Names of COCO's twelve numbers, in COCO's order."""
 
 IOU_TYPES = {"bbox": "boxes", "segm": "masks"}
-RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation"}
-"""Where an entry of a COCO results file holds its shape."""
-
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 
@@ -154,11 +143,13 @@ class CocoEvaluator:
         results: "bbox" and, for detections with masks, "segm": entries of a COCO results file.
     """
 
-    def __init__(self, ground_truth: DocumentSource, names: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self, ground_truth: DocumentSource | DetectionDataset, names: Mapping[int, str] | None = None
+    ) -> None:
         """Reads the ground truth.
 
         Args:
-            ground_truth: COCO instances document, or its file.
+            ground_truth: COCO instances document, or its file, or a checked data set.
             names: Class id -> class name of the model, to find its classes among the data set's categories
                 (see ``match_categories``); by default class ids are category ids.
 
@@ -167,7 +158,10 @@ class CocoEvaluator:
             MissingExtraError: faster-coco-eval is not installed.
         """
         _library()
-        self.ground_truth = read_ground_truth(ground_truth)
+        if isinstance(ground_truth, DetectionDataset):
+            self.ground_truth = ground_truth.document
+        else:
+            self.ground_truth = read_ground_truth(ground_truth)
         self._categories: dict[int, int] | None = None
         if names is not None:
             used = {annotation["category_id"] for annotation in self.ground_truth["annotations"]}
@@ -235,7 +229,8 @@ def evaluate_results(
         SettingError: An unknown ``iou_type``.
         MissingExtraError: faster-coco-eval is not installed.
     """
-    truth, entries = read_ground_truth(ground_truth), read_results(results)
+    truth = read_ground_truth(ground_truth, masks=iou_type == "segm")
+    entries = aligned(read_results(results), truth)
     return compare(truth, entries, iou_type, image_ids=image_ids, name=name_of(results))
 
 
@@ -247,7 +242,7 @@ def compare(
     image_ids: Sequence[int] | None = None,
     name: str = "the detections",
 ) -> CocoResult:
-    """Compares what :func:`read_results` and :func:`read_ground_truth` gave.
+    """Compares aligned results with what :func:`read_ground_truth` gave.
 
     Arguments and errors are those of :func:`evaluate_results`; ``name`` is what errors call the results.
     """
@@ -257,7 +252,7 @@ def compare(
     # Without this key the library would make a polygon of every box, which nothing reads.
     extra: dict[str, None] = {} if iou_type == "segm" else {"segmentation": None}
     found = [{**entry, **extra} for entry in results]
-    _check_results(found, name, iou_type, {image["id"] for image in document["images"]})
+    check_results(found, name, iou_type, document)
     if image_ids is not None:
         chosen = set(image_ids)
         document = _only_images(document, chosen)
@@ -293,63 +288,38 @@ def compare(
     )
 
 
-def read_ground_truth(source: DocumentSource) -> Document:
-    """Reads and checks a COCO instances document.
+def read_ground_truth(source: DocumentSource, *, masks: bool | None = None) -> Document:
+    """Reads and checks a COCO instances document as every evaluation does, but without its images.
 
     Args:
         source: The document, or its file.
+        masks: Whether masks are evaluated; by default if all annotations have them.
 
     Returns:
         A document with ``images``, ``annotations`` and ``categories``, none of them empty. Every annotation
         has ``iscrowd`` and ``area``, by default 0 and the area of its box.
 
     Raises:
-        AnnotationError: It cannot be read, or an entry lacks a key or refers to an image or category that is
-            not there.
+        AnnotationError: It cannot be read, an image id stands for several images, or nothing usable is left.
     """
-    document = read_document(source, "images", "annotations", "categories")
+    document = read_lists(source, "images", "annotations", "categories")
     name = name_of(source)
-    if "segments_info" in document["annotations"][0]:
+    if any(isinstance(entry, Mapping) and "segments_info" in entry for entry in document["annotations"]):
         raise AnnotationError(
             f"{name} is a COCO panoptic document; give the folder of its PNG files too (--panoptic-dir), or "
             "instance annotations to evaluate boxes"
         )
-    known_images = {whole_number(image, "id", f"an image of {name}") for image in document["images"]}
-    known_categories = {
-        whole_number(category, "id", f"a category of {name}") for category in document["categories"]
-    }
-    complete: list[Annotation] = []
-    for place, annotation in enumerate(document["annotations"], start=1):
-        what = f"annotation {annotation.get('id', place)} of {name}"
-        if whole_number(annotation, "image_id", what) not in known_images:
-            raise AnnotationError(f"{what} belongs to image {annotation['image_id']}, which is not listed")
-        if whole_number(annotation, "category_id", what) not in known_categories:
-            raise AnnotationError(f"{what} has category {annotation['category_id']}, which is not listed")
-        box = box_of(annotation, what)
-        entry: Annotation = {"iscrowd": 0, "area": box[2] * box[3], **annotation}
-        if entry["iscrowd"] not in (0, 1):
-            raise AnnotationError(
-                f"{what} has the iscrowd {shortened(entry['iscrowd'])}, which is not 0 or 1"
-            )
-        number(entry, "area", what)
-        complete.append(entry)
-    return {**document, "annotations": complete}
-
-
-def read_results(
-    source: Sequence[Annotation] | str | os.PathLike[str],
-) -> Sequence[Annotation]:
-    """Reads COCO results: a list of detections, its file, or that of a COCO document with them.
-
-    Raises:
-        AnnotationError: The file cannot be read, or is neither.
-    """
-    entries = read_json(source, AnnotationError) if isinstance(source, (str, os.PathLike)) else source
-    if isinstance(entries, Mapping):
-        entries = entries.get("annotations")
-    if not isinstance(entries, Sequence) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise AnnotationError(f"{name_of(source)} must hold a list of detections, as COCO's results files do")
-    return entries
+    dataset = DetectionDataset(document, None, name)
+    if masks and not dataset.has_segmentations:
+        raise AnnotationError(f"{name} has annotations without a segmentation, so masks cannot be evaluated")
+    masks = dataset.has_segmentations if masks is None else masks
+    report = check_dataset(replace(dataset, return_masks=masks))
+    left = {image["id"] for image in report.dataset.document["images"]}
+    for problem in report.problems:
+        lost = problem.kind == "duplicate_image_id" and int(problem.example.split()[0]) not in left
+        if lost or problem.kind == "unknown_category" or problem.kind == "unknown_image":
+            raise AnnotationError(f"{name}: {problem}; correct it, since results may refer to it")
+    return report.dataset.document
 
 
 def encode_mask(mask: np.ndarray) -> RunLengths:
@@ -413,24 +383,6 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
         detected, true = ([row[entry["category_id"]] for entry in some] for some in (confident, objects))
         matrix.add(ious, detected, true, list(map(bool, crowds)))
     return matrix
-
-
-def _check_results(
-    entries: Sequence[Mapping[str, object]], name: str, iou_type: str, known_images: set[int]
-) -> None:
-    for place, entry in enumerate(entries):
-        what = f"detection {place} of {name}"
-        for key in ("image_id", "category_id"):
-            whole_number(entry, key, what)
-        number(entry, "score", what)
-        if iou_type == "bbox":
-            box_of(entry, what)
-        else:
-            field(entry, RESULT_KEYS[iou_type], what)
-        if entry["image_id"] not in known_images:
-            raise AnnotationError(
-                f"{what} refers to image {entry['image_id']}, which is not in the ground truth"
-            )
 
 
 def _only_images(document: Document, image_ids: set[int]) -> Document:

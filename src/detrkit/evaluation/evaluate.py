@@ -14,32 +14,38 @@ Example:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from detrkit.common.errors import AnnotationError, DetrkitError, ImageError, SettingError
+from detrkit.common.errors import AnnotationError, ImageError, SettingError
 from detrkit.common.files import atomic_file
 from detrkit.common.progress import with_progress
-from detrkit.common.schema import Annotation, Image
+from detrkit.common.schema import Annotation
 from detrkit.data import documents
+from detrkit.data.checks import check_dataset
+from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.coco import (
     IOU_TYPES,
-    RESULT_KEYS,
     CocoEvaluator,
     CocoResult,
     compare,
     read_ground_truth,
-    read_results,
 )
 from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
+from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
+from detrkit.processing.images import load_image
 from detrkit.results.finder import ObjectFinder
+
+logger = logging.getLogger("detrkit")
 
 PANOPTIC_THRESHOLD = 0.85
 """The score of a query above which the original keeps its segment."""
@@ -134,6 +140,7 @@ def evaluate_detector(
     masks: bool | None = None,
     max_objects: int | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
+    strict: bool = False,
 ) -> Evaluation:
     """Runs a detector over a data set and compares what it finds with the annotations.
 
@@ -151,33 +158,95 @@ def evaluate_detector(
             object queries, of which COCO counts the best 100 of each class. The originals take 100.
         threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
             whatever their score, as COCO asks.
+        strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
+            them out with a warning.
 
     Raises:
         AnnotationError: The annotations cannot be read or used, or do not fit the model or the images.
-        ImageError: Images are missing or cannot be read.
+        ImageError: No image can be read, or ``strict`` is set and one cannot.
+        SettingError: A number is out of range, or the model cannot give what is asked.
+        MissingExtraError: faster-coco-eval is not installed.
+    """
+    _check_masks(detector, panoptic=panoptic_dir is not None, masks=masks)
+    # Polygons are only kept where masks may be evaluated.
+    keep = detector.has_masks if masks is None else masks
+    dataset = DetectionDataset.from_coco(
+        images_dir, annotations_file, panoptic_dir=panoptic_dir, return_masks=keep and panoptic_dir is None
+    )
+    return evaluate_dataset(
+        detector,
+        dataset,
+        batch_size=batch_size,
+        limit=limit,
+        masks=masks,
+        max_objects=max_objects,
+        threshold=threshold,
+        strict=strict,
+    )
+
+
+def evaluate_dataset(
+    detector: ObjectFinder,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int = 1,
+    limit: int | None = None,
+    masks: bool | None = None,
+    max_objects: int | None = None,
+    threshold: float = PANOPTIC_THRESHOLD,
+    strict: bool = False,
+) -> Evaluation:
+    """Runs a detector over a data set of any format, see :func:`evaluate_detector`.
+
+    The data set is checked first if it is not yet (:func:`detrkit.data.check_dataset`), so training and
+    evaluation measure the same.
+
+    Args:
+        detector: The detector.
+        dataset: The data set; its images are read in its own EXIF frame.
+        batch_size: Maximum number of images that go through the model at once.
+        limit: Only use the first so many images.
+        masks: Whether to evaluate masks too; by default where the model gives and all annotations have them.
+        max_objects: The most detections of an image, see :func:`evaluate_detector`.
+        threshold: Only segments with a higher score enter the panoptic quality.
+        strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
+            them out with a warning.
+
+    Raises:
+        AnnotationError: The annotations cannot be used, or do not fit the model or the images.
+        ImageError: No image can be read, or ``strict`` is set and one cannot.
         SettingError: A number is out of range, or the model cannot give what is asked.
         MissingExtraError: faster-coco-eval is not installed.
     """
     if limit is not None and limit < 1:
         raise SettingError(f"limit must be at least 1, not {limit}")
+    panoptic = dataset.panoptic_dir is not None
+    _check_masks(detector, panoptic=panoptic, masks=masks)
     if batch_size > 1 and getattr(detector.config, "dilation", False):
         warnings.warn(
             f"DC5 models were made for one image at a time; at batch size {batch_size} the numbers may "
             "differ from the published ones",
             stacklevel=2,
         )
-    if panoptic_dir is not None:
-        if not detector.has_masks:
-            raise SettingError(
-                "this model finds boxes only; panoptic quality needs a panoptic one such as "
-                "detr-resnet-50-panoptic"
-            )
-        return _evaluate_panoptic(
-            detector, Path(images_dir), annotations_file, Path(panoptic_dir), batch_size, limit, threshold
+    if masks and not panoptic and not dataset.has_segmentations:
+        raise AnnotationError(f"{dataset.source} has annotations without a segmentation; leave out masks")
+    if masks is None:
+        masks = detector.has_masks and dataset.has_segmentations
+    if not dataset.checked:
+        masked = bool(masks) and not panoptic
+        dataset = check_dataset(replace(dataset, return_masks=masked), strict=strict).dataset
+    if panoptic:
+        return _evaluate_panoptic(detector, dataset, batch_size, limit, threshold, strict)
+    return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), max_objects, strict)
+
+
+def _check_masks(detector: ObjectFinder, *, panoptic: bool, masks: bool | None) -> None:
+    """Refuses, with a SettingError, to evaluate masks of a model that gives none."""
+    if not detector.has_masks and (panoptic or masks):
+        wanted = "panoptic quality needs" if panoptic else "masks need"
+        raise SettingError(
+            f"this model finds boxes only; {wanted} a panoptic one such as detr-resnet-50-panoptic"
         )
-    return _evaluate_detections(
-        detector, Path(images_dir), annotations_file, batch_size, limit, masks, max_objects
-    )
 
 
 def evaluate_predictions(
@@ -202,10 +271,11 @@ def evaluate_predictions(
     if panoptic_dir is not None:
         quality = panoptic_quality_of_files(annotations_file, predictions_file, panoptic_dir)
         return Evaluation(images=quality.images, seconds_per_image=None, panoptic=quality)
-    truth = read_ground_truth(annotations_file)
-    results = read_results(predictions_file)
-    shapes = {iou_type: any(key in entry for entry in results) for iou_type, key in RESULT_KEYS.items()}
+    read = read_results(predictions_file)
+    shapes = {kind: any(key in entry for entry in read.entries) for kind, key in RESULT_KEYS.items()}
     shapes["bbox"] |= not shapes["segm"]  # nothing found is no box found
+    truth = read_ground_truth(annotations_file, masks=shapes["segm"] or None)
+    results = aligned(read, truth)
     name = documents.name_of(predictions_file)
     found = {kind: compare(truth, results, kind, name=name) for kind, given in shapes.items() if given}
     return Evaluation(
@@ -219,26 +289,29 @@ def evaluate_predictions(
 
 def _evaluate_detections(
     detector: ObjectFinder,
-    images_dir: Path,
-    annotations_file: documents.DocumentSource,
+    dataset: DetectionDataset,
     batch_size: int,
     limit: int | None,
-    masks: bool | None,
+    masks: bool,
     max_objects: int | None,
+    strict: bool,
 ) -> Evaluation:
-    evaluator = CocoEvaluator(annotations_file, detector.names)
-    images = evaluator.ground_truth["images"][:limit]
-    paths = _find_images(images, images_dir, documents.name_of(annotations_file))
-    if masks is None:
-        annotated = all(entry.get("segmentation") for entry in evaluator.ground_truth["annotations"])
-        masks = detector.has_masks and annotated
+    evaluator = CocoEvaluator(dataset, detector.names)
+    images = dataset.document["images"][:limit]
     clock = _Clock()
-    found = detector.stream(paths, 0.0, batch_size, masks=masks, max_objects=max_objects)
-    for image, detections in zip(images, with_progress(clock.time(found), len(images), "Evaluating")):
-        evaluator.add(image["id"], detections)
+    stream = partial(
+        detector.stream,
+        threshold=0.0,
+        batch_size=batch_size,
+        masks=masks,
+        max_objects=max_objects,
+        exif_orientation=dataset.upright,
+    )
+    for place, detections in _results(stream, dataset, len(images), clock, strict):
+        evaluator.add(images[place]["id"], detections)
     return Evaluation(
-        images=len(images),
-        seconds_per_image=clock.seconds / len(images),
+        images=len(evaluator.image_ids),
+        seconds_per_image=clock.seconds / len(evaluator.image_ids),
         boxes=evaluator.result("bbox"),
         masks=evaluator.result("segm") if masks else None,
         results=evaluator.results,
@@ -247,80 +320,83 @@ def _evaluate_detections(
 
 def _evaluate_panoptic(
     detector: ObjectFinder,
-    images_dir: Path,
-    annotations_file: documents.DocumentSource,
-    panoptic_dir: Path,
+    dataset: DetectionDataset,
     batch_size: int,
     limit: int | None,
     threshold: float,
+    strict: bool,
 ) -> Evaluation:
-    name = documents.name_of(annotations_file)
-    document = documents.read_document(annotations_file, "images", "annotations", "categories")
-    annotations = document["annotations"]
-    for annotation in annotations:
-        if "segments_info" not in annotation:
-            raise AnnotationError(
-                f"{name} is not a COCO panoptic document: its annotations have no segments_info; "
-                "to evaluate boxes, leave out the folder of panoptic PNG files"
-            )
-        for key in ("image_id", "file_name"):
-            documents.field(annotation, key, f"a panoptic annotation of {name}")
-    quality = PanopticQuality(document["categories"])
-    used = {
-        documents.field(segment, "category_id", f"a segment of image {entry['image_id']} of {name}")
-        for entry in annotations
-        for segment in entry["segments_info"]
-    }
-    known = match_categories(detector.names, document["categories"], used)
+    quality = PanopticQuality(dataset.document["categories"])
+    known = match_categories(detector.names, dataset.document["categories"], dataset.used_categories)
     categories = {label: known.get(label) for label in detector.names}
-    annotations = annotations[:limit]
-    images = _images_of(annotations, document["images"], name)
-    paths = _find_images(images, images_dir, name)
-    pngs = _existing(
-        [a["file_name"] for a in annotations], panoptic_dir, f"panoptic PNG files of {name}", AnnotationError
-    )
+    by_image = {entry["image_id"]: entry for entry in dataset.document["annotations"]}
+    images = dataset.document["images"][:limit]
     clock = _Clock()
-    found = clock.time(detector.stream_segments(paths, threshold, batch_size))
-    predictions = with_progress(found, len(images), "Evaluating")
-    for annotation, png, prediction in zip(annotations, pngs, predictions):
+    stream = partial(
+        detector.stream_segments,
+        threshold=threshold,
+        batch_size=batch_size,
+        exif_orientation=dataset.upright,
+    )
+    assert dataset.panoptic_dir is not None
+    evaluated = 0
+    for place, prediction in _results(stream, dataset, len(images), clock, strict):
+        annotation = by_image[images[place]["id"]]
         image_id = annotation["image_id"]
         ids, segments = in_categories(prediction.ids, prediction.segments, categories)
+        png = dataset.panoptic_dir / annotation["file_name"]
         true_ids = read_panoptic_ids(png, f"image {image_id}: the true map")
         quality.update(ids, segments, true_ids, annotation["segments_info"], image_id=image_id)
-    return Evaluation(
-        images=len(images), seconds_per_image=clock.seconds / len(images), panoptic=quality.result()
-    )
+        evaluated += 1
+    seconds = clock.seconds / evaluated
+    return Evaluation(images=evaluated, seconds_per_image=seconds, panoptic=quality.result())
 
 
-def _images_of(annotations: Sequence[Annotation], images: Iterable[Image], name: str) -> list[Image]:
-    """The image of each panoptic annotation."""
-    by_id = {documents.field(image, "id", f"an image of {name}"): image for image in images}
-    for annotation in annotations:
-        if annotation["image_id"] not in by_id:
-            raise AnnotationError(f"{name} annotates image {annotation['image_id']}, which it does not list")
-    return [by_id[annotation["image_id"]] for annotation in annotations]
+def _results(
+    stream: Callable[[Sequence[Path]], Iterator[_Item]],
+    dataset: DetectionDataset,
+    count: int,
+    clock: _Clock,
+    strict: bool,
+) -> Iterator[tuple[int, _Item]]:
+    """Place and result of the first ``count`` images, but for those that turn out to be unreadable.
+
+    Raises:
+        ImageError: No image can be read, or ``strict`` is set and one cannot.
+    """
+
+    def read() -> Iterator[tuple[int, _Item]]:
+        todo = list(range(count))
+        done = 0
+        while todo:
+            given = 0
+            try:
+                for result in stream([dataset.path(place) for place in todo]):
+                    given, done = given + 1, done + 1
+                    yield todo[given - 1], result
+                return
+            except ImageError:
+                if strict:
+                    raise
+                todo = todo[given:]
+                broken = next((place for place in todo if not _reads(dataset, place)), None)
+                if broken is None:
+                    raise
+                todo.remove(broken)
+        if not done:
+            raise ImageError(f"{dataset.source}: none of the {count} images can be read")
+
+    yield from with_progress(clock.time(read()), count, "Evaluating")
 
 
-def _find_images(images: Sequence[Image], folder: Path, name: str) -> list[Path]:
-    """The files of the images, all of which must be there."""
-    if not folder.is_dir():
-        raise ImageError(f"there is no folder {folder} of images")
-    names = [
-        documents.field(image, "file_name", f"image {image.get('id', '?')} of {name}") for image in images
-    ]
-    return _existing(names, folder, f"images of {name}", ImageError)
-
-
-def _existing(names: Sequence[str], folder: Path, what: str, error: type[DetrkitError]) -> list[Path]:
-    """The files of these names, all of which must be in the folder."""
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing and len(missing) == len(names):
-        raise error(f"none of the {len(names)} {what} is in {folder}, such as {missing[0]}")
-    if missing:
-        raise error(
-            f"{len(missing)} of the {len(names)} {what} are missing in {folder}, such as {missing[0]}"
-        )
-    return [folder / name for name in names]
+def _reads(dataset: DetectionDataset, place: int) -> bool:
+    """Whether an image can be read; says why not."""
+    try:
+        load_image(dataset.path(place), exif_orientation=dataset.upright)
+    except ImageError as error:
+        logger.warning("left out of the evaluation: %s", error)
+        return False
+    return True
 
 
 class _Clock:

@@ -38,10 +38,11 @@ class ObjectFinder(Protocol):
         *,
         masks: bool | None,
         max_objects: int | None,
+        exif_orientation: bool,
     ) -> Iterator[Detections]:
         """The objects in each image, in order; see :meth:`detrkit.Detector.stream`."""
 
     def stream_segments(
-        self, images: Sequence[Path], threshold: float, batch_size: int
+        self, images: Sequence[Path], threshold: float, batch_size: int, *, exif_orientation: bool
     ) -> Iterator[PanopticSegmentation]:
         """The segments of each image, in order; see :meth:`detrkit.Detector.stream_segments`."""

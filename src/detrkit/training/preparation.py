@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.text import did_you_mean, first_line
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
-from detrkit.evaluation.categories import match_categories
+from detrkit.evaluation.categories import classes_by_name, listed_categories
 from detrkit.families import FAMILIES, Family
 from detrkit.models.detection import ModelWithHeads
 from detrkit.models.layers.backbone import ConvEncoder
@@ -50,23 +51,24 @@ def read_datasets(
         train = read(recipe.train_images, recipe.train_annotations, panoptic_dir=recipe.train_panoptic_dir)
     if val is None:
         val = read(recipe.val_images, recipe.val_annotations, panoptic_dir=recipe.val_panoptic_dir)
+    if val.return_masks and val.panoptic_dir is None and not val.has_segmentations:
+        logger.warning("%s has annotations without a segmentation; only boxes are evaluated", val.source)
+        val = replace(val, return_masks=False)
     check = partial(check_dataset, strict=recipe.strict)
     return check(train).dataset, check(val).dataset
 
 
 def check_classes(model: ModelWithHeads, val: DetectionDataset) -> None:
     """Refuses, with an AnnotationError, validation images with objects that the model has no class for."""
-    document = val.document
-    if val.panoptic_dir is None:
-        used = {annotation["category_id"] for annotation in document["annotations"]}
-    else:
-        used = {s["category_id"] for a in document["annotations"] for s in a["segments_info"]}
-    try:
-        match_categories(model.config.id2label, document["categories"], used)
-    except AnnotationError as error:
+    known = set(classes_by_name(model.config.id2label, val.document["categories"]).values())
+    missing = [category for category in val.used_categories if category not in known]
+    if missing:
+        name_of = val.category_names
+        close = did_you_mean(name_of[missing[0]], model.config.id2label.values())
         raise AnnotationError(
-            f"{val.source} has objects of categories that the training annotations do not have: {error}"
-        ) from error
+            f"{val.source} has objects of {listed_categories(missing, name_of)}, which the training data "
+            f"does not have{close}; add training images with them, or remove them from the validation data"
+        )
 
 
 def build_model(

@@ -70,7 +70,7 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
     rows = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
         path = dataset.path(index)
-        image = load_image(path, exif_orientation=dataset.exif_orientation)
+        image = load_image(path, exif_orientation=dataset.upright)
         _, target = dataset[index]
         labels = target["class_labels"].tolist()
         truth = draw_boxes(
@@ -79,7 +79,7 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
             [detector.names.get(label, str(label)) for label in labels],
             [class_color(label) for label in labels],
         )
-        found = detector(path, threshold=_SHEET_THRESHOLD, exif_orientation=dataset.exif_orientation)
+        found = detector(path, threshold=_SHEET_THRESHOLD, exif_orientation=dataset.upright)
         rows.append([_tile(truth), _tile(found.draw(path))])
     width = 2 * _TILE + _GAP
     sheet = Image.new("RGB", (width, sum(row[0].height + _GAP for row in rows) - _GAP), "white")

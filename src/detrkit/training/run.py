@@ -20,7 +20,7 @@ from detrkit.common.files import atomic_folder
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
 from detrkit.engines.allocator import keep_memory
-from detrkit.evaluation import evaluate_detector
+from detrkit.evaluation import evaluate_dataset
 from detrkit.hub.card_trained import trained_card
 from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
 from detrkit.inference.detector import Detector
@@ -200,13 +200,12 @@ def _measure(
     # A detector folds batch norm into the convolutions and can no longer be trained.
     detector = Detector(refreeze_batch_norm(copy.deepcopy(model)), processor, device=device)
     batch_size = recipe.eval_batch_size or (1 if model.config.dilation else recipe.batch_size)
-    evaluation = evaluate_detector(
+    evaluation = evaluate_dataset(
         detector,
-        dataset.images_dir,
-        dataset.document,
-        panoptic_dir=dataset.panoptic_dir,
+        dataset,
         batch_size=batch_size,
         masks=dataset.return_masks and dataset.panoptic_dir is None,
+        strict=recipe.strict,
     )
     numbers = dict(evaluation.stats)
     if evaluation.masks is not None:
