@@ -22,7 +22,7 @@ PUBLIC = {
         "match_categories",
     ],
     "detrkit.hub": ["plain_card", "push_to_hub"],
-    "detrkit.processing": ["load_image"],
+    "detrkit.processing": ["load_frames", "load_image"],
     "detrkit.results": ["draw_boxes"],
     "detrkit.training": ["TrainingRecipe", "train"],
 }

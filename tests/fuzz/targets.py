@@ -32,7 +32,7 @@ from detrkit.data.coco import DetectionDataset
 from detrkit.errors import DetrkitError, MissingExtraError
 from detrkit.evaluation import evaluate_results
 from detrkit.families import FAMILIES
-from detrkit.processing.images import decode_image
+from detrkit.processing.images import load_frames, load_image
 
 WEIRD: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, -(2**63), 2**64, 10**30),
@@ -143,15 +143,23 @@ def image_seeds() -> list[bytes]:
             seeds.append(stream.getvalue())
     exif = Image.Exif()
     exif[0x0112] = 6
-    stream = io.BytesIO()
-    rgb.save(stream, "JPEG", exif=exif)
-    return [*seeds, stream.getvalue()]
+    exif[0x010E] = "a description"
+    exif[0x011A] = 72.5
+    for kind in ("JPEG", "PNG", "WEBP"):
+        stream = io.BytesIO()
+        rgb.save(stream, kind, exif=exif)
+        seeds.append(stream.getvalue())
+    for kind in ("GIF", "TIFF", "WEBP", "PNG", "MPO"):
+        stream = io.BytesIO()
+        rgb.save(stream, kind, save_all=True, append_images=[rgb.rotate(90, expand=True).resize(rgb.size)])
+        seeds.append(stream.getvalue())
+    return seeds
 
 
 def image(data: bytes) -> None:
-    picture = decode_image(data, "fuzzed")
-    assert picture.mode == "RGB"
-    assert len(picture.tobytes()) == 3 * picture.width * picture.height
+    for picture in (load_image(data, exif_orientation=True), *load_frames(data)):
+        assert picture.mode == "RGB"
+        assert len(picture.tobytes()) == 3 * picture.width * picture.height
 
 
 # COCO

@@ -10,7 +10,7 @@ import pytest
 
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
-from detrkit.processing.fetching import fetch
+from detrkit.processing.fetching import _Download, fetch
 from tests.trust.web import BadServer
 
 HURRIED = ImageLimits(allow_private=True, timeout=0.2)
@@ -48,3 +48,13 @@ def test_after_a_time_out_no_thread_reads_on(path: str) -> None:
         with pytest.raises(ImageError, match=f"{server.url}/{path}: "):
             fetch(f"{server.url}/{path}", HURRIED)
         assert_no_fetch_thread_stays()
+
+
+def test_giving_up_ends_a_connection_that_encryption_has_taken_over() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        download = _Download("https://localhost/a.jpg", HURRIED)
+        connected = download.connect("127.0.0.1", server.getsockname()[1], checked=False)
+        with socket.socket(fileno=connected.detach()) as encrypted:  # as ssl does
+            encrypted.settimeout(5)
+            download.abandon()
+            assert encrypted.recv(1) == b""

@@ -1,16 +1,20 @@
+import base64
 import http.server
 import io
 import logging
 import threading
+import urllib.parse
+import warnings
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
+from detrkit import DetrImageProcessor
 from detrkit.common.limits import ImageLimits
 from detrkit.errors import ImageError
-from detrkit.processing.images import flatten_images, load_image, to_raster, to_rgb
+from detrkit.processing.images import flatten_images, load_frames, load_image, to_raster, to_rgb
 from tests.golden import ODD_IMAGES
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -267,3 +271,142 @@ def test_a_rectangle_is_turned_upright_on_request():
 def test_damaged_files_are_named(name, reason):
     with pytest.raises(ImageError, match=rf"{name}.*{reason}"):
         load_image(ODD_IMAGES / name)
+
+
+def as_bytes(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_bytes_open_files_and_data_urls_read_like_the_file(png):
+    content = png.read_bytes()
+    url = "data:image/png;base64," + base64.b64encode(content).decode()
+    escaped = "data:," + urllib.parse.quote_from_bytes(content)
+    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), url, escaped):
+        equal(load_image(source), PIXELS)
+    with png.open("rb") as file:
+        file.seek(5)
+        equal(load_image(file), PIXELS)
+        assert file.tell() == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello", "not an image"),
+        (io.StringIO("hello"), "mode 'rb'"),
+        ("data:image/png;base64", "comma"),
+        ("data:image/png;base64,a", "base64"),
+        ("http://[::1/x.jpg", r"http://\[::1/x.jpg: is not an address"),
+        (PIL.Image.open(io.BytesIO(as_bytes(PIL.Image.effect_noise((99, 99), 50))[:-700])), "damaged"),
+        (torch.zeros(3, 4, 4, device="meta"), "cannot be decoded"),
+    ],
+)
+def test_what_holds_no_image_is_one_line(source, reason):
+    with pytest.raises(ImageError, match=reason) as error:
+        load_image(source)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "entries", [{0x011A: b"x"}, {0x010E: "\ud800"}, {0x8769: b"\0" * 9}, {0x0213: 2**40, 0x011A: (1, 0)}]
+)
+@pytest.mark.parametrize("orientation", [6, 3])
+def test_an_image_is_turned_whatever_else_its_exif_block_holds(entries, orientation):
+    image = with_orientation(orientation)
+    image.load()
+    image.getexif().update(entries)  # what Pillow could not write back
+    equal(load_image(image, exif_orientation=True), np.rot90(PIXELS, -1 if orientation == 6 else 2))
+
+
+@pytest.mark.parametrize(("mode", "opaque"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_modes_read_as_the_opaque_image(mode, opaque):
+    image = PIL.Image.fromarray(PIXELS).convert(opaque)
+    equal(load_image(image.convert(mode)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "PA", "CMYK", "HSV", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
+)
+def test_every_mode_of_pillow_is_read(mode):
+    image = PIL.Image.new(mode, (9, 6))
+    assert load_image(image).size == (9, 6)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
+def test_frames_are_all_read_on_request_and_told_of_otherwise(kind, caplog):
+    shades = (10, 120, 230)
+    frames = [PIL.Image.new("RGB", (9, 6), (shade, shade, shade)) for shade in shades]
+    content = as_bytes(frames[0], kind, save_all=True, append_images=frames[1:])
+    with caplog.at_level(logging.WARNING, "detrkit"):
+        for source in (content, PIL.Image.open(io.BytesIO(content))):
+            found = [frame.getpixel((4, 3))[0] for frame in load_frames(source)]
+            np.testing.assert_allclose(found, shades, atol=3)
+        assert load_image(content, frame=2).getpixel((4, 3))[0] == pytest.approx(230, abs=3)
+        assert not caplog.records
+        assert load_image(content).getpixel((4, 3))[0] == pytest.approx(10, abs=3)
+        assert "3 frames" in caplog.text
+        caplog.clear()
+        load_image(PIL.Image.open(io.BytesIO(content)))
+        assert "3 frames" in caplog.text
+
+
+def test_frames_of_one_image_are_the_image(png):
+    for source in (png, PIL.Image.open(png), PIXELS):
+        (only,) = load_frames(source)
+        equal(only, PIXELS)
+
+
+def test_frames_leave_the_callers_image_as_it_was():
+    frames = [PIL.Image.new("L", (9, 6), shade) for shade in (10, 120, 230)]
+    image = PIL.Image.open(io.BytesIO(as_bytes(frames[0], "TIFF", save_all=True, append_images=frames[1:])))
+    image.seek(1)
+    assert len(list(load_frames(image))) == 3
+    assert image.tell() == 1
+    assert load_image(image).getpixel((0, 0))[0] == 120
+
+
+def test_a_damaged_frame_is_named():
+    frames = [PIL.Image.effect_noise((40, 40), 50) for _ in range(2)]
+    content = as_bytes(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    # The second page's pixels are claimed to lie behind the file's end.
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.seek(1)
+        place = image.tag_v2[273][0]
+    damaged = content.replace(place.to_bytes(4, "little"), (2**31 - 9).to_bytes(4, "little"))
+    with pytest.raises(ImageError, match="frame 2"):
+        list(load_frames(damaged))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.float16, ">f4", ">u2"])
+def test_views_of_arrays_give_the_pixels_of_their_copies(dtype):
+    pixels = np.random.default_rng(1).integers(0, 2, (20, 30, 3)).astype(dtype)
+    processor = DetrImageProcessor(size={"height": 16, "width": 24}, do_rescale=False)
+    odd = np.zeros(pixels.nbytes + 1, np.uint8)[1:].view(dtype).reshape(pixels.shape)
+    odd[...] = pixels
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    for view, same in (
+        (pixels[:, ::-1], None),
+        (pixels[::-1, :, ::-1], None),
+        (locked, pixels),
+        (odd, pixels),
+    ):
+        found = processor(view, return_tensors="np")["pixel_values"]
+        expected = processor(view.copy() if same is None else same, return_tensors="np")["pixel_values"]
+        np.testing.assert_array_equal(found, expected)
+        equal(load_image(view), np.asarray(load_image(view.copy())))
+
+
+def test_reading_changes_no_state_of_the_process(tmp_path):
+    PIL.Image.new("1", (20_000, 10_000)).save(tmp_path / "large.png")
+    before = list(warnings.filters), PIL.Image.MAX_IMAGE_PIXELS
+    limits = ImageLimits(max_pixels=300_000_000)
+
+    thread = threading.Thread(target=load_image, args=(tmp_path / "large.png",), kwargs={"limits": limits})
+    thread.start()
+    while thread.is_alive():
+        assert (list(warnings.filters), PIL.Image.MAX_IMAGE_PIXELS) == before
+    thread.join()

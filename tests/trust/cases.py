@@ -195,9 +195,9 @@ def _tiff(values: np.ndarray) -> Callable[[Place], Path]:
     return lambda place: place.picture(Image.fromarray(values), "photo.tif")
 
 
-def _frames(place: Place) -> Path:
+def _frames(name: str) -> Callable[[Place], Path]:
     frames = [make_picture(60, 40, seed) for seed in range(3)]
-    return place.picture(frames[0], "photo.gif", save_all=True, append_images=frames[1:])
+    return lambda place: place.picture(frames[0], name, save_all=True, append_images=frames[1:])
 
 
 def _processed(**options: Any) -> Callable[[Any, Any], Any]:
@@ -221,7 +221,7 @@ COLLECTION = [
         how="transparency is dropped",
     ),
     Case("JPEG with several APP13 blocks", odd("app13-multiple.jpg"), (256, 160)),
-    Case("animated GIF", odd("chi.gif"), (320, 240), how="the first frame"),
+    Case("animated GIF", odd("chi.gif"), (320, 240), how="the first frame, with a warning"),
     Case(
         "GIF that claims 4364696535 pixels",
         odd("decompression_bomb.gif"),
@@ -338,7 +338,7 @@ FILES = [
     Case(
         "PNG of 200 bytes that claims 10 gigapixels",
         lambda p: p.file("a.png", png_header(100_000, 100_000)),
-        says="too many pixels to open safely",
+        says="100000x100000 exceeds 178956970 pixels; shrink it, or raise max_pixels",
     ),
     Case(
         "image above max_pixels",
@@ -372,7 +372,8 @@ FILES = [
         how="resized to one pixel by the longest edge",
     ),
     Case("image of 1 x 1", lambda p: p.picture(make_picture(1, 1)), (1, 1)),
-    Case("GIF of three frames", _frames, SIZE, how="the first frame"),
+    Case("GIF of three frames", _frames("photo.gif"), SIZE, how="the first frame, with a warning"),
+    Case("TIFF of three pages", _frames("photo.tif"), SIZE, how="the first page, with a warning"),
     Case(
         "32-bit gray TIFF",
         _tiff(np.full((40, 60), 40_000, np.int32)),
@@ -395,6 +396,19 @@ FILES = [
 ]
 
 ADDRESSES = [
+    Case(
+        "address with half an IPv6 number",
+        lambda p: "http://[::1/photo.png",
+        says="is not an address (Invalid IPv6 URL); check it",
+    ),
+    Case(
+        "address whose port is no number",
+        lambda p: "http://localhost:port/photo.png",
+        says="cannot be fetched (nonnumeric port: 'port')",
+        limits=HERE,
+    ),
+    Case("data: URL", constant("data:image/png;base64," + base64.b64encode(png()).decode()), SIZE),
+    Case("data: URL that is no base64", lambda p: "data:image/png;base64,??", says="is not valid base64"),
     Case("image on a web server", from_server("photo.png"), SIZE, limits=HERE),
     Case("one that has moved", from_server("moved.png"), SIZE, limits=HERE, how="redirects are followed"),
     Case(
@@ -527,11 +541,6 @@ ADDRESSES = [
         says="names a file of another computer; write file:///path",
     ),
     Case(
-        "data: URL",
-        constant("data:image/png;base64," + base64.b64encode(png()).decode()),
-        says="data: URLs are not supported; decode it and pass the image",
-    ),
-    Case(
         "name and password",
         constant("http://user:password@example.org/a.png"),
         says="http://example.org: addresses with a user name or password are not supported",
@@ -581,11 +590,10 @@ ARRAYS = [
     ),
     Case("nothing (None)", constant(None), says="cannot read an image from NoneType"),
     Case("number", constant(7), says="cannot read an image from int"),
-    Case(
-        "bytes of a file",
-        constant(png()),
-        says="cannot read an image from bytes; pass a path, a URL, a PIL image",
-    ),
+    Case("bytes of a file", constant(png()), SIZE),
+    Case("open file", lambda p: io.BytesIO(png()), SIZE),
+    Case("bytes that are no image", constant(b"hello"), says="not an image that Pillow can read"),
+    Case("file open for text", lambda p: io.StringIO("hello"), says="open it with mode 'rb'"),
 ]
 
 PHOTO = make_picture(*SIZE)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
+from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_config, check_folder
 from detrkit.common.text import first_line
@@ -54,8 +54,7 @@ class ModelFiles:
         """
         name, revision = self.name, self.revision
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected pickle protocol")  # no help to a user
+            with no_warnings("Detected pickle protocol"):  # no help to a user
                 model, report = self.family.load(self.model_class).from_pretrained(
                     name,
                     config=self.config,

@@ -74,5 +74,15 @@ def percent(value: float) -> str:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an http(s) URL."""
-    return text.lower().startswith(("http://", "https://"))
+    """Whether a text is an http(s) or data URL, which names no file of this computer."""
+    return text[:8].lower().startswith(("http://", "https://", "data:"))
+
+
+def is_data_url(text: str) -> bool:
+    """Whether a text is a URL that holds its content."""
+    return text[:5].lower() == "data:"
+
+
+def short_name(source: str) -> str:
+    """A path or URL as messages and tables show it: not all the content of a data URL."""
+    return f"{source[:30]}..." if is_data_url(source) and len(source) > 30 else source

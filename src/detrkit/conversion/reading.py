@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.quiet import no_warnings
 from detrkit.common.screening import check_weights_file, is_archive, weights_limit
 from detrkit.common.text import first_line
 
@@ -65,8 +65,8 @@ def _load_safetensors(path: Path) -> Any:
 
 def _load_pickled_weights(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on pickle versions say nothing to a user
+        with torch.serialization.safe_globals([argparse.Namespace]), no_warnings():
+            # Remarks on pickle versions would say nothing to a user.
             # Mapped, so that a tensor that claims more than its share of the file cannot reach beyond it.
             mapped = is_archive(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

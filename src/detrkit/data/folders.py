@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
 from detrkit.common.errors import AnnotationError, MissingExtraError
+from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.data.coco import DetectionDataset, existing_folder
 from detrkit.data.image_sizes import read_image_sizes
@@ -92,14 +92,12 @@ def _load(
 ) -> supervision.DetectionDataset:
     """Calls a loader of supervision, and raises its errors as ours."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as that OpenCV is missing
+        with no_warnings():  # such as that OpenCV is missing
             from supervision import DetectionDataset
     except ImportError as error:
         raise MissingExtraError(f"reading {format_name} folders", "supervision") from error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with no_warnings():
             return load(DetectionDataset)
     except (OSError, ValueError, KeyError, IndexError, SyntaxError, yaml.YAMLError) as error:
         # SyntaxError is what XML parsers raise.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL.Image
-
 from detrkit.common.errors import ImageError
 from detrkit.common.progress import with_progress
 from detrkit.processing.images import stored_orientation
+from detrkit.processing.sources import ImageFile
 
 _QUARTER_TURNS = range(5, 9)
 
@@ -52,8 +50,7 @@ def read_image_sizes(paths: Sequence[Path], *, decode: bool = False) -> list[Ima
     """
     # More threads than cores, because most of the time on a network drive is spent waiting.
     threads = min(32, 4 * (os.cpu_count() or 1))
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore")  # Pillow's warnings about large or odd files
+    with ThreadPoolExecutor(threads) as pool:
         read = pool.map(partial(_read_size, decode=decode), paths)
         return list(with_progress(read, len(paths), "Checking"))
 
@@ -62,11 +59,10 @@ def _read_size(path: Path, *, decode: bool) -> ImageSize | Exception:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
             return ImageError(f"{path}: is not a regular file")
-        with PIL.Image.open(path) as image:
-            if decode:
-                image.load()
+        with ImageFile(path) as file:
+            image = file.frame(0) if decode else file.image
             return ImageSize(image.height, image.width, stored_orientation(image) in _QUARTER_TURNS)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImageError) as error:
         return error
-    except Exception as error:  # damaged files raise anything from SyntaxError to struct.error
-        return ImageError(f"{path}: {error}")
+    except OSError as error:
+        return ImageError(f"{path}: cannot be opened ({error.strerror or error})")

@@ -15,13 +15,12 @@ Example:
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.schema import JsonObject
+from detrkit.common.text import is_data_url
 from detrkit.inference.detector import Detector
 
 if TYPE_CHECKING:
@@ -78,21 +77,15 @@ class EndpointHandler:
         ]
 
 
-def _read(inputs: object) -> Image:
-    """The image of a request; paths and URLs are not opened."""
+def _read(inputs: object) -> Image | bytes | bytearray | str:
+    """The image of a request, for the detector to read; paths and addresses are not opened."""
     import PIL.Image
 
-    if isinstance(inputs, PIL.Image.Image):
-        return inputs
+    from detrkit.processing.sources import decode_base64
+
     if isinstance(inputs, str):
-        content = inputs.partition(",")[2] if inputs.startswith("data:") else inputs
-        try:
-            inputs = base64.b64decode("".join(content.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ImageError(f"inputs is not valid base64: {error}") from error
-    if not isinstance(inputs, (bytes, bytearray)):
+        return inputs if is_data_url(inputs) else decode_base64(inputs, "inputs")
+    if not isinstance(inputs, (PIL.Image.Image, bytes, bytearray)):
         found = "nothing" if inputs is None else f"a {type(inputs).__name__}"
         raise ImageError(f"inputs must be an image, its bytes or its base64 text, not {found}")
-    from detrkit.processing.images import decode_image
-
-    return decode_image(bytes(inputs), "the image of the request", exif_orientation=True)
+    return inputs

@@ -19,7 +19,7 @@ import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, overload
 
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 # What an argument of a call holds: one image, one or many, many (a str is iterable too, hence the ignores).
-_File: TypeAlias = "str | os.PathLike[str] | Image"
+_File: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image"
 _Array: TypeAlias = "np.ndarray | torch.Tensor"
 _Many: TypeAlias = "Iterable[ImageSource]"
 
@@ -228,8 +228,8 @@ class Detector:
         Only images of one processed size are batched, so that a result does not depend on the others.
 
         Args:
-            images: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor, or many in
-                a list, a generator or a 4-dimensional array.
+            images: A path, an address, the bytes of a file, an open file, a PIL image, an (H, W, 3) array or
+                a tensor, or many in a list, a generator or a 4-dimensional array.
             threshold: Only objects with a higher score are given.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object; by default if the model has masks.
@@ -342,7 +342,7 @@ class Detector:
         """Runs the model on one image, for results at many thresholds without running it again.
 
         Args:
-            image: A path, an http(s) address, a PIL image, an (H, W, 3) array or a tensor.
+            image: One of those that a call takes.
             min_threshold: The lowest threshold that will be asked for; with a model that gives masks, a
                 higher one saves time and memory.
             attentions: Keep all of the model's outputs, its attention weights included, but compute no masks;

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from detrkit.common.files import content_hash
-from detrkit.common.text import is_url
+from detrkit.common.text import is_data_url, is_url, short_name
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -32,9 +32,13 @@ class ImageInput:
     @property
     def base_name(self) -> str:
         """The last part of the path or address, never empty."""
-        if is_url(self.source):
-            return PurePosixPath(urlsplit(self.source).path).name or "image"
-        return Path(self.source).name
+        if not is_url(self.source):
+            return Path(self.source).name
+        try:
+            path = "" if is_data_url(self.source) else urlsplit(self.source).path
+        except ValueError:  # a malformed address, of which reading it says what is wrong
+            path = ""
+        return PurePosixPath(path).name or "image"
 
     @property
     def path(self) -> Path | None:
@@ -134,4 +138,4 @@ def image_ids(images: Sequence[ImageInput]) -> list[int]:
 def file_names(images: Sequence[ImageInput]) -> list[str]:
     """Names for a COCO document: without folders, except where two images would share a name."""
     counts = Counter(image.base_name for image in images)
-    return [image.base_name if counts[image.base_name] == 1 else image.source for image in images]
+    return [image.base_name if counts[image.base_name] == 1 else short_name(image.source) for image in images]

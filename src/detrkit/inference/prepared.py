@@ -173,7 +173,7 @@ def read_image(
 
 def is_one_image(images: object) -> bool:
     """Whether the argument of a call is one image rather than many."""
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)):
+    if isinstance(images, (str, bytes, bytearray, os.PathLike)) or hasattr(images, "read"):  # an open file
         return True
     dimensions = getattr(images, "ndim", None)  # arrays and tensors
     if dimensions is not None:

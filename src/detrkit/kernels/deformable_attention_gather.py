@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from detrkit.common.quiet import no_warnings
 
 # Samples (queries x heads x levels x points) in work at a time: enough to be worth the calls, few enough to
 # stay in the caches. Coordinates, four indices and four weights take about 80 bytes a sample forward and 200
@@ -229,8 +230,7 @@ def _rows_product(rows: Tensor, table: Tensor, vectors: Tensor) -> Tensor:
 @cache
 def _silence_sparse_warning() -> None:
     """Has PyTorch say once, unheard, that its compressed sparse tensors are in beta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with no_warnings():
         torch.eye(1).to_sparse_csr()
 
 

@@ -72,6 +72,7 @@ class _Download:
         self._limits = limits
         self._deadline = time.monotonic() + limits.timeout
         self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
         self._abandoned = False
         self._opener = urllib.request.OpenerDirector()  # neither file: nor ftp:, and no redirects of its own
         for handler in (urllib.request.ProxyHandler(), _PlainHandler(self), _SecureHandler(self)):
@@ -80,24 +81,35 @@ class _Download:
     def run(self) -> None:
         """Downloads."""
         try:
-            self.outcome.put(self._follow())
+            self.outcome.put(self._fetched())
+        finally:
+            self._hold(None)
+
+    def _fetched(self) -> bytes | Exception:
+        try:
+            return self._follow()
         except ImageError as error:
-            self.outcome.put(error)
+            return error
         except (OSError, ValueError, http.client.HTTPException) as error:
             # URLError, time-outs, malformed addresses and answers that are no HTTP
             reason = _printable(getattr(error, "reason", None) or str(error) or type(error).__name__)
-            self.outcome.put(
-                ImageError(f"{self._url}: cannot be fetched ({reason}); check the URL and the connection")
-            )
+            return ImageError(f"{self._url}: cannot be fetched ({reason}); check the URL and the connection")
         except Exception as error:  # raised where the content is waited for
-            self.outcome.put(error)
+            return error
 
     def abandon(self) -> None:
         """Ends the connection, and with it the thread that waits for it."""
         self._abandoned = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # it has ended already
+        with self._lock, contextlib.suppress(OSError):  # it has ended already
+            if self._socket is not None:
                 self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _hold(self, sock: socket.socket | None) -> None:
+        """Keeps a handle of the connection's own: encryption takes the socket itself over."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None if sock is None else sock.dup()
 
     def connect(self, host: str, port: int, *, checked: bool) -> socket.socket:
         """A connection to the first address of a host that may be used and answers.
@@ -114,7 +126,7 @@ class _Download:
                 continue
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(self._remaining())
-            self._socket = sock
+            self._hold(sock)
             try:
                 sock.connect(address)
             except OSError as refused:

@@ -6,36 +6,45 @@ Here an image with eight bits a channel is a ``PIL.Image.Image`` in mode RGB, as
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import re
-import stat
-import threading
-import urllib.parse
-import urllib.request
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
-from detrkit.processing.fetching import WEB_SCHEMES, fetch
+from detrkit.common.text import first_line
+from detrkit.processing.sources import (
+    BYTES,
+    FileSource,
+    ImageFile,
+    frame_count,
+    image_errors,
+    source_name,
+    warn_of_frames,
+)
 
 if TYPE_CHECKING:
     from transformers.image_utils import ChannelDimension
 
 logger = logging.getLogger("detrkit")
 
-ImageSource: TypeAlias = str | os.PathLike[str] | PIL.Image.Image | np.ndarray | torch.Tensor
-"""One image: a path, a URL, a PIL image, an array or a tensor."""
+ImageSource: TypeAlias = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | PIL.Image.Image
+    | np.ndarray
+    | torch.Tensor
+)
+"""One image: a path, a URL, the bytes of a file, an open file, a PIL image, an array or a tensor."""
 
 ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
 """One image, a list (of lists) of them, or a 4-dimensional array; lists of numbers are taken as arrays."""
@@ -51,59 +60,126 @@ CHANNELS_LAST = "channels_last"
 
 _EXIF_ORIENTATION_TAG = 0x0112
 
-# What a shell makes of ``<(command)``, and standard input by its own name: the user has connected these.
-_CONNECTED = re.compile(r"/dev/(?:stdin|fd/\d+)|/proc/self/fd/\d+")
+# How an image with an EXIF orientation is turned upright.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+# Where an image keeps its EXIF block, by Pillow's names.
+_EXIF_BLOCKS = ("exif", "Raw profile type exif")
 
-# Pillow keeps its own limit for the whole process, so only one thread at a time may lift it.
-_PILLOW_LIMIT = threading.Lock()
+# Modes with premultiplied transparency, which Pillow converts by this detour only.
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def load_image(
-    source: ImageSource, *, exif_orientation: bool = False, limits: ImageLimits | None = None
+    source: ImageSource,
+    *,
+    exif_orientation: bool = False,
+    frame: int | None = None,
+    limits: ImageLimits | None = None,
 ) -> PIL.Image.Image:
     """Reads an image from anywhere and gives it in mode RGB.
 
     Args:
-        source: A path, a ``file:``, ``http:`` or ``https:`` URL, a PIL image, or an array or tensor of one
-            image with the channels first or last. Arrays of real numbers count as fractions of full
-            brightness if all values are in 0..1, else as 0..255.
+        source: A path, a ``file:``, ``http:``, ``https:`` or ``data:`` URL, the bytes of an image file, a
+            file that is open for reading bytes (all of it is read, and its position left alone), a PIL image,
+            or an array or tensor of one image with the channels first or last. Arrays of real numbers count
+            as fractions of full brightness if all values are in 0..1, else as 0..255.
         exif_orientation: Turn the image upright as its EXIF orientation says. Off by default, as in the
             original: COCO's boxes refer to the pixels as they are stored.
+        frame: Which frame of an animation, or page of a TIFF, from 0; a PIL image is read where it stands.
+            By default the first one, with a warning where there are more (see :func:`load_frames`).
         limits: How large a file may be, and which addresses are asked; the usual limits when None. PIL
             images, arrays and tensors are in memory already, and not limited.
 
     Raises:
         ImageError: The image cannot be found, read or used.
     """
+    name = source_name(source)
     if isinstance(source, PIL.Image.Image):
-        return to_rgb(orient(source, exif_orientation))
+        with image_errors(name):
+            if frame is None and source.tell() == 0 and not _may_be_edited(source):
+                warn_of_frames(source, name)
+            return to_rgb(orient(source, exif_orientation, name), name)
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _array_to_rgb(source)
-    if not isinstance(source, (str, os.PathLike)):
-        raise ImageError(
-            f"cannot read an image from {type(source).__name__}; "
-            "pass a path, a URL, a PIL image, a NumPy array or a torch tensor"
-        )
-    limits = limits or ImageLimits()
-    name = os.fspath(source)
-    if isinstance(name, bytes):
-        name = os.fsdecode(name)
-    with _open_stream(name, limits) as stream:
-        return _decode(stream, name, exif_orientation, limits)
+    with ImageFile(_checked(source), limits) as file:
+        if frame is None:
+            warn_of_frames(file.image, name)
+        return _finished(file.frame(frame or 0), name, exif_orientation)
 
 
-def decode_image(content: bytes, name: str, *, exif_orientation: bool = False) -> PIL.Image.Image:
-    """An image from the bytes of its file, as :func:`load_image` reads it.
+def load_frames(
+    source: ImageSource, *, exif_orientation: bool = False, limits: ImageLimits | None = None
+) -> Iterator[PIL.Image.Image]:
+    """Reads all frames of an animation, or pages of a TIFF, one after another, each in mode RGB.
 
     Args:
-        content: What the file holds.
-        name: What errors call it.
-        exif_orientation: Turn the image upright as its EXIF orientation says.
+        source: As for :func:`load_image`; what has no frames is one.
+        exif_orientation: As for :func:`load_image`.
+        limits: As for :func:`load_image`.
 
     Raises:
-        ImageError: It cannot be read.
+        ImageError: The image, or one of its frames, cannot be found, read or used.
     """
-    return _decode(io.BytesIO(content), name, exif_orientation, ImageLimits())
+    name = source_name(source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        yield load_image(source)
+    elif isinstance(source, PIL.Image.Image):
+        position = source.tell()
+        with image_errors(name):
+            frames = frame_count(source)
+        try:
+            for number in range(frames):
+                with image_errors(f"{name}: frame {number + 1}"):
+                    source.seek(number)
+                    frame = _finished(source.copy(), name, exif_orientation)
+                yield frame
+        finally:
+            if frames > 1:
+                source.seek(position)  # the caller's image stays as it was
+    else:
+        with ImageFile(_checked(source), limits) as file:
+            for number in range(len(file)):
+                yield read_frame(file, number, exif_orientation)
+
+
+def read_frame(file: ImageFile, number: int, exif_orientation: bool) -> PIL.Image.Image:
+    """A frame of an open file, as :func:`load_image` gives it."""
+    frame = file.frame(number)
+    with image_errors(file.name):  # a copy: the next frame takes the place of this one
+        return _finished(frame.copy(), file.name, exif_orientation)
+
+
+def _finished(image: PIL.Image.Image, name: str, exif_orientation: bool) -> PIL.Image.Image:
+    """A decoded frame in mode RGB, turned if that is asked for."""
+    with image_errors(name):
+        rgb = to_rgb(orient(image, exif_orientation, name), name)
+        # The orientation is dealt with; left in place it would be applied, or warned of, a second time.
+        for block in _EXIF_BLOCKS:
+            rgb.info.pop(block, None)
+        return rgb
+
+
+def _may_be_edited(image: PIL.Image.Image) -> bool:
+    """Whether counting the frames, which moves within these files, could lose what was drawn on this one."""
+    return image.format in ("GIF", "TIFF") and not getattr(image, "tile", None)
+
+
+def _checked(source: ImageSource) -> FileSource:
+    """What an image file is read from; an ImageError for anything else."""
+    if isinstance(source, (str, os.PathLike, *BYTES)) or callable(getattr(source, "read", None)):
+        return cast("FileSource", source)
+    raise ImageError(
+        f"cannot read an image from {type(source).__name__}; pass a path, a URL, the bytes of a file, an "
+        "open file, a PIL image, a NumPy array or a torch tensor"
+    )
 
 
 def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
@@ -121,24 +197,32 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
     Raises:
         ImageError: The pixels cannot be decoded, are not finite, or are outside of 16 bits.
     """
-    name = name or getattr(image, "filename", "") or "the image"
-    try:
-        if image.mode == "RGB":
+    name = name or source_name(image)
+    if image.mode == "RGB":
+        with image_errors(name):
             image.load()
-            return image
+        return image
+    with image_errors(name):
+        image.load()
         if image.mode.startswith("I;16"):
             return _gray(_divide_rounding(np.asarray(image), 257))
         if image.mode == "I":
             return _gray(_integers_to_bytes(np.asarray(image), name))
         if image.mode == "F":
             return _gray(_reals_to_bytes(np.asarray(image), name))
-        if isinstance(image.info.get("transparency"), bytes):
-            image = image.convert("RGBA")  # the same pixels as without this step, but no warning of Pillow's
-        return image.convert("RGB")
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ImageError(
-            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
-        ) from error
+        mode = image.mode
+        try:
+            if mode in _PREMULTIPLIED:
+                image = image.convert(_PREMULTIPLIED[mode])
+            if isinstance(image.info.get("transparency"), bytes):
+                image = image.convert(
+                    "RGBA"
+                )  # the same pixels as without this step, but no warning of Pillow's
+            return image.convert("RGB")
+        except (ValueError, KeyError) as error:
+            raise ImageError(
+                f"{name}: mode {mode} cannot be converted to RGB ({first_line(error)}); convert it yourself"
+            ) from error
 
 
 def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = None) -> PIL.Image.Image:
@@ -153,11 +237,16 @@ def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = No
     if orientation == 1:
         return image
     if exif_orientation:
-        return PIL.ImageOps.exif_transpose(image)
+        # Not Pillow's exif_transpose, which writes the block anew, and cannot where it is damaged.
+        with image_errors(name or source_name(image)):
+            turned = image.transpose(_TURNS[orientation])
+        for block in _EXIF_BLOCKS:
+            turned.info.pop(block, None)
+        return turned
     logger.warning(
         "%s: EXIF orientation %d is not applied, boxes refer to the pixels as stored; "
         "pass exif_orientation=True to turn the image upright",
-        name or getattr(image, "filename", "") or "image",
+        name or source_name(image),
         orientation,
     )
     return image
@@ -196,7 +285,11 @@ def to_raster(
     """
     if not isinstance(source, (np.ndarray, torch.Tensor)):
         return load_image(source, exif_orientation=exif_orientation)
-    array = _to_numpy(source)
+    with image_errors("the image array"):
+        return _array_to_raster(_to_numpy(source), input_data_format)
+
+
+def _array_to_raster(array: np.ndarray, input_data_format: DataFormat) -> Raster:
     planes = _channels_first(array, input_data_format)
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(planes).all():
@@ -226,147 +319,18 @@ def _is_nested_numbers(value: object) -> bool:
     return isinstance(value, (int, float))
 
 
-def _open_stream(name: str, limits: ImageLimits) -> BinaryIO:
-    if name.startswith("data:"):
-        raise ImageError(f"{name[:30]}...: data: URLs are not supported; decode it and pass the image")
-    # A Windows path such as C:\photo.jpg looks like a URL with a one-letter scheme.
-    scheme = urllib.parse.urlsplit(name).scheme.lower() if "://" in name or name.startswith("file:") else ""
-    if scheme in WEB_SCHEMES:
-        return io.BytesIO(fetch(name, limits))
-    path = name
-    if scheme == "file":
-        parts = urllib.parse.urlsplit(name)
-        if parts.netloc not in ("", "localhost"):
-            raise ImageError(f"{name}: names a file of another computer; write file:///path")
-        path = urllib.request.url2pathname(parts.path)
-    elif scheme:
-        raise ImageError(
-            f"{name}: URLs of scheme {scheme!r} are not supported; use http, https, file or a path"
-        )
-    try:
-        return _open_file(path, name, limits)
-    except ImageError:  # is a ValueError
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file; check the path") from None
-    except PermissionError:
-        raise ImageError(f"{name}: may not be read; change its permissions") from None
-    except (OSError, ValueError) as error:
-        # A path that is no path may be very long.
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"{name[:300]}: cannot be opened ({reason})") from error
-
-
-def _open_file(path: str, name: str, limits: ImageLimits) -> BinaryIO:
-    found = Path(path).stat()
-    if stat.S_ISDIR(found.st_mode):
-        raise ImageError(f"{name}: is a folder, not an image; name the files in it")
-    if stat.S_ISFIFO(found.st_mode) and _CONNECTED.fullmatch(path):
-        return _read_pipe(path, name, limits.max_bytes)
-    if not stat.S_ISREG(found.st_mode):
-        # Opening a named pipe waits for whoever writes to it, and a device may never end.
-        raise ImageError(
-            f"{name}: is a {_kind(found.st_mode)}, not a file; save the image to a file, or pipe it in and "
-            "name /dev/stdin"
-        )
-    limit = limits.max_file_bytes
-    if limit is not None and found.st_size > limit:
-        raise ImageError(
-            f"{name}: {found.st_size} bytes are more than an image of {limits.max_pixels} pixels needs; "
-            "raise max_pixels (--max-pixels) if you trust it"
-        )
-    return Path(path).open("rb")
-
-
-def _read_pipe(path: str, name: str, limit: int | None) -> io.BytesIO:
-    with Path(path).open("rb") as pipe:
-        content = pipe.read() if limit is None else pipe.read(limit + 1)
-    if limit is not None and len(content) > limit:
-        raise ImageError(
-            f"{name}: more than {limit} bytes came in; raise max_bytes (--max-bytes) if you trust it"
-        )
-    return io.BytesIO(content)
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "named pipe"
-    return "socket" if stat.S_ISSOCK(mode) else "device"
-
-
-@contextmanager
-def _pillow_allows(max_pixels: int | None) -> Iterator[None]:
-    """Lets Pillow open what ``max_pixels`` allows where its own limit is lower."""
-    own = PIL.Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        # Sizes between Pillow's warning and its refusal are governed by max_pixels.
-        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-        if own is None or (max_pixels is not None and max_pixels <= 2 * own):
-            yield
-            return
-        with _PILLOW_LIMIT:
-            own = PIL.Image.MAX_IMAGE_PIXELS
-            PIL.Image.MAX_IMAGE_PIXELS = max_pixels
-            try:
-                yield
-            finally:
-                PIL.Image.MAX_IMAGE_PIXELS = own
-
-
-def _decode(stream: BinaryIO, name: str, exif_orientation: bool, limits: ImageLimits) -> PIL.Image.Image:
-    if not stream.read(1):
-        raise ImageError(f"{name}: the file is empty")
-    stream.seek(0)
-    with _pillow_allows(limits.max_pixels):
-        return _decode_pixels(stream, name, exif_orientation, limits.max_pixels)
-
-
-def _decode_pixels(
-    stream: BinaryIO, name: str, exif_orientation: bool, max_pixels: int | None
-) -> PIL.Image.Image:
-    try:
-        image: PIL.Image.Image = PIL.Image.open(stream)
-    except PIL.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image that Pillow can read; convert it to JPEG or PNG") from error
-    except PIL.Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name}: too many pixels to open safely ({error}); raise max_pixels (--max-pixels) if you "
-            "trust it"
-        ) from error
-    except Exception as error:  # a format's reader can raise anything on a damaged file
-        raise ImageError(
-            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
-        ) from error
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise ImageError(
-            f"{name}: {image.width}x{image.height} exceeds {max_pixels} pixels; shrink it, or raise "
-            "max_pixels (--max-pixels) if you trust it"
-        )
-    try:
-        image.load()
-    except Exception as error:  # a decoder's reader can raise anything on a damaged file
-        raise ImageError(
-            f"{name}: cannot be decoded ({error}); the file is damaged, fetch it again"
-        ) from error
-    image = to_rgb(orient(image, exif_orientation, name), name)
-    # The orientation is dealt with; left in place it would be applied, or warned of, a second time.
-    image.info.pop("exif", None)
-    return image
-
-
 def stored_orientation(image: PIL.Image.Image) -> int:
     """EXIF orientation not applied yet, from 1 to 8; 1 (upright) if it is missing or unreadable."""
     # Building the Exif object costs more than this look, and most images carry no such block. (A TIFF's
     # orientation is not here: Pillow itself applies it while loading.)
-    if "exif" not in image.info:
+    if not any(block in image.info for block in _EXIF_BLOCKS):
         return 1
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION_TAG, 1)
-    except (
-        Exception
-    ):  # a broken block raises anything from struct.error to KeyError, and must not lose the image
+    except Exception as error:  # a broken block raises anything, and must not lose the image
+        logger.debug("the EXIF block cannot be read: %s", error)
         return 1
-    return orientation if orientation in range(2, 9) else 1
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
 def _to_numpy(source: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -419,10 +383,11 @@ def _find_layout(shape: tuple[int, ...]) -> str:
 
 
 def _array_to_rgb(source: np.ndarray | torch.Tensor) -> PIL.Image.Image:
-    array = _to_numpy(source)
-    planes = _channels_first(array, None)
-    convert = _reals_to_bytes if array.dtype.kind == "f" else _integers_to_bytes
-    return _planes_to_rgb(convert(planes, "the image array"))
+    with image_errors("the image array"):
+        array = _to_numpy(source)
+        planes = _channels_first(array, None)
+        convert = _reals_to_bytes if array.dtype.kind == "f" else _integers_to_bytes
+        return _planes_to_rgb(convert(planes, "the image array"))
 
 
 def _planes_to_rgb(planes: np.ndarray) -> PIL.Image.Image:

@@ -264,7 +264,9 @@ def resize_real(image: np.ndarray, height: int, width: int, resample: Resample =
     kernel = pillow_filter(resample)
     mode = _TORCH_MODES.get(kernel)
     if mode is not None:
-        batch = torch.from_numpy(image if image.flags.writeable else image.copy())[None]
+        # A view may be read-only, flipped or unaligned, of which torch takes none.
+        usable = image.flags.writeable and image.flags.aligned and min(image.strides) >= 0
+        batch = torch.from_numpy(image if usable else image.copy())[None]
         return F.interpolate(batch, size=(height, width), mode=mode, antialias=True)[0].numpy()
     planes = [PIL.Image.fromarray(np.ascontiguousarray(p)).resize((width, height), kernel) for p in image]
     return np.stack([np.asarray(plane) for plane in planes])
