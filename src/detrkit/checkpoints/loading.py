@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
 from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
-from detrkit.common.screening import check_config, check_folder
+from detrkit.common.screening import check_config, check_folder, read_model_json
 from detrkit.common.text import first_line
 from detrkit.families import Family, family_of, has_masks
+from detrkit.models.adapters import CONFIG, add_adapter, base_of_adapter, model_of
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Manifest
@@ -31,6 +34,8 @@ class ModelFiles:
         revision: Branch, tag or commit on the Hub.
         has_masks: Whether it is a segmentation model's.
         contents: The configuration files of a folder by their names; None for a Hub id.
+        adapter: Folder or Hub id of an adapter that is added to the model.
+        adapter_revision: Branch, tag or commit of the adapter.
     """
 
     name: str
@@ -39,6 +44,8 @@ class ModelFiles:
     config: DetrFamilyConfig
     has_masks: bool
     contents: Mapping[str, JsonObject] | None
+    adapter: str | None = None
+    adapter_revision: str | None = None
 
     @property
     def model_class(self) -> str:
@@ -78,6 +85,8 @@ class ModelFiles:
                 f"the weights of {_where(name, revision)} lack {len(missing)} of the model's tensors, such "
                 f"as {missing[0]}; {_remedy(name)}"
             )
+        if self.adapter is not None:
+            add_adapter(model, self.adapter, self.adapter_revision)
         return model
 
     def load_processor(self) -> DetrImageProcessorBase:
@@ -102,14 +111,29 @@ class ModelFiles:
 
 
 def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
-    """Reads and checks the configuration of a Hub id or folder.
+    """Reads and checks the configuration of a Hub id or folder; for an adapter's, that of its model.
 
     Raises:
         CheckpointError: There is no config.json, or one of another kind of model, or a file of the folder
             must not be read.
     """
     contents = check_folder(name) if is_folder(name) else None
-    values = (contents or {}).get("config.json") or _fetch_config(name, revision)
+    base = base_of_adapter(name) if contents is not None else None
+    if base is None:
+        try:
+            values = (contents or {}).get("config.json") or _fetch_config(name, revision)
+        except CheckpointError:
+            base = None if contents is not None else _base_on_hub(name, revision)
+            if base is None:
+                raise
+    if base is not None:
+        files = read_model_files(resolve_model(base))
+        if files.adapter is not None:
+            raise CheckpointError(
+                f"{_where(name, revision)} is an adapter of the adapter {base}; merge that one"
+            )
+        known = {**(files.contents or {}), **(contents or {})}
+        return replace(files, adapter=name, adapter_revision=revision, contents=known or None)
     family = family_of(values.get("model_type"), name)
     try:
         config = family.load(family.config).from_dict(values)
@@ -138,6 +162,17 @@ def _fetch_config(name: str, revision: str | None) -> JsonObject:
         raise CheckpointError(f"{_where(name, revision)} has no config.json; {_remedy(name)}")
     check_config(config, f"config.json of {_where(name, revision)}")
     return config
+
+
+def _base_on_hub(name: str, revision: str | None) -> str | None:
+    """The model's name, if a repository without config.json holds an adapter."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(name, CONFIG, revision=revision)
+    except OSError:
+        return None
+    return model_of(read_model_json(Path(path)), f"{CONFIG} of {_where(name, revision)}")
 
 
 def _has_mask_head(name: str, revision: str | None) -> bool:

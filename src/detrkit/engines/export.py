@@ -11,7 +11,6 @@ which tells their numbers. With a threshold of -1 these are all queries.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import math
 import os
@@ -35,8 +34,10 @@ from detrkit.engines import quantization
 from detrkit.engines.exported import ExportedModel, Manifest, graph_inputs, open_exported, runtime
 from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.engines.openvino_engine import convert
+from detrkit.engines.own_copy import own_copy
 from detrkit.engines.torch_engine import fold_batch_norm
 from detrkit.models.layers.backbone import ConvEncoder
+from detrkit.models.layers.plain import is_quantized
 from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
 from detrkit.processing.images import load_image
 
@@ -154,7 +155,10 @@ def check_format(to: str, *, int8: bool = False) -> None:
 
 def _for_export(model: PreTrainedModel) -> PreTrainedModel:
     """A copy without what only training needs."""
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
+    model = own_copy(model)
+    if is_quantized(model):
+        raise SettingError("a quantised model cannot be exported; export the model that it was made from")
+    model = model.to("cpu", torch.float32).eval().requires_grad_(False)
     model.config.auxiliary_loss = False
     for module in model.modules():
         if isinstance(module, ConvEncoder):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
+from detrkit.models.layers.backbone import ConvEncoder
+from detrkit.models.layers.plain import is_plain, known_modules
 from detrkit.models.layers.transformer import TransformerLayer
 
 # The order of packed weights is chosen for so many rows of input: a feature map at stride 32.
@@ -200,37 +202,37 @@ def fuse_residual_block(
 
     Batch norms must have been folded: what is left of them is an identity.
     """
-    if isinstance(block, (BasicBlock, Bottleneck)):
+    if is_plain(block, BasicBlock, Bottleneck):
         numbers = (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2)
         convs, norms, activations = (
             [getattr(block, f"{n}{i}") for i in numbers] for n in ("conv", "bn", "act")
         )
         special = [block.drop_block, block.aa, block.se, block.drop_path, *norms]
         shortcut = block.downsample
-    elif isinstance(block, (ResNetBasicLayer, ResNetBottleNeckLayer)):
+    elif is_plain(block, ResNetBasicLayer, ResNetBottleNeckLayer):
         special = [layer.normalization for layer in block.layer]
         activations = [block.activation, *(layer.activation for layer in block.layer[:-1])]
         convs = [layer.convolution for layer in block.layer]
         shortcut = None if isinstance(block.shortcut, nn.Identity) else block.shortcut
     else:
         return None
-    plain = all(module is None or isinstance(module, nn.Identity) for module in special)
-    relus = all(isinstance(module, nn.ReLU) for module in activations)
-    fusable = all(_is_plain(conv) for conv in convs)
+    plain = all(module is None or is_plain(module, nn.Identity) for module in special)
+    relus = all(is_plain(module, nn.ReLU) for module in activations)
+    fusable = all(_is_plain_conv(conv) for conv in convs)
     if not (plain and relus and fusable):
         return None
     return FusedResidualBlock(convs, shortcut, owns_input, conv_class)
 
 
-def _is_plain(module: Any) -> bool:
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and module.bias is not None
+def _is_plain_conv(module: Any) -> bool:
+    return is_plain(module, nn.Conv2d) and module.padding_mode == "zeros" and module.bias is not None
 
 
 def fuse_convolutions(module: nn.Module, conv_class: type[FusedConvolution]) -> None:
     """Replaces every plain convolution inside ``module``."""
-    for parent in list(module.modules()):
+    for parent in list(known_modules(module)):
         for name, child in list(parent.named_children()):
-            if _is_plain(child):
+            if _is_plain_conv(child):
                 setattr(parent, name, conv_class(child, relu=False))
 
 
@@ -241,7 +243,7 @@ def fuse_stem(encoder: nn.Module, conv_class: type[FusedConvolution]) -> None:
     if hasattr(stem, "embedder"):
         stem, names = stem.embedder.embedder, ("convolution", "normalization", "activation")
     conv, norm, activation = (getattr(stem, name, None) for name in names)
-    if _is_plain(conv) and isinstance(norm, nn.Identity) and isinstance(activation, nn.ReLU):
+    if _is_plain_conv(conv) and is_plain(norm, nn.Identity) and is_plain(activation, nn.ReLU):
         setattr(stem, names[0], conv_class(conv, relu=True))
         setattr(stem, names[2], nn.Identity())
 
@@ -249,7 +251,7 @@ def fuse_stem(encoder: nn.Module, conv_class: type[FusedConvolution]) -> None:
 def fuse_backbone(encoder: nn.Module, conv_class: type[FusedConvolution] = CpuConvolution) -> int:
     """Replaces every plain residual block inside ``encoder``; returns how many."""
     count = 0
-    for parent in list(encoder.modules()):
+    for parent in list(known_modules(encoder)):
         for name, child in list(parent.named_children()):
             # A stage's output is a feature map; what one block of a stage hands to the next is not.
             fused = fuse_residual_block(child, name.isdigit() and int(name) > 0, conv_class)
@@ -263,10 +265,35 @@ def fuse_backbone(encoder: nn.Module, conv_class: type[FusedConvolution] = CpuCo
 
 def fuse_transformer(model: nn.Module) -> None:
     """Fuses bias and ReLU into the linear layers of a model's Transformer and heads."""
-    for layer in list(model.modules()):
-        if isinstance(layer, TransformerLayer) and isinstance(layer.activation_fn, nn.ReLU):
+    for layer in known_modules(model):
+        if has_plain_relu(layer):
             layer.fc1 = FusedLinear(layer.fc1, relu=True)
             layer.activation_fn = nn.Identity()
-        for name, child in list(layer.named_children()):
-            if type(child) is nn.Linear and child.bias is not None:
-                setattr(layer, name, FusedLinear(child))
+    fuse_linears(model, outside=ConvEncoder)
+
+
+def has_plain_relu(layer: nn.Module) -> bool:
+    """Whether the feed-forward part of a Transformer's layer begins with a plain linear layer and a ReLU."""
+    return (
+        isinstance(layer, TransformerLayer)
+        and "feed_forward" not in vars(layer)
+        and is_plain(layer.fc1, nn.Linear)
+        and is_plain(layer.activation_fn, nn.ReLU)
+    )
+
+
+def fuse_linears(
+    module: nn.Module, outside: type[nn.Module] | None = None
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replaces every plain linear layer inside ``module`` that is not inside of an ``outside``.
+
+    Returns:
+        Owner and name of each layer, and the layer that was replaced.
+    """
+    replaced = []
+    for parent in list(known_modules(module, outside)):
+        for name, child in list(parent.named_children()):
+            if is_plain(child, nn.Linear) and child.bias is not None:
+                setattr(parent, name, FusedLinear(child))
+                replaced.append((parent, name, child))
+    return replaced

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrkit.engines.fused import FusedConvolution
+from detrkit.engines.fused import FusedConvolution, has_plain_relu
+from detrkit.models.layers.plain import is_plain, known_modules
 from detrkit.models.layers.transformer import TransformerLayer
 
 
@@ -85,9 +86,11 @@ def add_and_norm(x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def fuse_transformer(model: nn.Module) -> None:
     """Fuses the ReLU into the first linear layer of each feed-forward part, and sums into layer norms."""
-    for layer in model.modules():
+    for layer in known_modules(model):
         if not isinstance(layer, TransformerLayer):
             continue
-        layer.add_and_norm = add_and_norm  # type: ignore[method-assign]
-        if isinstance(layer.activation_fn, nn.ReLU) and type(layer.fc1) is nn.Linear:
+        norms = [child for name, child in layer.named_children() if name.endswith("layer_norm")]
+        if "add_and_norm" not in vars(layer) and all(is_plain(norm, nn.LayerNorm) for norm in norms):
+            layer.add_and_norm = add_and_norm  # type: ignore[method-assign]
+        if has_plain_relu(layer):
             layer.fc1, layer.activation_fn = CudaLinear(layer.fc1), nn.Identity()

@@ -15,7 +15,6 @@ Example:
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -114,9 +113,11 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
+        from detrkit.engines.own_copy import own_copy
+
         check_engine(engine)
         # Preparing replaces modules. Memory is not shared: training the model would change half of the copy.
-        self._start(copy.deepcopy(model), processor, engine, place(engine, device, dtype), limits)
+        self._start(own_copy(model), processor, engine, place(engine, device, dtype), limits)
 
     def _start(
         self,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.screening import check_folder, weights_limit
+from detrkit.models.adapters import add_adapter, base_of_adapter
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import ProjectedAttention
 from detrkit.models.layers.backbone import (
@@ -129,7 +130,8 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Loads a model from a Hub id or a folder, in any layout that these checkpoints come in.
 
-        Backbone weights are never fetched: the checkpoint holds them. All arguments are those of
+        Backbone weights are never fetched: the checkpoint holds them. A folder with an adapter of PEFT is
+        loaded with the model that it names. All arguments are those of
         :meth:`transformers.PreTrainedModel.from_pretrained`.
 
         Raises:
@@ -137,14 +139,20 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
                 read (see :mod:`detrkit.common.screening`).
             OSError: There is no such repository, folder or file.
         """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        base = base_of_adapter(folder) if pretrained_model_name_or_path else None
+        if base is not None:
+            kwargs.pop("subfolder", None)
+            loaded = cls.from_pretrained(base, *args, **kwargs)
+            add_adapter(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+            return loaded
         renames = {_DETECTOR: cls.detector_prefix, **cls.checkpoint_renames}
         renames |= kwargs.pop("key_mapping", None) or {}
         wants_info = kwargs.pop("output_loading_info", False)
         accept_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         is_checked = kwargs.pop("folder_is_checked", False)  # by the loader, which has read its files
-        source = pretrained_model_name_or_path
-        if not is_checked and source is not None and Path(source).is_dir():
-            check_folder(Path(source) / (kwargs.get("subfolder") or ""))
+        if not is_checked and pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
+            check_folder(folder)
         with loading_checkpoint(renames):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,

@@ -18,6 +18,7 @@ from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import key_mask
 from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask
+from detrkit.models.layers.plain import rows
 from detrkit.models.layers.transformer import Encoder
 from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetectionOutput
 
@@ -130,7 +131,7 @@ class SingleScaleModel(EncoderDecoderModel):
             queries = memory.new_zeros(memory.shape[0], config.num_queries, config.d_model)
         decoded = self.decoder(
             queries,
-            self.query_position_embeddings.weight,
+            rows(self.query_position_embeddings, config.num_queries),
             memory,
             positions,
             query_mask=key_mask(decoder_attention_mask),

@@ -26,6 +26,7 @@ from detrkit.models.layers.feature_levels import (
     Samples,
     Surroundings,
 )
+from detrkit.models.layers.plain import rows
 from detrkit.models.layers.position_encoding import sine_waves
 from detrkit.models.layers.transformer import PredictionMLP, TransformerLayer
 from detrkit.models.outputs import (
@@ -286,7 +287,8 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         if config.two_stage:
             queries, query_positions, reference, classes, boxes = self._propose(memory, levels)
         else:
-            query_positions, queries = self.query_position_embeddings.weight[None].chunk(2, dim=-1)
+            learned = rows(self.query_position_embeddings, config.num_queries)
+            query_positions, queries = learned[None].chunk(2, dim=-1)
             queries = queries.expand(memory.shape[0], -1, -1)
             reference = self.reference_points(query_positions).float().sigmoid()
         decoded = self.decoder(

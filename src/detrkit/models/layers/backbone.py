@@ -154,6 +154,8 @@ class ConvEncoder(nn.Module):
                 maps = self._maps(pixel_values, multiple)
                 self.multiple = multiple
                 return maps
+        if self.native_size is None and not isinstance(error, AssertionError):  # by which timm checks sizes
+            raise error
         height, width = pixel_values.shape[-2:]
         reason = f"the backbone does not take images of {height}x{width} pixels ({first_line(error)})"
         if self.native_size is None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import split_heads
+from detrkit.models.layers.plain import is_plain
 
 # Elements of the widest activation of one chunk of queries: 32 MiB in float32 on a CPU, where caches matter,
 # and 256 MiB elsewhere.
@@ -120,8 +121,11 @@ class MaskHead(nn.Module):
         """
         if not attention.shape[1]:
             return attention.new_empty(attention.shape[0], 0, *finer[-1].shape[-2:])
-        # The first convolution is linear: its part over the image channels does not know the query.
-        base = F.conv2d(feature_map, self.lay1.weight[:, : self.image_channels], self.lay1.bias, padding=1)
+        base = feature_map
+        if is_plain(self.lay1, nn.Conv2d):
+            # The first convolution is linear: its part over the image channels does not know the query.
+            weight = self.lay1.weight[:, : self.image_channels]
+            base = F.conv2d(feature_map, weight, self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         adapted = [adapter(m) for adapter, m in zip(adapters, finer)]
         if torch.compiler.is_exporting():
@@ -131,10 +135,17 @@ class MaskHead(nn.Module):
         return torch.cat(masks, dim=1) if len(masks) > 1 else masks[0]
 
     def _decode(self, base: Tensor, adapted: list[Tensor], attention: Tensor) -> Tensor:
-        """Runs a chunk of queries, given the images' part of the first convolution and the adapted maps."""
+        """Runs a chunk of queries, given the images' part of the first convolution and the adapted maps.
+
+        A first convolution that is more than one (an adapter's) is given the images in ``base``.
+        """
         maps = attention.flatten(0, 1).unflatten(-1, base.shape[-2:])
-        x = F.conv2d(maps, self.lay1.weight[:, self.image_channels :], padding=1)
-        x = F.relu_(self.gn1(self._add(x, base)))
+        if is_plain(self.lay1, nn.Conv2d):
+            x = self._add(F.conv2d(maps, self.lay1.weight[:, self.image_channels :], padding=1), base)
+        else:
+            image = base.repeat_interleave(attention.shape[1], dim=0)
+            x = self.lay1(torch.cat([image, maps], dim=1))
+        x = F.relu_(self.gn1(x))
         x = F.relu_(self.gn2(self.lay2(x)))
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
         for (convolution, norm), finer in zip(stages, adapted):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.layers.plain import rows
 
 # Ratio of the longest to the shortest wavelength; the shortest is the whole extent.
 _TEMPERATURE = 10_000.0
@@ -107,9 +108,9 @@ class LearnedPositionEncoding(nn.Module):
                 f"learned position embeddings cover {self.MAX_SIZE}x{self.MAX_SIZE} feature maps, not "
                 f"{height}x{width}; use smaller images or position_embedding_type='sine'"
             )
-        rows = self.row_embeddings.weight[:height].float().unsqueeze(1).expand(-1, width, -1)
-        columns = self.column_embeddings.weight[:width].float().unsqueeze(0).expand(height, -1, -1)
-        return torch.cat([columns, rows], dim=-1).permute(2, 0, 1).unsqueeze(0)
+        down = rows(self.row_embeddings, height).float().unsqueeze(1).expand(-1, width, -1)
+        across = rows(self.column_embeddings, width).float().unsqueeze(0).expand(height, -1, -1)
+        return torch.cat([across, down], dim=-1).permute(2, 0, 1).unsqueeze(0)
 
 
 def build_position_encoding(config: DetrFamilyConfig, offset: float = 0.0) -> nn.Module:
