@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from detrkit.common.text import did_you_mean, first_line, is_url, match_names
+from detrkit.common.text import (
+    did_you_mean,
+    first_line,
+    is_url,
+    markdown,
+    match_names,
+    printable,
+    spreadsheet_cell,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +51,38 @@ def test_the_first_of_equal_names_is_found() -> None:
 )
 def test_urls_begin_with_http_or_https(text: str, wanted: bool) -> None:
     assert is_url(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("white blood cell (WBC), 2-fold", "white blood cell (WBC), 2-fold"),
+        ("Käse/チーズ", "Käse/チーズ"),
+        ("<script>alert(1)</script>", "`<script>alert(1)</script>`"),
+        ("![x](http://example.com/x.png)", "`![x](http://example.com/x.png)`"),
+        ("a\n---\nlicense: other", "`a --- license: other`"),
+        ("`<b>`", "`'<b>'`"),
+        ("a & b", "`a & b`"),
+        ("\x1b[31m", "`\\x1b[31m`"),
+        ("", "``"),
+    ],
+)
+def test_names_have_no_effect_in_markdown(name: str, shown: str) -> None:
+    assert markdown(name) == shown
+
+
+def test_formulas_are_text_in_spreadsheets() -> None:
+    assert [*map(spreadsheet_cell, ["=1+1", "@x", "-x", "cat", -1.5, 3])] == [
+        "'=1+1",
+        "'@x",
+        "'-x",
+        "cat",
+        -1.5,
+        3,
+    ]
+
+
+def test_controls_and_changes_of_direction_are_escaped() -> None:
+    assert printable("a\x1b]0;T\x07\u202eb\x7f\x9b\u2028é\U0001f469") == (
+        "a\\x1b]0;T\\x07\\u202eb\\x7f\\x9b\\u2028é\U0001f469"
+    )

@@ -43,6 +43,8 @@ def test_the_documents_are_those_of_the_command_line(
 
     assert run(["segment", str(pictures[0]), *options, "--save-dir", str(tmp_path / "segments")]) == 0
     wanted = read_json(tmp_path / "segments" / "panoptic.json")
+    for image in wanted["images"]:
+        del image["drawing"]
     document = result.segments(0.3).document
     assert document.keys() == wanted.keys()
     assert {key: document[key] for key in ("images", "categories")} == {

@@ -37,6 +37,7 @@ SECTIONS = (
     "Where it fails",
     "How to cite",
 )
+MARKUP = ["<script>alert(1)</script>", "![x](http://example.com/x.png)", "a | b\n---\nlicense: other"]
 STAND_INS = {
     ("detr", "detection"): "tiny_detr",
     ("detr", "panoptic"): "tiny_panoptic",
@@ -337,3 +338,9 @@ def test_a_bundled_model_without_its_records_gets_no_card(blood_cells, tmp_path,
     (folder / name).write_text("{}" if name.endswith("json") else "epoch\n1\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match="do not make a model card"):
         bundled_card(folder, Facts())
+
+
+def test_names_of_classes_have_no_effect_in_a_card() -> None:
+    config = {**DetrConfig().to_dict(), "id2label": dict(enumerate(MARKUP))}
+    text = re.sub(r"`[^`]*`", "", plain_card(config, "a model"))
+    assert not [mark for mark in ("<script>", "![x]", "license: other") if mark in text]

@@ -87,6 +87,9 @@ def test_what_is_no_image_is_told(handler, inputs, message):
         ({"threshold": True}, "must be a number"),
         ({"threshold": 2}, "threshold"),
         ([0.5], "must be an object"),
+        ({"threshold": float("nan")}, "between 0 and 1"),
+        ({"threshold": 10**5000}, "between 0 and 1"),
+        ({1: 0.5, "a": 0.5}, "unknown parameter '1'"),
     ],
 )
 def test_parameters_that_do_not_exist_or_fit_are_told(handler, parameters, message):
@@ -108,3 +111,9 @@ def test_a_model_with_masks_answers_with_boxes(tiny_panoptic):
     )
     assert found
     assert set(found[0]) == {"score", "label", "box"}
+
+
+@pytest.mark.parametrize("request_", [None, [], [{"inputs": "x"}], "inputs", 5])
+def test_a_request_that_is_no_object_is_told(handler, request_):
+    with pytest.raises(SettingError, match="a request must be an object"):
+        handler(request_)

@@ -91,7 +91,7 @@ def check_outputs(
     """
     named = [Path(item) for item in inputs if item is not None and not is_url(os.fspath(item))]
     read = {identity for path in named if (identity := _identity(path)) is not None}
-    folders = [Path(os.path.realpath(path)) for path in named if path.is_dir()]
+    folders = [Path(os.path.realpath(path)) for path in named if os.path.isdir(path)]  # noqa: PTH112 - never raises
     taken: dict[str, Output] = {}
     for output in outputs:
         path, option = output.path, output.option

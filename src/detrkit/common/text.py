@@ -25,6 +25,26 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def markdown(text: str) -> str:
+    """A name from elsewhere in Markdown: as it is if it has only letters, digits and the like, or as code."""
+    plain = re.fullmatch(r"[\w ,'/()]+([-.][\w ,'/()]+)*", text) and text == " ".join(text.split())
+    return text if plain else code(text)
+
+
+def code(text: str) -> str:
+    """A name from elsewhere as code in Markdown, where neither HTML nor Markdown has an effect."""
+    return f"`{printable(' '.join(text.split())).replace('`', chr(39))}`"
+
+
+def spreadsheet_cell(value: object) -> object:
+    """A value for a CSV file: a text that a spreadsheet would run as a formula gets a quote in front."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> str:
     """The end of a message about an unknown name: ``; did you mean 'close'?``, or nothing.
 

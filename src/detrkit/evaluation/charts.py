@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 from detrkit.common.errors import MissingExtraError
 from detrkit.common.files import atomic_file
 from detrkit.common.outputs import Output
+from detrkit.common.text import spreadsheet_cell
 from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
 from detrkit.evaluation.confusion import ConfusionMatrix
 from detrkit.results.drawing import class_color
@@ -89,8 +91,7 @@ def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object
     """Writes a table; gives its path."""
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(heading)
-        writer.writerows(rows)
+        writer.writerows(map(spreadsheet_cell, row) for row in itertools.chain([heading], rows))
     return path
 
 

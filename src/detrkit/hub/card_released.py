@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from detrkit.checkpoints.registry import ReleasedCheckpoint
-from detrkit.common.text import percent
+from detrkit.common.text import code, percent
 from detrkit.families import FAMILIES
 from detrkit.hub.card_facts import Facts
 from detrkit.hub.card_texts import AUGMENTATION, BENCHMARKS
@@ -78,8 +78,8 @@ def converted_card(
             nor training data for them.
     """
     if released:
-        held = f"They hold here only if `{file}` is that file."
-        return _released(entry, facts, title, title, f"`{file}`", held=held).render()
+        held = f"They hold here only if {code(file)} is that file."
+        return _released(entry, facts, title, title, code(file), held=held).render()
     family = FAMILIES[entry.family]
     masks = entry.task == "panoptic"
     return Card(
@@ -87,7 +87,7 @@ def converted_card(
         model=title,
         family=family,
         masks=masks,
-        summary=_summary(entry, f"`{file}`", architecture),
+        summary=_summary(entry, code(file), architecture),
         variants=variant_texts(family, vars(entry), masks),
         training=["The data and the training of this checkpoint are not known here."],
         preprocessing=[_preprocessing("An image is resized as `preprocessor_config.json` says")],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.schema import JsonObject
-from detrkit.common.text import percent
+from detrkit.common.text import code, markdown, percent
 from detrkit.evaluation.coco import STATISTICS
 from detrkit.families import FAMILIES, Family
 from detrkit.hub.card_facts import Facts
@@ -61,7 +61,7 @@ def trained_card(
         variants=variant_texts(family, config, recipe["masks"]),
         training=[_procedure(family, recipe, row["epoch"])],
         result_texts=[
-            f"On `{dataset}` ({images} images), in percent:",
+            f"On {code(dataset)} ({images} images), in percent:",
             table(list(numbers), [[percent(value) for value in numbers.values()]]),
         ],
         failures=common_failures(family, _queries(config)),
@@ -102,7 +102,7 @@ def _start(recipe: JsonObject) -> str:
         return f"From {'an ImageNet backbone' if recipe['pretrained_backbone'] else 'random weights'}"
     # The path of a local model would tell nobody anything, and may hold the user's name.
     model = recipe["model"]
-    return f"From `{Path(model).resolve().name if Path(model).exists() else model}`"
+    return f"From {code(Path(model).resolve().name if Path(model).exists() else model)}"
 
 
 # The models that come with detrkit.
@@ -177,7 +177,10 @@ def _bundled(
     facts: Facts,
 ) -> str:
     family, boxes = FAMILIES[config["model_type"]], evaluation["boxes"]
-    rows = [("all", boxes), *((each["name"], each) for each in boxes["per_class"] if each["objects"])]
+    rows = [
+        ("all", boxes),
+        *((markdown(each["name"]), each) for each in boxes["per_class"] if each["objects"]),
+    ]
     return Card(
         title=name,
         model=name,

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from detrkit.common.schema import JsonObject
+from detrkit.common.text import markdown
 from detrkit.families import Family, family_of, has_masks
 from detrkit.hub import card_texts as texts
 
@@ -82,7 +83,7 @@ class Card:
             "Where it fails": [_bullets(self.failures)] if self.failures else [],
             "How to cite": [_citation(self.family)],
         }
-        parts = [self._front_matter(), f"# {self.title}", self.summary]
+        parts = [self._front_matter(), f"# {markdown(self.title)}", self.summary]
         for heading, section in sections.items():
             parts += [f"## {heading}", *section] if section else []
         return "\n\n".join(map(_wrap, parts)) + "\n"
@@ -155,7 +156,7 @@ def plain_card(config: JsonObject, name: str) -> str:
 
 def class_list(id2label: Mapping[int, str] | Mapping[str, str]) -> str:
     """For example "2 classes: cat, dog"; the first 20 names."""
-    names = list(id2label.values())
+    names = [markdown(str(name)) for name in id2label.values()]
     return f"{len(names)} classes: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import re
 from collections import Counter
@@ -15,6 +16,8 @@ from urllib.request import url2pathname
 
 from detrkit.common.files import content_hash
 from detrkit.common.text import is_data_url, is_url, short_name
+
+logger = logging.getLogger("detrkit")
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -42,12 +45,15 @@ class ImageInput:
 
     @property
     def path(self) -> Path | None:
-        """The file; None for an address on the web."""
-        if is_url(self.source):
+        """The file; None for an address on the web, an image in a ``data:`` URL or a malformed address."""
+        if is_url(self.source) or is_data_url(self.source):
             return None
-        if self.source.lower().startswith("file:"):
+        if not self.source.lower().startswith("file:"):
+            return Path(self.source)
+        try:
             return Path(url2pathname(urlsplit(self.source).path))
-        return Path(self.source)
+        except ValueError:
+            return None
 
 
 class Fingerprints:
@@ -72,10 +78,10 @@ class Fingerprints:
 
 
 def _fingerprint(item: ImageInput) -> str | None:
-    if is_url(item.source):
-        return f"address:{hashlib.sha256(item.source.encode()).hexdigest()}"
+    if item.path is None:
+        return f"address:{hashlib.sha256(item.source.encode(errors='backslashreplace')).hexdigest()}"
     try:
-        return content_hash(item.path) if item.path is not None and item.path.is_file() else None
+        return content_hash(item.path) if item.path.is_file() else None
     except (OSError, ValueError):
         return None
 
@@ -109,7 +115,17 @@ def _expand(argument: str) -> tuple[list[str], str | None]:
     path = Path(argument)
     try:
         if path.is_dir():
-            files = sorted(str(f) for f in path.iterdir() if f.suffix.lower() in _SUFFIXES and f.is_file())
+            entries = sorted(path.iterdir())
+            files = [str(f) for f in entries if f.suffix.lower() in _SUFFIXES and f.is_file()]
+            inner = [f for f in entries if not f.name.startswith(".") and f.is_dir() and _has_image(f)]
+            if inner:
+                logger.warning(
+                    "%s: images in folders inside, such as %s, are left out; name these folders, or all "
+                    "images with a pattern such as '%s/**/*.jpg'",
+                    argument,
+                    inner[0].name,
+                    argument.rstrip("/"),
+                )
             return files, None if files else f"{argument}: no images in this folder"
         if path.exists():
             return [argument], None
@@ -119,6 +135,13 @@ def _expand(argument: str) -> tuple[list[str], str | None]:
         files = sorted(f for f in glob.glob(argument, recursive=True) if not Path(f).is_dir())  # noqa: PTH207
         return files, None if files else f"{argument}: no file matches"
     return [], f"{argument}: no such file or folder"
+
+
+def _has_image(folder: Path) -> bool:
+    try:
+        return any(file.suffix.lower() in _SUFFIXES for file in folder.iterdir())
+    except OSError:
+        return False
 
 
 def image_ids(images: Sequence[ImageInput]) -> list[int]:

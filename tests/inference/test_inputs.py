@@ -1,0 +1,45 @@
+"""Which images the arguments of a command mean, and what tells a later run that they are the same."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from detrkit.inference.inputs import Fingerprints, ImageInput, find_images, image_ids
+
+
+def test_images_in_folders_inside_are_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "deeper/b.jpg", "texts/c.txt", ".hidden/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.WARNING, "detrkit"):
+        images, mistakes = find_images([str(tmp_path)])
+    assert ([image.base_name for image in images], mistakes) == (["a.jpg"], [])
+    assert [("deeper" in line, "texts" in line) for line in caplog.messages] == [(True, False)]
+
+
+def test_an_image_is_known_by_its_content_or_its_address(tmp_path: Path) -> None:
+    for folder, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").write_bytes(content)
+    sources = [*(str(tmp_path / folder / "x.jpg") for folder in "abc"), (tmp_path / "a" / "x.jpg").as_uri()]
+    sources += [
+        "http://example.com/x.jpg",
+        "http://example.com/y/x.jpg",
+        "/dev/stdin",
+        str(tmp_path / "no.jpg"),
+    ]
+    found = list(map(Fingerprints([ImageInput(source) for source in sources]), range(len(sources))))
+    assert found[0] == found[2] == found[3] != found[1]
+    assert found[4] != found[5]
+    assert None not in found[:6]
+    assert found[6:] == [None, None]
+
+
+def test_names_of_many_digits_are_no_ids() -> None:
+    assert image_ids([ImageInput("000000000139.jpg"), ImageInput("7.jpg")]) == [139, 7]
+    assert image_ids([ImageInput(f"{'9' * 5000}.jpg"), ImageInput("7.jpg")]) == [1, 2]
