@@ -39,8 +39,8 @@ _SHARED = {
 _TOOLBOX = {
     "Data sets": (
         "detrkit.data.coco.DetectionDataset",
-        "detrkit.data.folders.read_yolo",
-        "detrkit.data.folders.read_voc",
+        "detrkit.data.yolo.read_yolo",
+        "detrkit.data.voc.read_voc",
         "detrkit.data.checks.check_dataset",
         "detrkit.data.checks.DatasetReport",
     ),

@@ -1,15 +1,14 @@
-import sys
+import re
 
 import numpy as np
 import PIL.Image
 import pytest
 import yaml
 
+from detrkit.data import read_voc, read_yolo
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
-from detrkit.data.folders import read_voc, read_yolo
-from detrkit.errors import AnnotationError, MissingExtraError
-from detrkit.processing.annotations import decode_run_lengths
+from detrkit.errors import AnnotationError
 from tests.conftest import make_picture
 from tests.golden import DATA, needs_data
 
@@ -79,14 +78,13 @@ def test_a_yolo_split_may_go_by_its_other_name_and_by_a_root(tmp_path):
 def test_yolo_polygons_become_masks_where_they_are_wanted(tmp_path):
     folder = make_yolo(tmp_path)
     (folder / "labels" / "train" / "a.txt").write_text("2 0 0 0.5 0 0.5 0.5 0 0.5\n")
+    (folder / "labels" / "train" / "b.txt").write_text("1 0 0 0.5 0 0.5 0.5\n")
     dataset = check_dataset(read_yolo(folder, return_masks=True), strict=True).dataset
     _, target = dataset[0]
     assert target["boxes"].tolist() == [[0, 0, 30, 20]]
     assert target["masks"].shape == (1, 40, 60)
     assert target["masks"][0, 2:18, 2:28].all()
     assert not target["masks"][0, 23:].any()
-    segmentation = dataset.document["annotations"][0]["segmentation"]
-    assert np.array_equal(decode_run_lengths(segmentation["counts"], 40, 60), target["masks"][0].numpy())
     assert "masks" not in read_yolo(folder)[0][1]
 
 
@@ -110,12 +108,8 @@ def test_yolo_labels_refer_to_upright_images(tmp_path):
         (lambda f: (f / "data.yaml").write_text("train: images/train"), "has no names"),
         (lambda f: (f / "data.yaml").write_text("names: [a]\nval: b"), r"split 'train' \(it has val\)"),
         (lambda f: (f / "data.yaml").write_text("names: [a]\ntrain: b"), r"folder .*b of the split 'train'"),
-        (lambda f: (f / "labels" / "train" / "a.txt").write_text("1 2 3"), r"a\.txt"),
-        (lambda f: (f / "labels" / "train" / "a.txt").write_text("x 0 0 1 1"), r"a\.txt"),
-        (lambda f: (f / "labels" / "train" / "a.txt").write_text("9 0.5 0.5 1 1"), r"cannot read .* YOLO"),
         (lambda f: (f / "labels").rename(f / "texts"), "folder of YOLO labels not found"),
-        (lambda f: [p.unlink() for p in (f / "images" / "train").iterdir()], "no images in this folder"),
-        (lambda f: (f / "images" / "train" / "a.jpg").write_bytes(b"x"), r"a\.jpg"),
+        (lambda f: [p.unlink() for p in (f / "images" / "train").iterdir()], "no images in images/train"),
     ],
 )
 def test_broken_yolo_folders_give_one_clear_line(tmp_path, break_it, reason):
@@ -123,6 +117,58 @@ def test_broken_yolo_folders_give_one_clear_line(tmp_path, break_it, reason):
     with pytest.raises(AnnotationError, match=reason) as caught:
         read_yolo(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "example"),
+    [
+        ("1 2 3", "broken_entry", r"a\.txt line 2 has 3 numbers"),
+        ("x 0 0 1 1", "broken_entry", r"a\.txt line 2: 'x 0 0 1 1' is not a row of numbers"),
+        ("1.5 0 0 1 1", "broken_entry", r"a\.txt line 2"),
+        ("9 0.5 0.5 1 1", "unknown_category", r"a\.txt line 2, class 9"),
+        ("1 30 20 12 8", "broken_entry", r"a\.txt line 2 has 30, but YOLO's numbers are fractions"),
+        ("1 0.5 0.5 0 0.1", "degenerate_box", r"a\.txt line 2"),
+        ("1 0.5 0.5 nan 0.1", "broken_entry", r"a\.txt line 2"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_named_and_left_out(tmp_path, line, kind, example):
+    make_yolo(tmp_path)
+    first, second = YOLO_LABELS["a"].splitlines()
+    (tmp_path / "labels" / "train" / "a.txt").write_text(f"{first}\n{line}\n\n{second}\n")
+    report = check_dataset(read_yolo(tmp_path))
+    assert (report.images, report.objects) == (3, 3)
+    assert [problem.kind for problem in report.problems] == [kind]
+    assert re.search(example, report.problems[0].example)
+
+
+def test_images_that_cannot_be_read_are_left_out(tmp_path):
+    make_yolo(tmp_path)
+    (tmp_path / "images" / "train" / "a.jpg").write_bytes(b"x")
+    report = check_dataset(read_yolo(tmp_path))
+    assert (report.images, [problem.kind for problem in report.problems]) == (2, ["unreadable_image"])
+
+
+def test_yolo_splits_may_be_lists_of_files_and_have_folders_inside(tmp_path):
+    make_yolo(tmp_path)
+    for name in ("images", "labels"):
+        (tmp_path / name / "train" / "deep").mkdir()
+    (tmp_path / "images" / "train" / "b.jpg").rename(tmp_path / "images" / "train" / "deep" / "b.jpg")
+    (tmp_path / "labels" / "train" / "b.txt").rename(tmp_path / "labels" / "train" / "deep" / "b.txt")
+    check_yolo(read_yolo(tmp_path))
+    (tmp_path / "train.txt").write_text("./images/train/a.jpg\n/elsewhere/images/train/deep/b.jpg\n")
+    settings = {"names": {0: "cat", 1: "dog", "2": "cow"}, "train": ["train.txt", "images/train/c.jpg"]}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(settings))
+    check_yolo(read_yolo(tmp_path))
+    (tmp_path / "train.txt").write_text("images/train/none.jpg\n")
+    with pytest.raises(AnnotationError, match=r"train\.txt line 1: image images/train/none\.jpg not found"):
+        read_yolo(tmp_path)
+
+
+def test_keypoints_of_yolo_labels_are_passed_over(tmp_path):
+    make_yolo(tmp_path, kpt_shape=[2, 3])
+    (tmp_path / "labels" / "train" / "b.txt").write_text("1 0.25 0.25 0.5 0.5 0.1 0.1 2 0.2 0.2 1\n")
+    (tmp_path / "labels" / "train" / "a.txt").write_text(YOLO_LABELS["a"].replace("\n", " 0 0 0 0 0 0\n"))
+    check_yolo(read_yolo(tmp_path))
 
 
 def test_voc_folders_are_read(tmp_path):
@@ -137,8 +183,6 @@ def test_voc_folders_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
-        (lambda f: (f / "Annotations" / "0.xml").write_text("<annotation>"), "Pascal VOC"),
-        (lambda f: (f / "Annotations" / "0.xml").write_text("<a><object/></a>"), "name"),
         (lambda f: (f / "Annotations").rename(f / "Labels"), "folder of Pascal VOC annotations not found"),
         (lambda f: [p.unlink() for p in (f / "Annotations").iterdir()], "no XML files"),
         (lambda f: (f / "JPEGImages").rename(f / "Pictures"), "folder of images not found"),
@@ -152,11 +196,37 @@ def test_broken_voc_folders_give_one_clear_line(tmp_path, break_it, reason):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [lambda f: read_yolo(make_yolo(f)), lambda f: read_voc(*make_voc(f))])
-def test_folders_need_the_supervision_extra(tmp_path, monkeypatch, read):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingExtraError, match=r"'\.\[supervision\]'"):
-        read(tmp_path)
+@pytest.mark.parametrize(
+    ("content", "kind", "example", "images"),
+    [
+        ("", "broken_file", r"0\.xml is empty", 1),
+        ("<annotation>", "broken_file", r"0\.xml is not XML", 1),
+        ("<a><object/></a>", "broken_entry", r"0\.xml, object 1 has no name", 2),
+        ("<a><object><name>x</name></object></a>", "broken_entry", r"object 1 has no corners", 2),
+    ],
+)
+def test_what_is_broken_in_voc_files_is_named_and_left_out(tmp_path, content, kind, example, images):
+    folders = make_voc(tmp_path)
+    (tmp_path / "Annotations" / "0.xml").write_text(content)
+    report = check_dataset(read_voc(*folders))
+    assert (report.images, report.objects) == (images, 1)
+    assert [problem.kind for problem in report.problems] == [kind]
+    assert re.search(example, report.problems[0].example)
+
+
+def test_voc_corners_may_be_counted_from_0(tmp_path):
+    folders = make_voc(tmp_path)
+    path = tmp_path / "Annotations" / "1.xml"
+    path.write_text(path.read_text().replace("<xmin>11</xmin>", "<xmin>0</xmin>"))
+    dataset = check_dataset(read_voc(*folders), strict=True).dataset
+    assert [target["boxes"].tolist() for _, target in dataset] == [[[11, 6, 30, 25]], [[0, 6, 30, 25]]]
+
+
+def test_an_xml_file_without_image_is_named(tmp_path):
+    folders = make_voc(tmp_path)
+    (tmp_path / "JPEGImages" / "0.jpg").unlink()
+    (problem,) = check_dataset(read_voc(*folders)).problems
+    assert (problem.kind, "0.xml" in problem.example) == ("missing_image", True)
 
 
 @needs_data

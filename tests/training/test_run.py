@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from detrkit.models.layers.backbone import FrozenBatchNorm2d
 from detrkit.training import run as run_module
 from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
+from detrkit.training.preparation import read_datasets
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
 from tests.conftest import wait_until
 from tests.hub.server import WRITER, HubServer
@@ -316,6 +318,56 @@ def test_data_sets_can_be_given_instead_of_files(recipe, annotations):
     data = DetectionDataset.from_coco(annotations.parent / "images", annotations)
     chosen = recipe(train_annotations="none.json", val_annotations="none.json", epochs=1)
     assert len(train(chosen, train_dataset=data, val_dataset=data).rows) == 3
+
+
+def test_one_data_set_is_split_where_it_has_no_validation_images(recipe, annotations):
+    none = dict.fromkeys(("train_images", "train_annotations", "val_images", "val_annotations"))
+    chosen = recipe(**none, data=str(annotations), val_fraction=0.4, epochs=1)
+    assert "AP" in train(chosen).best
+    split = json.loads((chosen.output / "split.json").read_text())
+    assert sorted(split["train"] + split["val"]) == [f"{i}.png" for i in range(1, 7)]
+    assert len(split["val"]) == 2
+    with pytest.raises(SettingError, match="no validation images; add --val-fraction"):
+        train(replace(chosen, val_fraction=None, output=chosen.output / "other"))
+
+
+def test_a_run_is_resumed_with_the_same_data_wherever_it_is(recipe, annotations, tmp_path):
+    first = recipe(epochs=1)
+    train(first)
+    shutil.copytree(annotations.parent, tmp_path / "moved")
+    moved = {
+        "train_images": tmp_path / "moved/images",
+        "train_annotations": tmp_path / "moved/instances.json",
+    }
+    more = train(replace(first, resume=True, epochs=2, **moved))
+    assert [row["epoch"] for row in more.rows if "AP" in row] == [1, 2]
+    with pytest.raises(SettingError, match="--epochs 2, not 1"):
+        train(replace(first, resume=True))
+    document = json.loads(annotations.read_text())
+    document["annotations"][0]["bbox"][2] += 1
+    moved["train_annotations"].write_text(json.dumps(document))
+    with pytest.raises(SettingError, match="started with other training data"):
+        train(replace(first, resume=True, epochs=2, **moved))
+
+
+def test_validation_images_that_are_training_images_are_warned_of(recipe):
+    with pytest.warns(UserWarning, match=r"6 of the 6 validation images are also training images"):
+        read_datasets(recipe(), None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_images": None, "train_annotations": None}, "pass --data PATH"),
+        ({"train_annotations": None}, "pass both --train-images and --train-annotations"),
+        ({"val_images": None, "val_annotations": None}, "or --val-fraction"),
+        ({"val_fraction": 0.1}, "either --val-images"),
+        ({"data": "x"}, "--data replaces"),
+    ],
+)
+def test_data_is_named_in_one_way(recipe, options, message):
+    with pytest.raises(SettingError, match=message):
+        train(recipe(**options))
 
 
 def test_the_model_is_uploaded_without_checkpoints(recipe, monkeypatch):

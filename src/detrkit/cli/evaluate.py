@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 Annotations = Annotated[
-    Path, typer.Option(help="COCO instances JSON, or with --panoptic-dir a COCO panoptic JSON.")
+    Path | None, typer.Option(help="COCO instances JSON, or with --panoptic-dir a COCO panoptic JSON.")
 ]
 ImageFolder = Annotated[Path | None, typer.Option(help="Folder of the images.")]
 Predictions = Annotated[
@@ -68,9 +68,11 @@ SegmentThreshold = Annotated[
 
 
 def evaluate(
-    annotations: Annotations,
+    annotations: Annotations = None,
     model: options.OptionalModel = None,
     images: ImageFolder = None,
+    data: options.Data = None,
+    split: options.Split = None,
     predictions: Predictions = None,
     panoptic_dir: PanopticDir = None,
     json_file: JsonFile = None,
@@ -103,33 +105,45 @@ def evaluate(
 
     read = [annotations, predictions, images, panoptic_dir, *model_files(model)]
     _check_outputs(json_file, save_dir, read, panoptic=panoptic_dir is not None, overwrite=overwrite)
+    if (data is None) == (annotations is None):
+        raise DetrkitError("pass either --data PATH, or --annotations FILE (and --images DIR)")
+    if data is not None and (images or panoptic_dir or predictions):
+        raise DetrkitError("--data replaces --images, --annotations and --panoptic-dir; leave them out")
+    if data is None and split is not None:
+        raise DetrkitError("--split requires --data")
     if predictions is not None:
+        assert annotations is not None
         if model is not None or images is not None:
             raise DetrkitError("--predictions replaces a model; leave out --model and --images")
         from detrkit.evaluation import evaluate_predictions
 
         evaluation = evaluate_predictions(annotations, predictions, panoptic_dir=panoptic_dir)
-    elif model is None or images is None:
+    elif model is None or (images is None and data is None):
         raise DetrkitError("pass --model and --images to run a model, or --predictions to read its results")
     else:
         resolve_model(model)  # before any work: a misspelt name, with a suggestion
-        from detrkit.evaluation import evaluate_detector
+        from detrkit.evaluation import evaluate_dataset
 
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
-        choices: dict[str, Any] = {"panoptic_dir": panoptic_dir, "limit": limit, "masks": masks}
+        choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
         choices["strict"] = strict
         detector = options.load_detector(model, debug=debug, **setup)
-        evaluation = evaluate_detector(detector, images, annotations, **choices)
+        if panoptic_dir is not None and not detector.has_masks:
+            raise DetrkitError("this model finds boxes only; leave out --panoptic-dir")
+        dataset = options.open_data(data, split, images, annotations, panoptic_dir)
+        evaluation = evaluate_dataset(detector, dataset, **choices)
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        settings: dict[str, Any] = {"dtype": dtype, "annotations": content_hash(annotations)}
+        settings: dict[str, Any] = {"dtype": dtype}
+        if annotations is not None:
+            settings["annotations"] = content_hash(annotations)
         if panoptic_dir is not None:
             settings["threshold"] = threshold
         info = run_info("evaluate", model, engine=engine, revision=revision, **settings)
-        about = {"info": info, "model": model, "annotations": str(annotations)}
+        about = {"info": info, "model": model, "annotations": str(annotations or data)}
         write_json({**about, **evaluation.to_dict()}, json_file)
     if json_file is None or str(json_file) != "-":
         _print_numbers(evaluation, per_class)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +15,12 @@ from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, print_table, quiet_libraries, say
-from detrkit.inference.inputs import find_images
+from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from detrkit.data.coco import DetectionDataset
 
 # More images hardly change the measured ranges.
 _CALIBRATION_IMAGES = 128
@@ -52,6 +54,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="onnx or openvino.")],
     int8: Int8 = False,
     calibration: Calibration = None,
+    data: options.Data = None,
     annotations: Annotations = None,
     images: ImageFolder = None,
     revision: options.Revision = None,
@@ -68,7 +71,7 @@ def export(
     from detrkit.checkpoints.registry import resolve_model
 
     name = resolve_model(model)  # a misspelt name should not wait for torch
-    _check_settings(int8, calibration, annotations, images)
+    _check_settings(int8, calibration, data, annotations, images)
     read = [*model_files(model), calibration, annotations, images]
     check_outputs(
         [Output("OUTPUT", output / file, _MARK, _MANIFEST) for file in _FILES], read, overwrite=overwrite
@@ -77,16 +80,22 @@ def export(
         quiet_libraries()
     from detrkit.checkpoints.loading import load_pretrained
     from detrkit.engines.export import check_format, export_model
-    from detrkit.evaluation import evaluate_detector
+    from detrkit.evaluation import evaluate_dataset
     from detrkit.inference.detector import Detector
 
     check_format(to, int8=int8)
-    sample = None if calibration is None else _calibration_images(calibration, debug)
+    sample = dataset = None
+    if data is not None:
+        sample, dataset = _calibration_data(data, debug)
+    elif calibration is not None:
+        sample = _calibration_images(calibration, debug)
     loaded, processor = load_pretrained(name, revision)
     folder = images or calibration
     measure = None
     if annotations is not None and folder is not None:
-        measure = partial(evaluate_detector, images_dir=folder, annotations_file=annotations, masks=False)
+        dataset = options.open_data(None, None, folder, annotations)
+    if dataset is not None:
+        measure = partial(evaluate_dataset, dataset=dataset, masks=False)
         # Before the export, as it shows mistakes in annotations.
         before = measure(Detector(loaded, processor, device="cpu")).stats
     exported = export_model(loaded, output, to, processor=processor, verify=verify, calibration=sample)
@@ -95,20 +104,28 @@ def export(
         stage = "Before quantisation, on" if int8 else "On"
         say(f"{stage} images of three sizes, the results differ from PyTorch's by at most {largest:.1g}.")
     if sample is not None:
-        say(f"Calibrated int8 on {count(len(sample), 'image')} of {calibration}.")
+        say(f"Calibrated int8 on {count(len(sample), 'image')} of {data or calibration}.")
     if measure is not None:
         print_table(_cost_table(before, measure(Detector.from_pretrained(output)).stats))
     say(f"Wrote {output}. Try: detrkit detect IMAGE --model {output}")
 
 
 def _check_settings(
-    int8: bool, calibration: Path | None, annotations: Path | None, images: Path | None
+    int8: bool,
+    calibration: Path | None,
+    data: str | None,
+    annotations: Path | None,
+    images: Path | None,
 ) -> None:
     """Raises a SettingError for options that do not fit together."""
-    if int8 and calibration is None:
-        raise SettingError("--int8 requires --calibration DIR, a folder of images to measure value ranges on")
-    if not int8 and any(option is not None for option in (calibration, annotations, images)):
-        raise SettingError("--calibration, --annotations and --images require --int8")
+    if int8 and calibration is None and data is None:
+        raise SettingError(
+            "--int8 requires --calibration DIR, a folder of images to measure value ranges on, or --data PATH"
+        )
+    if not int8 and any(option is not None for option in (calibration, data, annotations, images)):
+        raise SettingError("--calibration, --data, --annotations and --images require --int8")
+    if data is not None and any(option is not None for option in (calibration, annotations, images)):
+        raise SettingError("--data replaces --calibration, --annotations and --images; leave them out")
     if images is not None and annotations is None:
         raise SettingError("--images requires --annotations FILE")
 
@@ -124,12 +141,28 @@ def _calibration_images(folder: Path, debug: bool) -> list[str]:
     found, mistakes = find_images([str(folder)])
     if mistakes:
         raise ImageError(f"cannot calibrate: {mistakes[0]}")
+    return _sample(found, str(folder), debug)
+
+
+def _calibration_data(data: str, debug: bool) -> tuple[list[str], DetectionDataset]:
+    """Readable training images of a data set, and what to measure the AP on."""
+    from detrkit.data.checks import check_dataset
+    from detrkit.data.layouts import WHOLE, open_any
+
+    training = check_dataset(open_any(data, "train", WHOLE, "val", "test")).dataset
+    measured = check_dataset(open_any(data, "val", "test", WHOLE, "train")).dataset
+    paths = [ImageInput(str(training.path(index))) for index in range(len(training))]
+    return _sample(paths, training.source, debug), measured
+
+
+def _sample(found: Sequence[ImageInput], name: str, debug: bool) -> list[str]:
+    """Readable ones of some images, evenly spaced."""
     step = max(1.0, len(found) / _CALIBRATION_IMAGES)
     chosen = [found[int(i * step)] for i in range(min(len(found), _CALIBRATION_IMAGES))]
     readable = with_progress(ImageReader(chosen, debug=debug), len(chosen), "Reading")
     sample = [chosen[position].source for position, _ in readable]
     if not sample:
-        raise ImageError(f"cannot calibrate: no image in {folder} can be read")
+        raise ImageError(f"cannot calibrate: no image in {name} can be read")
     return sample
 
 

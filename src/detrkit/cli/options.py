@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from detrkit.data.coco import DetectionDataset
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or URLs.")]
@@ -92,6 +97,55 @@ RayCpus = Annotated[
     int | None,
     typer.Option(min=1, help="Cores for each process.  [default: those of the smallest machine, up to 8]"),
 ]
+
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set with its annotations: a YOLO data.yaml, a folder or JSON file of COCO, a Pascal VOC "
+        "folder, or a Hugging Face data set."
+    ),
+]
+Split = Annotated[
+    str | None,
+    typer.Option(help="Split of --data: train, val, test or all.  [default: val, test, or all of it]"),
+]
+
+
+def open_data(
+    data: str | None,
+    split: str | None,
+    images: Path | None = None,
+    annotations: Path | None = None,
+    panoptic_dir: Path | None = None,
+) -> DetectionDataset:
+    """The data set that options name, unchecked: a split of ``data``, or images and annotations.
+
+    Args:
+        data: Value of ``--data``.
+        split: Value of ``--split``; by default the split that is meant for evaluation.
+        images: Value of ``--images``, without ``--data``.
+        annotations: Value of ``--annotations``, without ``--data``.
+        panoptic_dir: Value of ``--panoptic-dir``, without ``--data``.
+
+    Raises:
+        AnnotationError: It cannot be read.
+        SettingError: The split is unknown.
+    """
+    from detrkit.data.coco import DetectionDataset
+    from detrkit.data.layouts import WHOLE, open_any
+    from detrkit.data.yolo import SPLITS
+
+    if data is None:
+        assert images is not None
+        assert annotations is not None
+        return DetectionDataset.from_coco(images, annotations, panoptic_dir=panoptic_dir)
+    if split is None:
+        return open_any(data, "val", "test", WHOLE)
+    canonical = next((name for name, aliases in SPLITS.items() if split in aliases), split)
+    if canonical not in (*SPLITS, WHOLE):
+        raise SettingError(f"--split must be one of {', '.join((*SPLITS, WHOLE))}, not {split!r}")
+    return open_any(data, canonical)
 
 
 def image_limits(max_pixels: int | None, max_bytes: int | None, allow_private_addresses: bool) -> ImageLimits:

@@ -27,7 +27,7 @@ from detrkit.common.lazy import lazy_names
 if TYPE_CHECKING:
     from detrkit.data.checks import check_dataset as check_dataset
     from detrkit.data.coco import DetectionDataset as DetectionDataset
-    from detrkit.data.folders import read_voc as read_voc
-    from detrkit.data.folders import read_yolo as read_yolo
+    from detrkit.data.voc import read_voc as read_voc
+    from detrkit.data.yolo import read_yolo as read_yolo
 else:
     __all__, __getattr__, __dir__ = lazy_names(__name__)

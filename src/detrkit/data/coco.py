@@ -54,6 +54,7 @@ class DetectionDataset:
             the document are those of.
         problems: What the reader of the data set's format could not read, for ``check_dataset`` to report.
         checked: Whether ``check_dataset`` made it.
+        format: The format that it was read from: "COCO", "YOLO", "VOC" or "Hugging Face".
     """
 
     document: Document
@@ -65,6 +66,7 @@ class DetectionDataset:
     exif_orientation: bool | None = None
     problems: tuple[Problem, ...] = ()
     checked: bool = False
+    format: str = "COCO"
 
     @classmethod
     def from_coco(

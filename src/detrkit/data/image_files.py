@@ -11,8 +11,22 @@ from urllib.parse import unquote, urlsplit
 
 from detrkit.common.text import is_url
 
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
 # What tools call the folder beside their annotation file; it says nothing about which image is meant.
 _PLAIN_FOLDERS = frozenset({"images", "image", "img", "imgs", "data", "jpegimages"})
+
+
+def image_files_in(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders inside, in the order of their names."""
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
 
 
 class ImageFiles:

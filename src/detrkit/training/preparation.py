@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.text import did_you_mean, first_line
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
+from detrkit.data.layouts import WHOLE, open_any, open_split
+from detrkit.data.splitting import split_dataset
 from detrkit.evaluation.categories import classes_by_name, listed_categories
 from detrkit.families import FAMILIES, Family
 from detrkit.models.detection import ModelWithHeads
@@ -30,10 +33,11 @@ from detrkit.training.recipe import TrainingRecipe
 logger = logging.getLogger("detrkit")
 
 RECIPE_FILE = "recipe.json"
+SPLIT_FILE = "split.json"
 
 _OUTPUTS = (
     *("config.json", "preprocessor_config.json", "model.safetensors", "README.md", RECIPE_FILE),
-    *("metrics.csv", "loss.png", "ap.png", "predictions.png"),
+    *("metrics.csv", "loss.png", "ap.png", "predictions.png", SPLIT_FILE),
 )
 _LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
 
@@ -46,16 +50,61 @@ def read_datasets(
     Raises:
         AnnotationError: A data set cannot be read or used.
     """
-    read = partial(DetectionDataset.from_coco, return_masks=recipe.masks)
-    if train is None:
-        train = read(recipe.train_images, recipe.train_annotations, panoptic_dir=recipe.train_panoptic_dir)
+    if train is None or (val is None and recipe.val_fraction is None):
+        recipe.check_data()
+    train = train or _read_split(recipe, "train")
+    val = val or _read_split(recipe, "val")
+    assert train is not None  # check_data has seen to it
+    check = partial(check_dataset, strict=recipe.strict, decode=recipe.check_images)
+    train = check(train).dataset
     if val is None:
-        val = read(recipe.val_images, recipe.val_annotations, panoptic_dir=recipe.val_panoptic_dir)
+        if recipe.val_fraction is None:
+            raise SettingError(
+                f"{train.source} has no validation images; add --val-fraction 0.2, or pass them separately"
+            )
+        return split_dataset(train, recipe.val_fraction, seed=recipe.seed)
+    if recipe.val_fraction is not None:
+        raise SettingError(f"{val.source} has validation images; leave out --val-fraction")
     if val.return_masks and val.panoptic_dir is None and not val.has_segmentations:
         logger.warning("%s has annotations without a segmentation; only boxes are evaluated", val.source)
         val = replace(val, return_masks=False)
-    check = partial(check_dataset, strict=recipe.strict)
-    return check(train).dataset, check(val).dataset
+    val = check(val).dataset
+    _warn_of_shared_images(train, val)
+    return train, val
+
+
+def _read_split(recipe: TrainingRecipe, split: str) -> DetectionDataset | None:
+    """The split that the recipe's options name; None if there are no validation images."""
+    if recipe.data is not None:
+        if split == "val":
+            return open_split(recipe.data, "val", return_masks=recipe.masks)
+        return open_any(recipe.data, "train", WHOLE, return_masks=recipe.masks)
+    images, annotations, panoptic_dir = (
+        getattr(recipe, f"{split}_{name}") for name in ("images", "annotations", "panoptic_dir")
+    )
+    if images is None:
+        return None
+    return DetectionDataset.from_coco(
+        images, annotations, panoptic_dir=panoptic_dir, return_masks=recipe.masks
+    )
+
+
+def _warn_of_shared_images(train: DetectionDataset, val: DetectionDataset) -> None:
+    """Warns if validation images are training images, whatever their names: the metrics would mislead."""
+    sizes: dict[int, list[Path]] = {}
+    for path in map(train.path, range(len(train))):
+        sizes.setdefault(path.stat().st_size, []).append(path)
+    shared = []
+    for path in map(val.path, range(len(val))):
+        same_size = sizes.get(path.stat().st_size, [])
+        if any(path.samefile(other) or path.read_bytes() == other.read_bytes() for other in same_size):
+            shared.append(path)
+    if shared:
+        warnings.warn(
+            f"{len(shared)} of the {len(val)} validation images are also training images, such as "
+            f"{shared[0]}; the metrics will be too high. Validate on other images",
+            stacklevel=2,
+        )
 
 
 def check_classes(model: ModelWithHeads, val: DetectionDataset) -> None:

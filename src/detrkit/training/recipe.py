@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -59,20 +60,44 @@ class TrainingRecipe:
         "Checkpoint to fine-tune: Hub id, folder, or a name from: detrkit models. With --from-scratch, a "
         f"family: {', '.join(family.option_name for family in FAMILIES.values())}."
     )
-    train_images: Path = _data("Folder of the training images.")
-    train_annotations: Path = _data("COCO JSON of the training images.")
-    val_images: Path = _data("Folder of the validation images.")
-    val_annotations: Path = _data("COCO JSON of the validation images.")
+    data: str | None = _data(
+        "Data set in place of the four options below: a YOLO data.yaml, a folder or JSON file of COCO, a "
+        "Pascal VOC folder, or a Hugging Face data set.",
+        default=None,
+        changes_result=False,
+    )
+    train_images: Path | None = _data("Folder of the training images.", default=None, changes_result=False)
+    train_annotations: Path | None = _data(
+        "COCO JSON of the training images.", default=None, changes_result=False
+    )
+    val_images: Path | None = _data("Folder of the validation images.", default=None, changes_result=False)
+    val_annotations: Path | None = _data(
+        "COCO JSON of the validation images.", default=None, changes_result=False
+    )
+    val_fraction: float | None = _data(
+        "Share of the training images to validate on where there are no validation images, such as 0.2; "
+        "every class keeps its share.",
+        default=None,
+        min=0.0001,
+        max=0.9,
+    )
     output: Path = _run("Folder for the model, its card, metrics and checkpoints.")
 
     masks: bool = _data("Train a model with masks; requires segmentations or PNG files.", default=False)
     train_panoptic_dir: Path | None = _data(
-        "Folder of the PNG files of panoptic training annotations; implies --masks.", default=None
+        "Folder of the PNG files of panoptic training annotations; implies --masks.",
+        default=None,
+        changes_result=False,
     )
     val_panoptic_dir: Path | None = _data(
-        "Folder of the PNG files of panoptic validation annotations.", default=None
+        "Folder of the PNG files of panoptic validation annotations.", default=None, changes_result=False
     )
     strict: bool = _data("Stop if the data set has problems, instead of leaving out entries.", default=False)
+    check_images: bool = _data(
+        "Decode every image before the first step, to find damaged ones.",
+        default=False,
+        changes_result=False,
+    )
     image_size: int | None = _data(
         "Shorter edge of the images in pixels.  [default: the checkpoint's, or 800]", default=None, min=32
     )
@@ -213,6 +238,24 @@ class TrainingRecipe:
             if "=" not in text:
                 raise SettingError(f"--model-option must be NAME=VALUE, not {text!r}")
 
+    def check_data(self) -> None:
+        """Raises a SettingError unless the options name training and validation data, each in one way."""
+        pairs = {
+            "train": (self.train_images, self.train_annotations),
+            "val": (self.val_images, self.val_annotations),
+        }
+        for split, pair in pairs.items():
+            if (pair[0] is None) != (pair[1] is None):
+                raise SettingError(f"pass both --{split}-images and --{split}-annotations, or neither")
+        if self.data is not None and (self.train_images or self.val_images):
+            raise SettingError("--data replaces --train-images, --val-images and their annotations")
+        if self.data is None and self.train_images is None:
+            raise SettingError("pass --data PATH, or --train-images DIR and --train-annotations FILE")
+        if self.data is None and (self.val_images is None) == (self.val_fraction is None):
+            raise SettingError(
+                "pass either --val-images DIR and --val-annotations FILE, or --val-fraction, such as 0.2"
+            )
+
     def _check(self, option: Field[Any], hint: object) -> None:
         value = getattr(self, option.name)
         flag = flag_of(option.name)
@@ -238,21 +281,36 @@ class TrainingRecipe:
         """All fields, ready for JSON."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
 
-    def save(self, path: Path) -> None:
-        """Writes the recipe as JSON."""
+    def save(self, path: Path, fingerprints: Mapping[str, str] | None = None) -> None:
+        """Writes the recipe as JSON, with what its data sets contain."""
+        content = {**self.to_dict(), "fingerprints": dict(fingerprints or {})}
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def check_same(self, path: Path) -> None:
+    def check_same(self, path: Path, fingerprints: Mapping[str, str] | None = None) -> None:
         """Refuses to resume the run whose recipe is in a file, if that was started with different options.
+
+        More epochs are not refused. Data may be stored elsewhere, if it is the same.
+
+        Args:
+            path: The file.
+            fingerprints: What the data sets contain; not compared if None.
 
         Raises:
             SettingError: An option that changes the result differs, or the file cannot be read.
         """
         before = read_json(path, SettingError, "it has the options of the run to resume")
         now = self.to_dict()
+        for split, value in (fingerprints or {}).items():
+            if before.get("fingerprints", {}).get(split, value) != value:
+                raise SettingError(
+                    f"the run in {path.parent} was started with other {split} data (other images, boxes or "
+                    "classes); resume it with the same data, or start another run in a new folder"
+                )
         for option in fields(self):
             name = option.name
+            if name == "epochs" and now[name] >= before.get(name, 0):
+                continue
             if option.metadata["changes_result"] and name != "output" and before.get(name) != now[name]:
                 raise SettingError(
                     f"the run in {path.parent} was started with {flag_of(name)} {before.get(name)}, not "

@@ -16,9 +16,10 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from detrkit.common.errors import DetrkitError, SettingError
-from detrkit.common.files import atomic_folder
+from detrkit.common.files import atomic_folder, write_json
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
+from detrkit.data.splitting import fingerprint
 from detrkit.engines.allocator import keep_memory
 from detrkit.evaluation import evaluate_dataset
 from detrkit.hub.card_trained import trained_card
@@ -30,7 +31,7 @@ from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
-from detrkit.training.preparation import RECIPE_FILE
+from detrkit.training.preparation import RECIPE_FILE, SPLIT_FILE
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.reports import write_predictions, write_reports
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
@@ -91,6 +92,9 @@ def train(
         keep_memory()
     set_seed(recipe.seed)
     train_data, val_data = preparation.read_datasets(recipe, train_dataset, val_dataset)
+    fingerprints = {"training": fingerprint(train_data), "validation": fingerprint(val_data)}
+    if checkpoint is not None:
+        recipe.check_same(recipe.output / RECIPE_FILE, fingerprints)
     model, processor, train_data = preparation.build_model(recipe, train_data)
     preparation.check_classes(model, val_data)
     model.to(memory_format=torch.channels_last)  # convolutions are a sixth faster
@@ -100,7 +104,9 @@ def train(
     progress = Progress(metric)
     trainer.add_callback(progress)
     if trainer.is_world_process_zero():
-        recipe.save(recipe.output / RECIPE_FILE)
+        recipe.save(recipe.output / RECIPE_FILE, fingerprints)
+        if recipe.val_fraction is not None:
+            _write_split(recipe.output / SPLIT_FILE, train_data, val_data)
     if checkpoint is not None and trainer.averaged is not None:
         trainer.averaged.load_state_dict(torch.load(checkpoint / AVERAGE_FILE, weights_only=True))
     try:
@@ -182,7 +188,7 @@ def _run(
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         rows = merge_log(state.log_history)
-        if state.global_step >= state.max_steps or has_stalled(rows, metric, recipe.patience):
+        if (state.epoch or 0) >= recipe.epochs or has_stalled(rows, metric, recipe.patience):
             logger.warning("The run in %s is complete; nothing is left to train.", recipe.output)
             return rows
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -295,6 +301,16 @@ def _training_arguments(recipe: TrainingRecipe) -> TrainingArguments:
         )
     except (ValueError, ImportError) as error:
         raise SettingError(f"these options do not fit together: {error}") from error
+
+
+def _write_split(path: Path, train_data: DetectionDataset, val_data: DetectionDataset) -> None:
+    """Writes which images a run trains and validates on."""
+    splits = {"train": train_data, "val": val_data}
+    names = {
+        split: [image["file_name"] for image in dataset.document["images"]]
+        for split, dataset in splits.items()
+    }
+    write_json(names, path)
 
 
 def _upload(recipe: TrainingRecipe) -> None:
