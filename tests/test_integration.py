@@ -386,6 +386,14 @@ for where in (folder, "facebook/detr-resnet-101", "detr-resnet-101"):
     pipe = detrkit.pipeline("object-detection", model=where)
     found = pipe(image, threshold=0.2)
     answer["pipelines"][where] = [module(pipe.model), module(pipe.image_processor), found]
+answer["prepared"] = pipe.model.is_prepared
+from PIL import Image
+
+room = Image.open(image).convert("RGB")
+sizes = [room.resize(size) for size in ((120, 80), (80, 120), (120, 80), (90, 90))]
+given = (sizes, (one for one in sizes))
+answer["batched"] = [list(pipe(many, batch_size=2, threshold=0.2)) for many in given]
+answer["one by one"] = [pipe(one, threshold=0.2) for one in sizes]
 pipe = transformers.pipeline("object-detection", model=folder)
 found = pipe(image, threshold=0.2)
 answer["pipelines"]["transformers"] = [module(pipe.model), module(pipe.image_processor), found]
@@ -459,6 +467,16 @@ def test_pipelines_run_detrkits_model_and_processor(registered: Any, tiny_detr: 
         scores = sorted((entry["score"] for entry in found), reverse=True)
         assert scores == pytest.approx(wanted.scores.tolist(), abs=1e-4)
         assert all(set(entry["box"]) == {"xmin", "ymin", "xmax", "ymax"} for entry in found)
+
+
+def test_a_pipeline_is_prepared_and_takes_batches_of_mixed_sizes(registered: Any) -> None:
+    assert registered["prepared"]
+    assert sum(map(len, registered["one by one"])) > 4
+    for found in registered["batched"]:
+        for together, alone in zip(found, registered["one by one"], strict=True):
+            assert [entry["box"] for entry in together] == [entry["box"] for entry in alone]
+            scores = [entry["score"] for entry in together]
+            assert scores == pytest.approx([entry["score"] for entry in alone], abs=1e-4)
 
 
 def test_a_pipeline_of_a_misspelt_name_is_refused_with_a_suggestion() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from detrkit.hub.upload import push_to_hub as push_to_hub
     from detrkit.inference.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
+    from detrkit.integration import prepare as prepare
     from detrkit.integration import register as register
     from detrkit.models.conditional_detr.configuration_conditional_detr import (
         ConditionalDetrConfig as ConditionalDetrConfig,

@@ -1,6 +1,9 @@
 """An exported model gives PyTorch's results, whatever the images' size, their number and their padding."""
 
+import copy
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +88,28 @@ def test_sizes_that_come_again_give_the_same(exported, monkeypatch):
         for (pixels, mask), (padded, whole) in zip(cases, expected):
             for found, wanted in ((run(pixels, mask), padded), (run(pixels), whole)):
                 assert_same_outputs(found, wanted)
+
+
+def test_copies_and_pickles_run_without_the_folder(exported, tmp_path):
+    model, written = exported
+    folder = shutil.copytree(written.folder, tmp_path / "copy")
+    run = open_exported(folder, "onnx", model.config)
+    pixels, mask = images(2, 128, 160)
+    expected = run(pixels, mask)
+    assert_same_outputs(copy.deepcopy(run)(pixels, mask), expected)
+    content = pickle.dumps(run)
+    shutil.rmtree(folder)
+    read = pickle.loads(content)
+    assert_same_outputs(read(pixels, mask), expected)
+    own = read.graph.folder.path
+    assert own.is_dir()
+    del read
+    assert not own.exists()
+
+
+def test_a_prepared_model_is_not_exported(tmp_path):
+    with pytest.raises(SettingError, match="cannot be exported"):
+        export_model(detrkit.prepare(FAMILIES["detr"].detector(**SMALLEST)), tmp_path / "model", "onnx")
 
 
 def test_padding_counts_and_its_absence_needs_no_mask(exported):

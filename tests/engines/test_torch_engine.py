@@ -1,5 +1,7 @@
 """Preparing a model for inference changes its speed and nothing else."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -7,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import detrkit
 from detrkit import DetrForObjectDetection
 from detrkit.engines import fused
 from detrkit.engines.torch_engine import fold_batch_norm, prepare
+from detrkit.errors import DetrkitError, SettingError
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
 from tests.closeness import assert_same_numbers, assert_same_outputs
 from tests.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
@@ -127,6 +131,49 @@ def test_a_prepared_model_needs_no_gradients():
     model = prepare(DetrForObjectDetection(tiny_config()))
     assert not any(p.requires_grad for p in model.parameters())
     assert model(*padded_batch()).logits.grad_fn is None
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_prepared_model_can_be_copied_and_pickled(family, copied):
+    prepared = prepare(family.detector())
+    pixels, mask = padded_batch()
+    with torch.inference_mode():
+        expected = prepared(pixels, mask)
+        assert_same_outputs(copied(prepared)(pixels, mask), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_prepared_model_can_be_converted_by_hand(family):
+    prepared = prepare(family.detector())
+    pixels, mask = padded_batch()
+    with torch.inference_mode():
+        expected = prepared(pixels, mask)
+        for dtype in (torch.bfloat16, torch.float16):
+            found = prepared.to(dtype)(pixels.to(dtype), mask)
+            assert found.logits.dtype == dtype
+            assert found.logits.isfinite().all()
+        half = prepared.float()(pixels, mask)  # weights of half precision in single precision again
+        torch.testing.assert_close(half.pred_boxes, expected.pred_boxes, atol=0.05, rtol=0)
+        doubled = prepared.double()(pixels.double(), mask)
+    torch.testing.assert_close(doubled.pred_boxes.float(), half.pred_boxes, atol=1e-4, rtol=0)
+
+
+def test_a_copy_is_prepared_and_the_model_stays_as_it_was(tmp_path):
+    model = FAMILIES["detr"].detector()
+    pixels, mask = padded_batch()
+    with torch.inference_mode():
+        expected = model(pixels, mask)
+        prepared = detrkit.prepare(model)
+        assert_same_outputs(prepared(pixels, mask), expected)
+        assert_same_outputs(model(pixels, mask), expected)
+    assert any(isinstance(m, fused.FusedLinear) for m in prepared.modules())
+    assert not any(isinstance(m, fused.FusedLinear) for m in model.modules())
+    for refused in (prepared.train, lambda: prepared.save_pretrained(tmp_path)):
+        with pytest.raises(DetrkitError, match="a model that was prepared for inference cannot be"):
+            refused()
+    with pytest.raises(SettingError, match="engine='onnx'"):
+        detrkit.prepare(model, engine="onnx")
 
 
 ALLOCATOR = """

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
+import multiprocessing
+import os
+import pickle
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +129,45 @@ def test_the_masks_of_the_best_objects_are_theirs(folder: str, request: pytest.F
     everything, best = segmenter(image, threshold=0), segmenter(image, threshold=0, max_objects=3)
     assert_same(best, everything[:3])
     np.testing.assert_array_equal(best.masks, everything.masks[:3])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda detector: pickle.loads(pickle.dumps(detector))])
+def test_a_detector_can_be_copied_and_pickled(detector: Detector, segmenter: Detector, copied: Any) -> None:
+    image = make_picture(120, 80)
+    for one in (detector, segmenter):
+        assert_same(copied(one)(image, threshold=0), one(image, threshold=0))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("called", [False, True], ids=["", "called"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_forked_process_uses_the_parents_detector(engine: str, called: bool, tiny_detr: Path) -> None:
+    image = make_picture(800, 600)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        detector = Detector.from_pretrained(tiny_detr, engine=engine, device="cpu")
+        if called:
+            detector(image)
+        child = context.Process(target=lambda: answers.put(len(detector(image, threshold=0))), daemon=True)
+        child.start()
+        try:
+            assert answers.get(timeout=60) == QUERIES
+        finally:
+            child.kill()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16"])
+def test_a_detectors_model_can_be_converted_by_hand(tiny_detr: Path, convert: str) -> None:
+    detector = Detector.from_pretrained(tiny_detr, device="cpu")
+    image = make_picture(120, 80)
+    expected = detector(image, threshold=0)
+    getattr(detector.model, convert)()
+    np.testing.assert_allclose(detector(image, threshold=0).scores, expected.scores, atol=0.03)
 
 
 def test_names_come_from_the_models_config(detector: Detector) -> None:

@@ -137,7 +137,7 @@ def evaluate(
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        settings: dict[str, Any] = {"dtype": dtype}
+        settings: dict[str, Any] = {"dtype": dtype, "max_objects": max_objects}
         if annotations is not None:
             settings["annotations"] = content_hash(annotations)
         if panoptic_dir is not None:

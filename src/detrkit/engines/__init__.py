@@ -35,6 +35,17 @@ def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.
     The engines of torch change the model they are given. The exported ones take a model that was loaded for
     them, or export a model of detrkit for this process alone.
     """
+    from detrkit.engines.forks import end_helpers, survive_forks
+
+    survive_forks()
+    try:
+        return _start(model, engine, device, dtype)
+    finally:
+        end_helpers()  # those that prepared the model: a program may fork before it runs it
+
+
+def _start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.dtype) -> RunnableModel:
+    """See :func:`start`."""
     if engine in EXPORTED_ENGINES:
         from detrkit.engines.exported import ExportedModel
 
@@ -56,3 +67,15 @@ def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.
         for part in parts_of_fixed_shapes(model):
             replay_recurring(part)
     return model
+
+
+def wake(model: RunnableModel, engine: str) -> None:
+    """Makes a model that was copied or pickled, after it was started, run as in its own process."""
+    from detrkit.engines.forks import end_helpers, survive_forks
+
+    survive_forks()
+    if engine == "compile":
+        from detrkit.engines.compile_engine import compile_parts
+
+        compile_parts(model)
+    end_helpers()

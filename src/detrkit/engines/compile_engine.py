@@ -17,10 +17,15 @@ from detrkit.engines.torch_engine import parts_of_fixed_shapes, prepare
 def compile_model(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Prepares a model for inference and has it compiled at its first call, in place; returns it."""
     prepare(model, device, dtype, fuse=False)
+    compile_parts(model)
+    return model
+
+
+def compile_parts(model: PreTrainedModel) -> None:
+    """Has what can be compiled of a prepared model compiled at its first call, in place."""
     for part in parts_of_fixed_shapes(model):
-        if device.type == "cuda":
+        if model.device.type == "cuda":
             replay_recurring(part, torch.compile(part.forward, dynamic=True, fullgraph=True))
         else:
             # Frozen weights are reordered for oneDNN; elsewhere there is nothing to gain by it.
-            part.compile(dynamic=True, fullgraph=True, options={"freezing": device.type == "cpu"})
-    return model
+            part.compile(dynamic=True, fullgraph=True, options={"freezing": model.device.type == "cpu"})

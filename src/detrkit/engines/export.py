@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +30,14 @@ from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
 from detrkit.common.files import atomic_folder
 from detrkit.common.quiet import quiet
 from detrkit.engines import quantization
-from detrkit.engines.exported import ExportedModel, Manifest, graph_inputs, open_exported, runtime
+from detrkit.engines.exported import (
+    ExportedModel,
+    Manifest,
+    PrivateFolder,
+    graph_inputs,
+    open_exported,
+    runtime,
+)
 from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.engines.openvino_engine import convert
 from detrkit.engines.own_copy import own_copy
@@ -102,6 +108,8 @@ def export_model(
     check_format(to, int8=calibration is not None)
     if calibration is not None and not len(calibration):
         raise SettingError("int8 needs images to calibrate with, and there are none")
+    if model.is_prepared:
+        raise SettingError("a model that was prepared for inference cannot be exported: export the original")
     output = Path(output)
     model = _for_export(model)
     graph = (_Segmentation if isinstance(model, SegmentationModel) else _Detection)(model)
@@ -130,9 +138,11 @@ def export_model(
 
 def export_for_this_process(model: PreTrainedModel, engine: str) -> ExportedModel:
     """A model exported for an engine, whose file goes away with this process at the latest."""
-    with tempfile.TemporaryDirectory() as folder:
-        export_model(model, folder, engine, verify=False)
-        return open_exported(folder, engine, model.config)
+    folder = PrivateFolder()
+    export_model(model, folder.path, engine, verify=False)
+    exported = open_exported(folder.path, engine, model.config)
+    exported.graph.folder = folder  # a fork opens the file again
+    return exported
 
 
 def check_format(to: str, *, int8: bool = False) -> None:

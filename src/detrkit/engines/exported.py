@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,15 +104,74 @@ def graph_inputs(
     return images | {name: np.array(float(value), np.float32) for name, value in inputs.items()}
 
 
+class Graph:
+    """The graph of a file in its runtime, with threads that only the process has that opened it.
+
+    A forked process opens the file again. Copies share the graph, which does not change; a pickle holds the
+    file.
+
+    Attributes:
+        folder: The file's folder, if it goes away with the graph.
+    """
+
+    def __init__(self, engine: str, path: Path) -> None:
+        self._engine, self._path = engine, path
+        self.folder: PrivateFolder | None = None
+        self._open()
+
+    def _open(self) -> None:
+        self._run: Run = runtime(self._engine).load(self._path)
+        self._process = os.getpid()
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        """The outputs, in their order, for inputs by name."""
+        if os.getpid() != self._process:
+            # What the parent opened is never closed here: that would wait for threads which do not exist.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._run))
+            self._open()
+        return self._run(inputs)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Graph:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        parts = (self._path, self._path.with_suffix(".bin"), self._path.with_name(self._path.name + ".data"))
+        files = {part.name: part.read_bytes() for part in parts if part.is_file()}
+        return {"engine": self._engine, "name": self._path.name, "files": files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder = PrivateFolder()
+        for name, content in state["files"].items():
+            (self.folder.path / name).write_bytes(content)
+        self._engine, self._path = state["engine"], self.folder.path / state["name"]
+        self._open()
+
+
+class PrivateFolder:
+    """A new folder, ``path``, that goes away with this object, or with this process at the latest."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="detrkit-"))
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # and not a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class ExportedModel:
     """An exported model, called as a model of detrkit is, with tensors on the CPU.
 
-    ``run`` runs the graph, whose outputs have the names in ``outputs``.
+    The outputs of ``graph`` have the names in ``outputs``.
     """
 
-    def __init__(self, run: Run, outputs: Sequence[str], config: PretrainedConfig) -> None:
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, graph: Graph, outputs: Sequence[str], config: PretrainedConfig) -> None:
         self.config = config
-        self._run = run
+        self.graph = graph
         self._names = outputs
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
@@ -116,7 +180,7 @@ class ExportedModel:
 
     def outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
         """The graph's outputs by name, of what a call takes and the inputs that the graph has beyond."""
-        found = self._run(graph_inputs(pixel_values, pixel_mask, **inputs))
+        found = self.graph(graph_inputs(pixel_values, pixel_mask, **inputs))
         return {name: torch.from_numpy(value) for name, value in zip(self._names, found)}
 
 
@@ -169,8 +233,8 @@ def open_exported(
         )
     path = Path(folder) / manifest.file
     try:
-        run = runtime(engine).load(path)
+        graph = Graph(engine, path)
     except (RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {first_line(error)}; export the model again") from error
     model_class = ExportedSegmenter if manifest.has_masks else ExportedModel
-    return model_class(run, manifest.outputs, config)
+    return model_class(graph, manifest.outputs, config)

@@ -67,7 +67,7 @@ class PackedWeight(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "weight": self._plain()}
+        return {**super().__getstate__(), "weight": self._plain()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

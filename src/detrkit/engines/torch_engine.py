@@ -61,6 +61,7 @@ def prepare(
         for encoder in encoders:
             fused.fuse_backbone(encoder, fused_cuda.CudaConvolution)
         fused_cuda.fuse_transformer(model)
+    model.is_prepared = True
     return model
 
 

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, 
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
 from detrkit.common.schema import Category
-from detrkit.engines import check_engine, start
+from detrkit.engines import check_engine, start, wake
 from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
 from detrkit.inference.prepared import (
-    ImageFrame,
     PreparedImage,
     check_numbers,
     is_one_image,
@@ -130,13 +129,13 @@ class Detector:
         """Starts a model on an engine, device and dtype that have been checked."""
         from detrkit.engines.allocator import Excess, keep_memory
 
-        self._device, self._dtype = placement
+        self._engine, self._placement = engine, placement
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
         self.processor = processor
         self.limits = limits or ImageLimits()
         self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
-        keeps_memory = self._device.type == "cpu" and keep_memory()
+        keeps_memory = placement[0].type == "cpu" and keep_memory()
         self._excess = Excess() if keeps_memory else None
         self.model: RunnableModel = start(model, engine, *placement)
 
@@ -193,6 +192,18 @@ class Detector:
     def has_masks(self) -> bool:
         """Whether the model gives masks, so that it can segment."""
         return has_masks(self.model)
+
+    @property
+    def _device(self) -> torch.device:
+        return getattr(self.model, "device", self._placement[0])  # it may have been moved by hand
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(self.model, "dtype", self._placement[1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        wake(self.model, self._engine)
 
     def __repr__(self) -> str:
         return (
@@ -263,14 +274,10 @@ class Detector:
         """Like calling the detector with many images, but gives each result when it is ready.
 
         The next images are read and resized in the background, where ``images`` is iterated over too, while
-        the model runs. Only a few batches are held in memory. All arguments are those of a call.
+        the model runs. Only a few batches are held in memory. Arguments and errors are those of a call.
 
         Returns:
             An iterator of the ``Detections``, in the order of the images.
-
-        Raises:
-            ImageError: An image cannot be found or read.
-            SettingError: A number is out of range, or the model gives no masks.
         """
         run = self._detecting(threshold, batch_size, masks, max_objects)
         return self._stream(images, run, batch_size, exif_orientation)
@@ -382,7 +389,7 @@ class Detector:
         masks = self.has_masks if masks is None else masks
         model = self._masks_above(threshold) if masks else self._without_masks
         return lambda batch: self._reader.detections(
-            self._run(batch, model), _frames(batch), threshold, masks, max_objects
+            self._run(batch, model), [item.frame for item in batch], threshold, masks, max_objects
         )
 
     def _segmenting(
@@ -391,7 +398,9 @@ class Detector:
         """What segments a batch, its settings checked."""
         check_numbers(threshold, batch_size)
         model = self._masks_above(threshold)
-        return lambda batch: self._reader.segments(self._run(batch, model), _frames(batch), threshold)
+        return lambda batch: self._reader.segments(
+            self._run(batch, model), [item.frame for item in batch], threshold
+        )
 
     def _stream(
         self,
@@ -401,7 +410,7 @@ class Detector:
         exif_orientation: bool,
     ) -> Iterator[_Result]:
         """The result of each image, in order."""
-        prepare = partial(self._prepare, exif_orientation=exif_orientation)
+        prepare = partial(self._prepare, turn=exif_orientation)
         prepared = map_in_threads(prepare, images, reading_threads(self._device))
         ready = read_ahead(prepared, depth=batch_size + 1)
         return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
@@ -421,13 +430,10 @@ class Detector:
         results = self._stream(images, run, batch_size, exif_orientation)
         return list(with_progress(results, total, description))
 
-    def _prepare(self, source: ImageSource, exif_orientation: bool) -> PreparedImage:
+    def _prepare(self, source: ImageSource, turn: bool) -> PreparedImage:
+        on_gpu = self._device.type == "cuda"
         return prepare_image(
-            source,
-            self.processor,
-            exif_orientation=exif_orientation,
-            limits=self.limits,
-            for_gpu=self._device.type == "cuda",
+            source, self.processor, exif_orientation=turn, limits=self.limits, for_gpu=on_gpu
         )
 
     def _predict(
@@ -492,7 +498,3 @@ class Detector:
             For each class ``id`` and ``name``, and ``isthing`` if the model gives masks.
         """
         return self._reader.categories(found)
-
-
-def _frames(batch: _Batch) -> list[ImageFrame]:
-    return [item.frame for item in batch]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.common.errors import CheckpointError
+from detrkit.common.errors import CheckpointError, SettingError
 from detrkit.common.screening import check_folder, weights_limit
 from detrkit.models.adapters import add_adapter, base_of_adapter
 from detrkit.models.configuration import DetrFamilyConfig
@@ -36,6 +36,7 @@ from detrkit.models.layers.transformer import TransformerLayer
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         r"num_batches_tracked$",
         r"^(mask_head|bbox_attention)\.",  # of a segmentation model, read by a detector
     ]
+
+    # Whether an engine has prepared the model for inference: its modules and tensors are others then.
+    is_prepared = False
 
     # What a detector's tensors are called inside of this model: a segmentation model has one as an attribute.
     # Either kind loads the other's files.
@@ -178,6 +182,10 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         Tensors that these look for in different places, such as learned positions, are written under the
         names of both. All arguments are those of :meth:`transformers.PreTrainedModel.save_pretrained`.
         """
+        if self.is_prepared:
+            raise CheckpointError(
+                "a model that was prepared for inference cannot be saved: save the one it was made from"
+            )
         if Path(save_directory).is_file():
             raise CheckpointError(f"cannot save a model into {save_directory}: it is a file, not a folder")
         weights = Path(save_directory, "model.safetensors")
@@ -193,6 +201,14 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         config = Path(save_directory, "config.json")
         for file in Path(save_directory).glob("*.safetensors") if config.exists() else ():
             file.chmod(mode or stat.S_IMODE(config.stat().st_mode))
+
+    def train(self, mode: bool = True) -> Self:
+        """As :meth:`torch.nn.Module.train`; refuses a prepared model, which has nothing left to train."""
+        if mode and self.is_prepared:
+            raise SettingError(
+                "a model that was prepared for inference cannot be trained: train the one it was made from"
+            )
+        return super().train(mode)
 
     def load_state_dict(
         self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
