@@ -52,6 +52,15 @@ def test_a_misspelt_option_is_suggested(detrkit_here: Run) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("other", "name"), [("--lr", "--learning-rate"), ("--imgsz", "--image-size")])
+def test_the_name_of_an_option_in_other_programs_is_explained(
+    detrkit_here: Run, other: str, name: str
+) -> None:
+    done = detrkit_here("train", other, "1")
+    assert done.returncode == 2
+    assert f"{other}; did you mean {name}?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -138,6 +139,69 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
     (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"log_hist')
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
     assert not (tmp_path / "checkpoint-12").exists()
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_evaluation_that_fails_loses_nothing(recipe, tmp_path, monkeypatch, epoch):
+    train(recipe(output=tmp_path / "whole"))
+    measure = run_module._measure
+    calls = []
+
+    def fail(*args, **options):
+        calls.append(1)
+        if len(calls) == epoch:
+            raise Killed
+        return measure(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_measure", fail)
+        with pytest.raises(Killed):
+            train(recipe(output=tmp_path / "killed"))
+    assert last_checkpoint(tmp_path / "killed" / "checkpoints").name == f"checkpoint-{3 * epoch}"
+    train(recipe(output=tmp_path / "killed", resume=True))
+    for name in ("metrics.csv", "model.safetensors", "checkpoints/checkpoint-6/averaged_weights.pt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_images_that_break_late_are_left_out_and_named(recipe, annotations, tmp_path, caplog):
+    shutil.copytree(annotations.parent, tmp_path / "moved")
+    images, path = tmp_path / "moved" / "images", tmp_path / "moved" / "instances.json"
+    for name in ("2.png", "6.png"):
+        (images / name).write_bytes((images / name).read_bytes()[:-200])
+    broken = {
+        "train_images": images,
+        "train_annotations": path,
+        "val_images": images,
+        "val_annotations": path,
+    }
+    result = train(recipe(epochs=1, **broken))
+    assert len(result.rows) == 3
+    for name in ("2.png", "6.png"):
+        assert re.search(rf"left out of training.*{name}", caplog.text)
+        assert re.search(rf"left out of the evaluation.*{name}", caplog.text)
+    with pytest.raises(DetrkitError, match=r"[26]\.png"):
+        train(recipe(epochs=1, strict=True, output=tmp_path / "strict", **broken))
+    caplog.clear()
+    train(recipe(epochs=1, check_images=True, output=tmp_path / "checked", **broken))
+    assert "image file unreadable: 2 dropped" in caplog.text
+    assert "left out of" not in caplog.text
+
+
+def test_a_run_says_what_it_does_and_how_long_it_takes(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("detrkit.training.callbacks._LINE_SECONDS", 0.0)
+    chosen = recipe(epochs=1)
+    train(chosen)
+    said = capsys.readouterr().err
+    assert re.search(r"Training: 6 images with \d objects \(\w+ \d, \w+ \d\)\.", said)
+    assert "1 epoch of 3 steps with 2 images each, on cpu in fp32; learning rate 0.0002" in said
+    assert f"go to {chosen.output}." in said
+    assert re.search(r"Step 2 of 3: loss \d+\.\d+, learning rate \S+, \d+ s left", said)
+
+
+def test_no_number_stands_for_a_size_that_no_object_has(recipe):
+    chosen = recipe(epochs=1)
+    train(chosen)
+    assert "-1" not in (chosen.output / "metrics.csv").read_text().replace("e-1", "")
 
 
 @pytest.mark.parametrize("failing", ["torch.save", "model"])

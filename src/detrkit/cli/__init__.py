@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -170,13 +170,43 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+# What other programs call an option, by its name here.
+_OTHER_NAMES = {
+    "--learning-rate": ("--lr", "--lr0"),
+    "--backbone-learning-rate": ("--lr-backbone",),
+    "--batch-size": ("--batch", "--bs"),
+    "--image-size": ("--imgsz", "--img-size"),
+    "--weight-decay": ("--wd",),
+    "--workers": ("--num-workers",),
+    "--output": ("--output-dir", "--project"),
+    "--ema-decay": ("--ema",),
+    "--clip-norm": ("--clip-max-norm",),
+    "--gradient-accumulation": ("--grad-accum", "--accumulate"),
+    "--queries": ("--num-queries",),
+    "--threshold": ("--conf", "--score-threshold"),
+    "--overlap": ("--iou", "--nms"),
+    "--model": ("--weights", "--checkpoint"),
+}
+
+
+def _message_of(error: Any) -> str:
+    """The message of one of click's errors, with the name here of an option of other programs."""
+    unknown = str(getattr(error, "option_name", "")).replace("_", "-")
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    known = {name for parameter in getattr(command, "params", []) for name in parameter.opts}
+    for name, others in _OTHER_NAMES.items():
+        if unknown in others and name in known:
+            return f"No such option: {unknown}; did you mean {name}?"
+    return str(error.format_message())
+
+
 def _report(error: Exception) -> int:
     """Prints an error on one line of stderr; returns the exit status."""
     # Some versions of typer contain their own copy of click, so its errors are recognised by a method.
     if hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "detrkit"
-        say(f"{error.format_message()} (see {command} --help)", title="Error")
+        say(f"{_message_of(error)} (see {command} --help)", title="Error")
         return 2
     if isinstance(error, DetrkitError):
         say(str(error), title="Error")

@@ -15,6 +15,7 @@ from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, print_table, quiet_libraries, say
+from detrkit.common.text import percent
 from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _cost_table(before: Mapping[str, float], after: Mapping[str, float]) -> Tabl
 
     names = ("AP", "AP50", "AP75")
     table = Table("", *names, box=box.SIMPLE)
-    table.add_row("float32", *(f"{100 * before[name]:.1f}" for name in names))
-    table.add_row("int8", *(f"{100 * after[name]:.1f}" for name in names))
+    table.add_row("float32", *(percent(before[name]) for name in names))
+    table.add_row("int8", *(percent(after[name]) for name in names))
     table.add_row("difference", *(f"{100 * (after[name] - before[name]):+.1f}" for name in names))
     return table

@@ -208,6 +208,15 @@ class DetectionDataset:
             return sorted({row["category_id"] for row in rows})
         return sorted({segment["category_id"] for row in rows for segment in row["segments_info"]})
 
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Number of objects of each category by name, without crowds, in the order of the category ids."""
+        counts = dict.fromkeys(self.category_names, 0)
+        for row in self.document["annotations"]:
+            for entry in row["segments_info"] if self.panoptic_dir is not None else [row]:
+                counts[entry["category_id"]] += not entry.get("iscrowd")
+        return {name: counts[category] for category, name in self.category_names.items()}
+
     @cached_property
     def category_to_label(self) -> dict[int, int]:
         """The label of every category id.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias, TypedDict
@@ -11,12 +12,15 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
+from detrkit.common.errors import ImageError
 from detrkit.common.schema import Target
 from detrkit.data.augmentation import Example, Transform, random_state, stitch, unwrap_target, wrap_target
 from detrkit.data.augmentation import augmentation as preset
 from detrkit.data.coco import DetectionDataset
 from detrkit.processing.annotations import normalize_boxes
 from detrkit.processing.image_processor import DetrImageProcessorBase
+
+logger = logging.getLogger("detrkit")
 
 _BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % of padding within one
 
@@ -55,6 +59,8 @@ class PreparedDataset(Dataset):
             an image and its wrapped target.
         seed: Any non-negative number.
         mosaic: Probability of combining an image with three others before augmentation.
+        strict: Raise an error for an image that cannot be read, instead of taking the next one with a
+            warning.
 
     Raises:
         SettingError: The preset is unknown.
@@ -69,6 +75,7 @@ class PreparedDataset(Dataset):
         *,
         seed: int = 0,
         mosaic: float = 0.0,
+        strict: bool = False,
     ) -> None:
         if not 0 <= mosaic <= 1:
             raise ValueError(f"mosaic must be a probability from 0 to 1, not {mosaic}")
@@ -76,7 +83,8 @@ class PreparedDataset(Dataset):
         self.transform = (
             preset(augmentation, processor.size) if isinstance(augmentation, str) else augmentation
         )
-        self.seed, self.mosaic = seed, mosaic
+        self.seed, self.mosaic, self.strict = seed, mosaic, strict
+        self._reported: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -88,7 +96,7 @@ class PreparedDataset(Dataset):
             key: Epoch and index, as from :class:`AspectRatioBatchSampler`, or an index in epoch 0.
 
         Raises:
-            ImageError: The image cannot be read.
+            ImageError: No image can be read, or ``strict`` is set and this one cannot.
             AnnotationError: An annotation is invalid.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -107,10 +115,24 @@ class PreparedDataset(Dataset):
             indices += torch.randint(len(self.dataset), (3,)).tolist()
         examples = []
         for i in indices:
-            image, target = self.dataset[i]
+            image, target = self._readable(i)
             target.pop("keypoints", None)  # no transform here moves them
             examples.append((image, wrap_target(target)))
         return examples[0] if len(examples) == 1 else stitch(examples)
+
+    def _readable(self, index: int) -> Example:
+        """An image and its target; those of the next image that can be read, if this one cannot."""
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            try:
+                return self.dataset[place]
+            except ImageError as error:
+                if self.strict or step + 1 == len(self):
+                    raise
+                if place not in self._reported:
+                    self._reported.add(place)
+                    logger.warning("left out of training, the next image takes its place: %s", error)
+        raise AssertionError("a data set has images")
 
 
 class DetectionCollator:

@@ -56,6 +56,11 @@ def evaluation_outputs(folder: Path, *, panoptic: bool) -> list[Output]:
     ]
 
 
+def number_or_blank(value: float) -> float | str:
+    """A number of COCO's for a table; nothing for -1, which stands for no object of a size."""
+    return value if value >= 0 else ""
+
+
 def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     """Writes the numbers of each category, the precision-recall curves and the confusion matrix.
 
@@ -75,7 +80,8 @@ def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
         written.append(path)
 
     per_class = (
-        (c.id, c.name, c.objects, *(c.stats[name] for name in STATISTICS)) for c in result.categories
+        (c.id, c.name, c.objects, *map(number_or_blank, map(c.stats.__getitem__, STATISTICS)))
+        for c in result.categories
     )
     write_table("per_class", ("id", "category", "objects", *STATISTICS), per_class)
     write_table("precision_recall", ("category", "iou", "recall", "precision", "score"), _curve_rows(result))

@@ -13,11 +13,15 @@ from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
 from detrkit.common.terminal import say
+from detrkit.common.text import percent
 from detrkit.data.loading import AspectRatioBatchSampler
 from detrkit.training.history import best_row, evaluations, has_stalled, merge_log
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+
+_LINE_SECONDS = 60.0
 
 
 class RunPlan(TrainerCallback):
@@ -70,6 +74,21 @@ class RunPlan(TrainerCallback):
             control.should_training_stop = True
 
 
+class MissedEvaluation(TrainerCallback):
+    """Evaluates before a resumed run goes on, if it was ended between a checkpoint and its evaluation."""
+
+    def __init__(self, evaluate: Callable[[], None], eval_every: int, metric: str) -> None:
+        self.evaluate, self.eval_every, self.metric = evaluate, eval_every, metric
+
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
+        """Evaluates if the last epoch was not."""
+        epoch = float(state.epoch or 0)
+        due = epoch % self.eval_every == 0 or epoch == args.num_train_epochs
+        rows = merge_log(state.log_history)
+        if rows and epoch.is_integer() and due and self.metric not in rows[-1]:
+            self.evaluate()
+
+
 class WeightAverage(TrainerCallback):
     """Updates the averaged weights after each step, by a call without arguments."""
 
@@ -111,13 +130,15 @@ class Reporter(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A progress bar on a terminal, and one line with the metric on stderr for each epoch."""
+    """A progress bar on a terminal, or a line every minute, and one line with the metric for each epoch."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self._bar: Bar | None = None
-        self._loss = 0.0
+        self._loss = self._rate = 0.0
         self._epoch_start = 0.0
+        self._start: tuple[float, int] | None = None
+        self._last_line = (0.0, 0)
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Shows the bar if stderr is a terminal."""
@@ -137,15 +158,27 @@ class Progress(TrainerCallback):
         self._epoch_start = time.monotonic()
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
-        """Advances the bar."""
+        """Advances the bar; without one, prints a line every minute."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.global_step)
+            return
+        now = time.monotonic()
+        if state.global_step == 1 or self._start is None:
+            self._start = self._last_line = now, state.global_step
+        elif state.is_world_process_zero and now - self._last_line[0] >= _LINE_SECONDS:
+            self._last_line = now, state.global_step
+            speed = (now - self._start[0]) / max(1, state.global_step - self._start[1])
+            say(
+                f"Step {state.global_step} of {state.max_steps}: loss {self._loss:.3f}, "
+                f"learning rate {self._rate:.2g}, {_duration(speed * (state.max_steps - state.global_step))} "
+                "left"
+            )
 
     def on_log(
         self, args: Arguments, state: State, control: Control, logs: dict[str, float], **kwargs: object
     ) -> None:
-        """Keeps the loss for the next line."""
-        self._loss = logs.get("loss", self._loss)
+        """Keeps the loss and the rate for the next line."""
+        self._loss, self._rate = logs.get("loss", self._loss), logs.get("learning_rate", self._rate)
 
     def on_evaluate(
         self, args: Arguments, state: State, control: Control, metrics: dict[str, float], **kwargs: object
@@ -157,8 +190,8 @@ class Progress(TrainerCallback):
         assert best is not None  # this evaluation is in the log
         line = (
             f"Epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {self._loss:.3f}, "
-            f"{self.metric} {_percent(metrics[f'eval_{self.metric}'])} "
-            f"(best {_percent(best[self.metric])} after epoch {round(best['epoch'])}), "
+            f"{self.metric} {percent(metrics[f'eval_{self.metric}'])} "
+            f"(best {percent(best[self.metric])} after epoch {round(best['epoch'])}), "
             f"{time.monotonic() - self._epoch_start:.0f} s"
         )
         if self._bar is not None:
@@ -177,5 +210,9 @@ class Progress(TrainerCallback):
             self._bar = None
 
 
-def _percent(value: float) -> str:
-    return f"{100 * max(0.0, value):.1f}"
+def _duration(seconds: float) -> str:
+    """A time in words: "40 s", "12 min", "3 h 5 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

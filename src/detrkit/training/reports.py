@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from detrkit.common.errors import ImageError
 from detrkit.common.files import atomic_file
 from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.charts import write_csv
-from detrkit.processing.images import load_image
 from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
 
@@ -70,8 +70,10 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
     rows = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
         path = dataset.path(index)
-        image = load_image(path, exif_orientation=dataset.upright)
-        _, target = dataset[index]
+        try:
+            image, target = dataset[index]
+        except ImageError:  # the evaluation has named it
+            continue
         labels = target["class_labels"].tolist()
         truth = draw_boxes(
             image,
@@ -81,6 +83,8 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
         )
         found = detector(path, threshold=_SHEET_THRESHOLD, exif_orientation=dataset.upright)
         rows.append([_tile(truth), _tile(found.draw(path))])
+    if not rows:
+        return
     width = 2 * _TILE + _GAP
     sheet = Image.new("RGB", (width, sum(row[0].height + _GAP for row in rows) - _GAP), "white")
     top = 0

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.files import atomic_folder, write_json
+from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
 from detrkit.data.splitting import fingerprint
@@ -29,8 +30,9 @@ from detrkit.models.detection import ModelWithHeads
 from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
-from detrkit.training.callbacks import Progress, Reporter, RunPlan, WeightAverage
+from detrkit.training.callbacks import MissedEvaluation, Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
+from detrkit.training.introduction import introduction
 from detrkit.training.preparation import RECIPE_FILE, SPLIT_FILE
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.reports import write_predictions, write_reports
@@ -107,6 +109,8 @@ def train(
         recipe.save(recipe.output / RECIPE_FILE, fingerprints)
         if recipe.val_fraction is not None:
             _write_split(recipe.output / SPLIT_FILE, train_data, val_data)
+        for line in introduction(trainer, recipe, train_data, val_data):
+            say(line)
     if checkpoint is not None and trainer.averaged is not None:
         trainer.averaged.load_state_dict(torch.load(checkpoint / AVERAGE_FILE, weights_only=True))
     try:
@@ -145,7 +149,12 @@ def _make_trainer(
         model=model,
         args=arguments,
         train_dataset=PreparedDataset(
-            train_data, processor, recipe.augmentation, seed=recipe.seed, mosaic=recipe.mosaic
+            train_data,
+            processor,
+            recipe.augmentation,
+            seed=recipe.seed,
+            mosaic=recipe.mosaic,
+            strict=recipe.strict,
         ),
         data_collator=DetectionCollator(processor),
         processing_class=processor,
@@ -169,6 +178,7 @@ def _make_trainer(
     )
     if trainer.averaged is not None:
         trainer.add_callback(WeightAverage(partial(trainer.averaged.update_parameters, trainer.model)))
+    trainer.add_callback(MissedEvaluation(trainer.evaluate_missed, recipe.eval_every, metric))
     trainer.add_callback(
         Reporter(
             metric,
@@ -188,7 +198,8 @@ def _run(
 
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         rows = merge_log(state.log_history)
-        if (state.epoch or 0) >= recipe.epochs or has_stalled(rows, metric, recipe.patience):
+        complete = (state.epoch or 0) >= recipe.epochs and metric in rows[-1]
+        if complete or has_stalled(rows, metric, recipe.patience):
             logger.warning("The run in %s is complete; nothing is left to train.", recipe.output)
             return rows
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -216,7 +227,8 @@ def _measure(
     numbers = dict(evaluation.stats)
     if evaluation.masks is not None:
         numbers |= {f"mask_{name}": value for name, value in evaluation.masks.stats.items()}
-    return numbers
+    # COCO gives -1 where no object is of a size.
+    return {name: value for name, value in numbers.items() if value >= 0 or name in ("AP", "PQ")}
 
 
 def _save_best(

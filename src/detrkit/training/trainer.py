@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerControl
 
 from detrkit.common.errors import DetrkitError, TrainingError
+from detrkit.common.files import atomic_file
 from detrkit.data.loading import AspectRatioBatchSampler, Batch
 from detrkit.models.detection import ModelWithHeads
 from detrkit.models.outputs import ObjectDetectionOutput
@@ -66,6 +67,7 @@ class DetectionTrainer(Trainer):
         self.averaged = AveragedWeights(self.model, ema_decay) if ema_decay else None
         self._term_sums: dict[str, torch.Tensor] = {}
         self._batches = 0
+        self._saved_step: int | None = None
 
     @property
     def best_weights(self) -> ModelWithHeads:
@@ -153,7 +155,12 @@ class DetectionTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluates the averaged weights in the main process, and sends the metrics to the others."""
+        """Evaluates the averaged weights in the main process, and sends the metrics to the others.
+
+        The checkpoint is written first, so that an evaluation that fails does not lose the epoch.
+        """
+        if self.control.should_save:
+            self._save_checkpoint(self.model, None)
         found = [self.measure(self.best_weights) if self.is_world_process_zero() else {}]
         if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(found)
@@ -162,18 +169,31 @@ class DetectionTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def evaluate_missed(self) -> None:
+        """Evaluates the weights of the checkpoint that training goes on from, and completes it."""
+        self._saved_step = self.state.global_step
+        self.evaluate()
+        self._save_checkpoint(self.model, None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         """Also saves the averaged weights; removes a checkpoint that cannot be written completely.
 
         The Trainer writes the state last, so a checkpoint with a state is complete. Older checkpoints are
-        removed after that.
+        removed after that. A checkpoint that was written before its evaluation only gets the new state.
         """
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self._saved_step == self.state.global_step:
+            if self.args.should_save:
+                with atomic_file(folder / STATE_FILE) as temporary:
+                    self.state.save_to_json(str(temporary))
+            return
         try:
             if self.averaged is not None and self.args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
                 torch.save(self.averaged.state_dict(), folder / AVERAGE_FILE)
             super()._save_checkpoint(model, trial)
+            self._saved_step = self.state.global_step
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_whole(folder):
                 raise
