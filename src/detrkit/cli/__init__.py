@@ -20,7 +20,19 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from detrkit import __version__
-from detrkit.cli import benchmark, convert, demo, detect, evaluate, explain, export, models, segment, train
+from detrkit.cli import (
+    benchmark,
+    convert,
+    data,
+    demo,
+    detect,
+    evaluate,
+    explain,
+    export,
+    models,
+    segment,
+    train,
+)
 from detrkit.cli.options import name_ray_address
 from detrkit.common.errors import DetrkitError
 from detrkit.common.terminal import (
@@ -50,6 +62,7 @@ app.command("convert")(convert.convert)
 app.command("benchmark")(benchmark.benchmark)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:
