@@ -705,7 +705,7 @@ LISTS = [
     Case(
         "processor: pad_size of a billion",
         constant(PHOTO),
-        says="is more than 100000000 pixels",
+        says="is more than 4 times as long as the images",
         call=_processed(pad_size={"height": 10**9, "width": 10**9}),
     ),
     Case(
@@ -718,7 +718,7 @@ LISTS = [
     Case(
         "processor: standard deviation 0",
         constant(PHOTO),
-        says="image_std holds a 0",
+        says="image_std must be finite and above 0",
         error=ValueError,
         call=_processed(image_std=[0, 1, 1]),
     ),

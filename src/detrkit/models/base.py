@@ -33,6 +33,7 @@ from detrkit.models.layers.backbone import (
 from detrkit.models.layers.mask_head import MASK_HEAD_RENAMES, AttentionMap, MaskHead
 from detrkit.models.layers.position_encoding import LearnedPositionEncoding
 from detrkit.models.layers.transformer import TransformerLayer
+from detrkit.models.weights import check_numbers, check_types
 
 if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
@@ -168,6 +169,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             )
         if info["mismatched_keys"] and not accept_mismatch:
             raise CheckpointError(_explain_mismatch(pretrained_model_name_or_path, info["mismatched_keys"]))
+        check_numbers(model, pretrained_model_name_or_path or "the state_dict")
         # Transformers would undo the renames when saving; files are always saved with the Hub's names.
         model._weight_conversions = None
         # Loading replaces parameters by new ones, which are all trainable.
@@ -175,6 +177,15 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             freeze_early_stages(encoder.model)
         _report_new_weights(model, info)
         return (model, info) if wants_info else model
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Transformers, which would convert integers and complex numbers; those are refused."""
+        if getattr(model.config, "quantization_config", None) is None:
+            check_types(checkpoint_files or (), state_dict)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Writes configuration and weights in the Hub's layout, which Transformers 4.57 and 5 load.

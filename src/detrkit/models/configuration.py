@@ -144,6 +144,13 @@ class DetrFamilyConfig(PreTrainedConfig):
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             if self.d_model % getattr(self, name):
                 raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
+        if self.id2label is not None and self.id2label.keys() != set(range(len(self.id2label))):
+            last = len(self.id2label) - 1
+            missing = min(set(range(last + 1)) - self.id2label.keys())
+            raise ValueError(
+                f"id2label must name the labels 0 to {last} of the class head, one by one, but {missing} is "
+                "missing; number the classes from 0 without gaps"
+            )
         if self.position_embedding_type not in ("sine", "learned"):
             raise ValueError(
                 f"position_embedding_type must be 'sine' or 'learned', not {self.position_embedding_type!r}"

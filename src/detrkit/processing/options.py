@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 
 from transformers.processing_utils import ImagesKwargs
 
+from detrkit.common.errors import ImageError
 from detrkit.common.text import did_you_mean
 from detrkit.processing.annotations import COCO_DETECTION
 from detrkit.processing.pixels import PixelScaling
 from detrkit.processing.resize import Resample, Size, SizeOption, normalize_size
 
 logger = logging.getLogger("detrkit")
+
+_MOST_PADDING = 4  # times the longest edge of resized images
 
 _Value = TypeVar("_Value")
 
@@ -70,9 +73,12 @@ class Settings:
         if options.get("do_pad") is None:
             values["do_pad"] = default(options.get("pad_and_return_pixel_mask"), values["do_pad"])
         normalize = values["do_normalize"]
+        size = normalize_size(values["size"], options.get("max_size")) if values["do_resize"] else None
+        pad_size = None if values["pad_size"] is None else height_and_width(values["pad_size"])
+        _check_padding(size, pad_size)
         return cls(
             format=annotation_format(values["format"]),
-            size=normalize_size(values["size"], options.get("max_size")) if values["do_resize"] else None,
+            size=size,
             resample=values["resample"],
             scaling=PixelScaling.of(
                 values["rescale_factor"] if values["do_rescale"] else None,
@@ -81,8 +87,18 @@ class Settings:
             ),
             do_convert_annotations=bool(values["do_convert_annotations"]),
             do_pad=bool(values["do_pad"]),
-            pad_size=None if values["pad_size"] is None else height_and_width(values["pad_size"]),
+            pad_size=pad_size,
             exif_orientation=bool(values["exif_orientation"]),
+        )
+
+
+def _check_padding(size: Mapping[str, int] | None, pad_size: Size | None) -> None:
+    """Raises an ImageError for padding far beyond any image: it would fill the memory with zeros."""
+    edges = [length for name, length in (size or {}).items() if name != "shortest_edge"]
+    if pad_size is not None and edges and max(pad_size) > _MOST_PADDING * max(edges):
+        raise ImageError(
+            f"pad_size (height {pad_size[0]}, width {pad_size[1]}) is more than {_MOST_PADDING} times as "
+            f"long as the images after resizing (size={dict(size or {})}); correct one of them"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from detrkit.processing.resize import Box, Resample, resize_part, resize_real
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_TINY = 1e-6  # the least that pixels are divided by, or multiplied with
+
 
 @dataclass(frozen=True)
 class PixelScaling:
@@ -23,8 +26,8 @@ class PixelScaling:
     for ImageNet's mean and standard deviation).
     """
 
-    scale: tuple[float, float, float]
-    bias: tuple[float, float, float]
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
 
     @classmethod
     def of(
@@ -44,20 +47,18 @@ class PixelScaling:
             The scaling, or None where there is nothing to do and bytes stay bytes.
 
         Raises:
-            ValueError: A wrong number of means or deviations, or a deviation of 0.
+            ValueError: A wrong number of means or deviations, or a number that is not finite, negative, or 0
+                where nothing can be divided by it.
         """
         normalize = mean is not None and std is not None
         if rescale_factor is None and not normalize:
             return None
-        factor = 1.0 if rescale_factor is None else float(rescale_factor)
-        means = _per_channel(mean, "image_mean") if normalize else (0.0, 0.0, 0.0)
-        stds = _per_channel(std, "image_std") if normalize else (1.0, 1.0, 1.0)
-        if 0.0 in stds:
-            raise ValueError("image_std holds a 0, by which nothing can be divided")
-        red, green, blue = stds
+        (factor,) = [1.0] if rescale_factor is None else _numbers(rescale_factor, "rescale_factor", _TINY)
+        means = _per_channel(_numbers(mean, "image_mean", 0.0) if normalize else [0.0], "image_mean")
+        stds = _per_channel(_numbers(std, "image_std", _TINY) if normalize else [1.0], "image_std")
         return cls(
-            (factor / red, factor / green, factor / blue),
-            (-means[0] / red, -means[1] / green, -means[2] / blue),
+            tuple(factor / deviation for deviation in stds),
+            tuple(-value / deviation for value, deviation in zip(means, stds)),
         )
 
     def apply(self, planes: Iterable[np.ndarray], out: np.ndarray) -> None:
@@ -101,11 +102,19 @@ def write_pixels(
             np.copyto(target, plane)
 
 
-def _per_channel(value: float | Sequence[float] | None, name: str) -> tuple[float, float, float]:
-    values = [float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64))]
-    if len(values) == 1:
-        values *= 3
-    if len(values) != 3:
-        raise ValueError(f"{name} must be one number or three, one for each channel; got {value!r}")
-    red, green, blue = values
-    return red, green, blue
+def _numbers(value: float | Sequence[float] | None, name: str, least: float) -> list[float]:
+    """One or more numbers of an option, checked."""
+    try:
+        numbers = [float(v) for v in np.atleast_1d(np.asarray(value, dtype=np.float64))]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(math.isfinite(number) and number >= least for number in numbers):
+        kind = "at least 0" if least == 0 else "above 0"
+        raise ValueError(f"{name} must be finite and {kind}, not {value!r}; correct it")
+    return numbers
+
+
+def _per_channel(values: list[float], name: str) -> list[float]:
+    if len(values) not in (1, 3):
+        raise ValueError(f"{name} must be one number or three, one for each channel; got {values!r}")
+    return values * 3 if len(values) == 1 else values
