@@ -11,7 +11,7 @@ from typing import Any
 
 import griffe
 
-_BASES = ("PreTrainedConfig", "DetrFamilyConfig")
+_BASES = ("PreTrainedConfig", "DetrFamilyConfig", "DetrConfig")
 
 
 class Configurations(griffe.Extension):

@@ -20,7 +20,7 @@ from detrkit.families import FAMILIES
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
-# What the three families inherit, and what lies one import deeper than detrkit itself.
+# What the families inherit, and what lies one import deeper than detrkit itself.
 _SHARED = {
     "Configuration": ("detrkit.models.configuration.DetrFamilyConfig",),
     "Models": (
@@ -251,12 +251,14 @@ def csv_table(path: Path) -> list[str]:
 
 
 def published_table() -> str:
-    """The released checkpoints with their authors' numbers."""
+    """The released checkpoints with their authors' numbers on COCO."""
     from detrkit.checkpoints.registry import REGISTRY
 
     heading = ["name", "AP", "small, medium, large", "mask AP", "PQ", "params (M)", "GFLOPs", "Hub"]
     rows = []
     for entry in REGISTRY.values():
+        if not entry.benchmark.startswith("coco"):
+            continue
         sizes = (entry.ap_small, entry.ap_medium, entry.ap_large)
         numbers = [
             _number(entry.ap),

@@ -46,6 +46,12 @@ def tiny_deformable_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_table_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a saved tiny Table Transformer, otherwise like ``tiny_detr``."""
+    return FAMILIES["table_transformer"].save(tmp_path_factory.mktemp("models") / "tiny-table-transformer")
+
+
+@pytest.fixture(scope="session")
 def tiny_panoptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved tiny DETR with masks, otherwise like ``tiny_detr``."""
     return FAMILIES["detr"].save(tmp_path_factory.mktemp("models") / "tiny-panoptic", masks=True)

@@ -59,7 +59,7 @@ RELEASED = ReleasedCheckpoint(
     [
         (None, "some/model has no model_type in its config.json; .* has detr, conditional_detr, def"),
         ("", "some/model has no model_type"),
-        ("bert", "some/model is a 'bert' model; .* detr, conditional_detr, deformable_detr$"),
+        ("bert", "is a 'bert' model; .* detr, conditional_detr, deformable_detr, table-transformer$"),
         ("deformable-detr", "did you mean 'deformable_detr'\\?$"),
     ],
 )
@@ -173,6 +173,6 @@ def test_a_new_family_is_an_option_of_training_from_scratch(toy: Family, tmp_pat
         **dict.fromkeys(("train_annotations", "val_annotations"), annotations),
     )  # fmt: skip
     with pytest.raises(
-        SettingError, match="deformable-detr, toy-detr, not 'toy-dert'; did you mean 'toy-detr'"
+        SettingError, match="table-transformer, toy-detr, not 'toy-dert'; did you mean 'toy-detr'"
     ):
         train(recipe)

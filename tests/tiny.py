@@ -25,7 +25,11 @@ from detrkit import (
     DetrForObjectDetection,
     DetrForSegmentation,
     DetrModel,
+    TableTransformerConfig,
+    TableTransformerForObjectDetection,
+    TableTransformerModel,
 )
+from detrkit.families import family_of
 
 TINY_NAMES = {0: "N/A", 1: "cat", 2: "remote", 3: "couch"}
 
@@ -188,7 +192,7 @@ class TinyFamily:
         model = (self.segmentation_class if masks else self.detector_class)(config).eval()
         spread_scores(model)
         model.save_pretrained(folder)
-        processor_class = getattr(detrkit, self.config_class.__name__.replace("Config", "ImageProcessor"))
+        processor_class = getattr(detrkit, family_of(config.model_type, "the tiny model").processor)
         things = {"is_thing_map": {1: True, 2: True, 3: False}} if masks else {}
         processor_class(size={"shortest_edge": 64, "longest_edge": 107}, **things).save_pretrained(folder)
         return folder
@@ -244,6 +248,9 @@ FAMILIES = {
         points=4,
         detector_fields=(*_SAMPLED, "enc_outputs_class", "enc_outputs_coord_logits"),
         loss_terms=("loss_ce_enc", "loss_bbox_enc", "loss_giou_enc", "cardinality_error_enc"),
+    ),
+    "table_transformer": TinyFamily(
+        TableTransformerConfig, TableTransformerModel, TableTransformerForObjectDetection, no_object_classes=1
     ),
 }
 

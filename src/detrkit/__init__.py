@@ -1,4 +1,4 @@
-"""DETR, Conditional DETR and Deformable DETR with the original implementations' numbers.
+"""DETR, Conditional DETR, Deformable DETR and Table Transformer with the original implementations' numbers.
 
 Names are imported on first use, so that ``import detrkit`` stays light and does not import torch.
 """
@@ -57,6 +57,15 @@ if TYPE_CHECKING:
     from detrkit.models.detr.modeling_detr import DetrForObjectDetection as DetrForObjectDetection
     from detrkit.models.detr.modeling_detr import DetrForSegmentation as DetrForSegmentation
     from detrkit.models.detr.modeling_detr import DetrModel as DetrModel
+    from detrkit.models.table_transformer.configuration_table_transformer import (
+        TableTransformerConfig as TableTransformerConfig,
+    )
+    from detrkit.models.table_transformer.modeling_table_transformer import (
+        TableTransformerForObjectDetection as TableTransformerForObjectDetection,
+    )
+    from detrkit.models.table_transformer.modeling_table_transformer import (
+        TableTransformerModel as TableTransformerModel,
+    )
     from detrkit.processing.panoptic_png import id_to_rgb as id_to_rgb
     from detrkit.processing.panoptic_png import rgb_to_id as rgb_to_id
     from detrkit.results.detections import Detections as Detections

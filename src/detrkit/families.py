@@ -55,12 +55,14 @@ class Family:
         has_masks: Whether there is a ``...ForSegmentation`` model.
         multi_scale: Whether the encoder can attend to several feature maps.
         processor_of: ``model_type`` of the family whose image processor this one uses; by default its own.
-        learning_rate: The original's, for everything but the backbone, which has a tenth of it.
+        learning_rate: The original's, for everything but the backbone.
+        backbone_factor: Learning rate of the backbone, relative to the others.
         paper: Where the family was published.
         repository: Address of the original implementation.
         description: How the model works, for model cards.
         published_training: How the released checkpoints were trained, for model cards.
         published_mask_training: How those with masks were trained.
+        licence: Of the released checkpoints, as the Hub calls it.
     """
 
     model_type: str
@@ -72,11 +74,13 @@ class Family:
     multi_scale: bool = False
     processor_of: str | None = None
     learning_rate: float = 1e-4
+    backbone_factor: float = 0.1
     paper: Paper
     repository: str
     description: str
     published_training: str
     published_mask_training: str = ""
+    licence: str = "apache-2.0"
 
     @property
     def option_name(self) -> str:
@@ -244,6 +248,39 @@ and is trained with the focal loss.""",
 sampling offsets and reference points 2e-5), gradients clipped to a norm of 0.1. The loss adds 2 times the
 focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised IoU of the boxes,
 after every decoder layer. Hardware and time of the training are not known.""",
+    ),
+    Family(
+        model_type="table-transformer",
+        title="Table Transformer",
+        package="detrkit.models.table_transformer",
+        class_prefix="TableTransformer",
+        class_scores="softmax",
+        processor_of="detr",
+        learning_rate=5e-5,
+        backbone_factor=0.2,
+        licence="mit",
+        paper=Paper(
+            key="smock2022pubtables",
+            title="PubTables-1M: Towards Comprehensive Table Extraction from Unstructured Documents",
+            authors="Smock, Brandon and Pesala, Rohith and Abraham, Robin",
+            venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+            year=2022,
+            url="https://arxiv.org/abs/2110.00061",
+        ),
+        repository="https://github.com/microsoft/table-transformer",
+        description="""\
+Table Transformer is DETR for documents: one model finds tables in pages, another one finds rows, columns,
+headers and spanning cells in the image of a table. A convolutional backbone computes a feature map, a
+Transformer encoder relates every position of the map to every other, and a decoder turns a fixed number of
+learned *object queries* into as many predictions: each is a box with a class, or *no object*. Its layers are
+*pre-norm*: each attention and feed-forward part normalises its input rather than its residual sum, and the
+encoder ends with a norm.""",
+        published_training="""\
+20 epochs of batches of 2 images: AdamW with a learning rate of 5e-5 (backbone 1e-5), which falls by a tenth
+after each epoch, and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the
+cross-entropy of the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after the
+last decoder layer only; *no object* counts 0.4 of a class. Hardware and time of the training are not
+known.""",
     ),
 )
 

@@ -34,10 +34,19 @@ PANOPTIC = {
     "detr-resnet-50-dc5-panoptic": (40.2, 31.9, 44.6),
     "detr-resnet-101-panoptic": (40.1, 33.0, 45.1),
 }
+# name: AP, AP50, AP75, queries, classes, longest edge
+TABLES = {
+    "table-transformer-detection": (97.0, 99.5, 98.9, 15, 2, 800),
+    "table-transformer-structure-recognition": (90.2, 97.0, 94.1, 125, 6, 1000),
+    **{
+        f"table-transformer-structure-recognition-v1.1-{data}": (None, None, None, 125, 6, 1000)
+        for data in ("pub", "fin", "all")
+    },
+}
 
 
-def test_registry_holds_the_sixteen_released_checkpoints():
-    assert set(REGISTRY) == {*DETECTION, *PANOPTIC}
+def test_registry_holds_the_released_checkpoints():
+    assert set(REGISTRY) == {*DETECTION, *PANOPTIC, *TABLES}
     assert all(name == entry.name for name, entry in REGISTRY.items())
 
 
@@ -56,11 +65,21 @@ def test_panoptic_numbers_are_the_published_ones(name):
     assert (entry.task, entry.num_labels, entry.params, entry.gflops) == ("panoptic", 250, None, None)
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_table_transformers_numbers_are_the_published_ones(name):
+    entry = REGISTRY[name]
+    numbers = (entry.ap, entry.ap50, entry.ap75, entry.num_queries, entry.num_labels, entry.longest_edge)
+    assert numbers == TABLES[name]
+    assert entry.hub_id == f"microsoft/{name}"
+    assert entry.labels[0] == "table"
+    assert len(entry.labels) == entry.num_labels
+
+
 @pytest.mark.skipif(not FACTS.is_file(), reason="needs the table of facts beside the checkout (../shared)")
 def test_registry_agrees_with_the_table_of_facts():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in FACTS.read_text().splitlines()]
     rows = {row[0]: row[1:] for row in rows if row and row[0] in REGISTRY}
-    assert set(rows) == set(REGISTRY)
+    assert set(rows) == {*DETECTION, *PANOPTIC}
     for name, (hub_id, file, *numbers) in rows.items():
         entry = REGISTRY[name]
         found = [float(number) for number in re.findall(r"\d+\.?\d*", " ".join(numbers[:3]))]
@@ -72,7 +91,8 @@ def test_registry_agrees_with_the_table_of_facts():
 
 
 def test_names_tell_the_architecture():
-    for name, entry in REGISTRY.items():
+    for name in (*DETECTION, *PANOPTIC):
+        entry = REGISTRY[name]
         assert entry.dilation == ("dc5" in name)
         assert entry.backbone == ("resnet101" if "101" in name else "resnet50")
         assert entry.family == name.split("-resnet")[0].split("-single")[0].split("-with")[0].replace(

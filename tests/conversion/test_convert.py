@@ -7,12 +7,14 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from detrkit import TableTransformerForObjectDetection
 from detrkit.conversion import convert as conversion
 from detrkit.conversion.convert import convert_checkpoint
 from detrkit.conversion.labels import COCO_CLASSES
@@ -297,6 +299,34 @@ def test_other_precisions_become_single_precision(tmp_path, weights, dtype):
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     original = weights["class_embed.weight"].to(dtype).float()
     assert torch.equal(saved["class_labels_classifier.weight"], original)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "model_class"),
+    [
+        ("resnet18", "table-transformer-detection", TableTransformerForObjectDetection),
+        ("resnet50", "detr-resnet-50", DetrForObjectDetection),
+    ],
+)
+def test_pre_norm_layers_convert_as_table_transformer_or_detr(backbone, name, model_class, tmp_path):
+    tensors = detr_checkpoint(backbone, num_labels=2, num_queries=15)
+    tensors |= {f"transformer.encoder.norm.{part}": torch.full((32,), 0.5) for part in ("weight", "bias")}
+    torch.save({"model": tensors}, tmp_path / "c.pth")
+    folder = convert_checkpoint(tmp_path / "c.pth", tmp_path / "out", name)
+    model = model_class.from_pretrained(folder)
+    assert model.config.normalize_before
+    assert (model.model.encoder.layernorm.bias == 0.5).all()
+    processor = DetrImageProcessor.from_pretrained(folder)
+    if name == "detr-resnet-50":
+        assert (model.config.eos_coefficient, processor.size["longest_edge"]) == (0.1, 1333)
+        return
+    assert model.config.id2label == {0: "table", 1: "table rotated"}
+    assert model.config.eos_coefficient == 0.4
+    assert (processor.size, processor.resample) == ({"longest_edge": 800}, PIL.Image.Resampling.BICUBIC)
+    theirs = transformers.TableTransformerForObjectDetection.from_pretrained(folder).eval()
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_same_outputs(model.eval()(image), theirs(pixel_values=image))
 
 
 def test_an_existing_folder_keeps_its_other_files(tmp_path, checkpoint):

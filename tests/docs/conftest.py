@@ -29,13 +29,18 @@ CLASSES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "remote"}, {"id": 3, "nam
 
 @pytest.fixture(scope="session")
 def hub(
-    tiny_detr: Path, tiny_conditional_detr: Path, tiny_deformable_detr: Path, tiny_panoptic: Path
+    tiny_detr: Path,
+    tiny_conditional_detr: Path,
+    tiny_deformable_detr: Path,
+    tiny_table_transformer: Path,
+    tiny_panoptic: Path,
 ) -> Iterator[HubServer]:
     """A Hub on the loopback address with a tiny model of random weights for every released checkpoint."""
     stand_ins = {
         "detr": tiny_detr,
         "conditional_detr": tiny_conditional_detr,
         "deformable_detr": tiny_deformable_detr,
+        "table-transformer": tiny_table_transformer,
     }
     repositories = {}
     for entry in REGISTRY.values():

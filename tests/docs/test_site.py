@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import detrkit
+from detrkit.families import FAMILIES
 
 pytest.importorskip("material", reason="the extra docs is not installed")
 pytest.importorskip("mkdocstrings_handlers.python", reason="the extra docs is not installed")
@@ -42,10 +43,7 @@ def page(site: Path, name: str) -> str:
 
 
 def test_the_reference_has_every_public_name(site: Path) -> None:
-    pages = "".join(
-        page(site, f"reference/{name}")
-        for name in ("detector", "detr", "conditional_detr", "deformable_detr")
-    )
+    pages = "".join(page(site, f"reference/{name}") for name in ("detector", *FAMILIES))
     headings = set(re.findall(r'<h2 id="detrkit\.(\w+)"', pages))
     assert headings == {name for name in detrkit.__all__ if not name.startswith("__")}
 

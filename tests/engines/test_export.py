@@ -17,6 +17,7 @@ from detrkit.engines import export
 from detrkit.engines.export import export_model
 from detrkit.engines.exported import open_exported, read_manifest
 from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from detrkit.families import FAMILIES as RELEASED_FAMILIES
 from tests.closeness import assert_same_outputs
 from tests.conftest import make_picture
 from tests.tiny import FAMILIES, shake, tiny_config
@@ -35,6 +36,7 @@ MODELS = {
     "slow: two-stage-of-four-levels": ("deformable_detr_two_stage", {}),
     "slow: deformable_detr": ("deformable_detr", {}),
     "slow: one-level": ("deformable_detr", {"num_feature_levels": 1}),
+    "slow: table_transformer": ("table_transformer", {}),
     "slow: refined": ("deformable_detr", {"with_box_refine": True}),
 }
 CASES = [
@@ -268,7 +270,7 @@ def test_a_damaged_file_is_named(tmp_path, engine):
 def released(name: str) -> nn.Module:
     """A model of full size with the architecture of a released checkpoint and random weights."""
     entry = REGISTRY[name]
-    family = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "deformable_detr": "DeformableDetr"}
+    family = RELEASED_FAMILIES[entry.family]
     options = {
         "backbone": entry.backbone,
         "use_timm_backbone": True,
@@ -280,10 +282,9 @@ def released(name: str) -> nn.Module:
     if entry.family == "deformable_detr":
         for key in ("num_feature_levels", "with_box_refine", "two_stage"):
             options[key] = getattr(entry, key)
-    config = getattr(detrkit, f"{family[entry.family]}Config")(**options)
-    task = "Segmentation" if entry.task == "panoptic" else "ObjectDetection"
+    config = family.load(family.config)(**options)
     torch.manual_seed(0)
-    model = getattr(detrkit, f"{family[entry.family]}For{task}")(config).eval()
+    model = family.load_model_class(masks=entry.task == "panoptic")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():

@@ -20,6 +20,7 @@ import torch
 
 import detrkit
 from detrkit.checkpoints.registry import REGISTRY
+from detrkit.families import FAMILIES, Family
 from tests.golden.weights import make_state_dict
 
 HERE = Path(__file__).parent
@@ -39,8 +40,6 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the test images
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
-
-_FAMILIES = {"detr": "Detr", "conditional_detr": "ConditionalDetr", "deformable_detr": "DeformableDetr"}
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,18 @@ class GoldenCase:
         return self.name.removesuffix("-learned")
 
     @property
-    def family(self) -> str:
-        """What the names of the family's classes begin with."""
-        return _FAMILIES[self.settings["family"]]
+    def family(self) -> Family:
+        """The model's family; the originals call Table Transformer DETR with pre-norm layers."""
+        if self.settings["options"].get("pre_norm"):
+            return FAMILIES["table-transformer"]
+        return FAMILIES[self.settings["family"]]
 
     @property
     def class_name(self) -> str:
         """The name of the model's class."""
         if "class" in self.settings:
             return self.settings["class"]
-        task = "Segmentation" if self.settings["options"].get("masks") else "ObjectDetection"
-        return f"{self.family}For{task}"
+        return self.family.load_model_class(self.settings["options"].get("masks", False)).__name__
 
     @property
     def proposes(self) -> bool:

@@ -9,11 +9,21 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from detrkit import DetrConfig, DetrForObjectDetection, DetrModel
+from detrkit import (
+    ConditionalDetrConfig,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DeformableDetrModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrModel,
+    TableTransformerConfig,
+    TableTransformerForObjectDetection,
+)
 from detrkit.errors import CheckpointError
 from detrkit.models.layers import backbone as backbone_module
 from tests.closeness import assert_same_numbers, assert_same_outputs, assert_same_weights
-from tests.tiny import padded_batch, shake, tiny_config, tiny_resnet
+from tests.tiny import FAMILIES, padded_batch, shake, tiny_config, tiny_resnet
 
 HEADS = ("class_labels_classifier", "bbox_predictor", "class_embed", "bbox_embed")
 TIMM = {"backbone_config": None, "use_timm_backbone": True, "backbone": "resnet18"}
@@ -95,14 +105,13 @@ def test_bare_model_loads_from_a_detector_and_the_other_way_round(one_stage_fami
     assert all(n.startswith(HEADS) for n in info["missing_keys"])
 
 
-def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(dense_family, tmp_path):
-    config = dense_family.transformers_config_class(
-        **dense_family.config(encoder_attention_heads=8).to_dict()
-    )
-    name = dense_family.detector_class.__name__.replace("ObjectDetection", "Segmentation")
-    theirs = shake(getattr(transformers, name)(config)).eval()
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.segmentation_class])
+def test_a_detector_reads_the_detector_inside_a_panoptic_checkpoint(name, tmp_path):
+    family = FAMILIES[name]
+    config = family.transformers_config_class(**family.config(encoder_attention_heads=8).to_dict())
+    theirs = shake(getattr(transformers, family.segmentation_class.__name__)(config)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, info = dense_family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
+    ours, info = family.detector_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert all(n.startswith(("mask_head", "bbox_attention")) for n in info["unexpected_keys"])
     # Transformers' Conditional DETR for segmentation forgets the reference points of its boxes.
@@ -169,11 +178,64 @@ def test_missing_and_unexpected_tensors_are_reported_by_name(tmp_path):
     gone = "model.backbone.conv_encoder.model.embedder.embedder.normalization.running_var"
     del tensors[gone], tensors["model.encoder.layers.1.fc1.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    with pytest.raises(
+        CheckpointError, match=r"lack tensors of DetrForObjectDetection: 2, such as model\.backbone"
+    ):
+        DetrForObjectDetection.from_pretrained(tmp_path)
+    loaded, info = DetrForObjectDetection.from_pretrained(
+        tmp_path, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     assert set(info["missing_keys"]) == {gone, "model.encoder.layers.1.fc1.weight"}
     assert set(info["unexpected_keys"]) == {"stranger"}
     assert all(torch.isfinite(t).all() for t in loaded.state_dict().values())
     assert (loaded.state_dict()[gone] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["model.encoder.layernorm", "model.encoder.norm"])
+def test_a_norm_after_the_encoder_is_refused_unless_the_layers_are_pre_norm(name, tmp_path):
+    model = shake(DetrForObjectDetection(tiny_config(normalize_before=True))).eval()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {key.replace("model.encoder.layernorm", name): tensor for key, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = DetrForObjectDetection.from_pretrained(tmp_path).eval()
+    assert_same_predictions(loaded, model)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**entries, "normalize_before": False}))
+    with pytest.raises(CheckpointError, match=r"model\.encoder\.layernorm.*set normalize_before to true"):
+        DetrForObjectDetection.from_pretrained(tmp_path)
+
+
+def test_pre_norm_layers_want_the_norm_after_the_encoder(tmp_path):
+    shake(DetrForObjectDetection(tiny_config())).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lack tensors .* such as model\.encoder\.layernorm"):
+        DetrForObjectDetection.from_pretrained(tmp_path, normalize_before=True)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "value"), [(ConditionalDetrConfig, True), (TableTransformerConfig, False)]
+)
+def test_a_family_refuses_layers_that_it_does_not_have(config_class, value):
+    with pytest.raises(ValueError, match=f"normalize_before={value} does not go with"):
+        config_class(normalize_before=value)
+
+
+def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
+    model = shake(TableTransformerForObjectDetection(tiny_config(TableTransformerConfig)))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is a 'table-transformer' model, not 'detr'"):
+        DetrForObjectDetection.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"without a place in DetrForObjectDetection"):
+        DetrForObjectDetection.from_pretrained(tmp_path, config=tiny_config())
+
+
+def test_heads_of_a_refining_decoder_are_not_dropped(tmp_path):
+    config = tiny_config(DeformableDetrConfig, with_box_refine=True)
+    shake(DeformableDetrForObjectDetection(config)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"such as model\.decoder\.bbox_embed"):
+        DeformableDetrForObjectDetection.from_pretrained(tmp_path, with_box_refine=False)
+    _, info = DeformableDetrModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
 
 
 def test_backbone_weights_are_never_fetched_for_a_checkpoint(tmp_path, monkeypatch):

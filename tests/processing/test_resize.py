@@ -101,6 +101,13 @@ def test_sizes_for_an_image_of_200_by_100(size, expected):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"), [((1066, 800), (800, 600)), ((333, 500), (533, 800)), ((9, 7), (800, 622))]
+)
+def test_a_longest_edge_alone_is_met_and_the_other_edge_rounded_as_table_transformer_does(old, new):
+    assert size_for(*old, {"longest_edge": 800}) == new
+
+
+@pytest.mark.parametrize(
     "size",
     [
         {"longest_edge": 10},

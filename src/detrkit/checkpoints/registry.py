@@ -1,7 +1,8 @@
 """The released checkpoints of the DETR family: names, files, published numbers, architecture.
 
-Numbers are those of the original repositories' READMEs, on COCO val2017. The models that come with this
-package and need no download are listed here too. This module does not import torch.
+Numbers are those of the original repositories' READMEs, on COCO val2017 where ``benchmark`` is COCO's. The
+models that come with this package and need no download are listed here too. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class ReleasedCheckpoint:
         backbone: Such as "resnet50".
         dilation: Whether the backbone's last stage trades its stride for a dilation (DC5).
         url: Address of the original file.
-        ap: Published box AP, in percent, averaged over IoU .50 to .95.
+        benchmark: Key of what it was trained and measured on (:data:`detrkit.hub.card_texts.BENCHMARKS`).
+        ap: Published box AP, in percent, averaged over IoU .50 to .95; None where it was not published.
+        ap50: The same at an IoU of .50, ``ap75`` at .75.
         ap_small: The same for objects below 32x32 pixels; ``ap_large`` for those above 96x96, ``ap_medium``
             for those between; None where it was not published.
         mask_ap: Published mask AP in percent (panoptic checkpoints).
@@ -46,6 +49,11 @@ class ReleasedCheckpoint:
         num_feature_levels: Feature maps that the encoder attends to.
         with_box_refine: Whether each decoder layer corrects the boxes of the one before.
         two_stage: Whether the queries come from the encoder's proposals.
+        longest_edge: Length in pixels to which the longer edge of an image is resized; None for the family's
+            own rule.
+        no_object_weight: Weight of the no-object class in training, where it is not the family's.
+        labels: Names of the categories, where they are not COCO's.
+        training: How it was trained, in a sentence, where that is not as others of the family were.
     """
 
     name: str
@@ -55,7 +63,10 @@ class ReleasedCheckpoint:
     backbone: str
     dilation: bool = False
     url: str
-    ap: float
+    benchmark: str = "coco"
+    ap: float | None = None
+    ap50: float | None = None
+    ap75: float | None = None
     ap_small: float | None = None
     ap_medium: float | None = None
     ap_large: float | None = None
@@ -69,6 +80,10 @@ class ReleasedCheckpoint:
     num_feature_levels: int = 1
     with_box_refine: bool = False
     two_stage: bool = False
+    longest_edge: int | None = None
+    no_object_weight: float | None = None
+    labels: tuple[str, ...] = ()
+    training: str = ""
 
 
 def _checkpoint(
@@ -98,26 +113,34 @@ def _checkpoint(
 _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/ConditionalDETR"
 _REFINED = {"with_box_refine": True}
+_TABLES = "https://huggingface.co/bsmock"
+_TABLE_PARTS = (
+    *("table", "table column", "table row", "table column header"),
+    *("table projected row header", "table spanning cell"),
+)
+_TRAINED_AGAIN = "Trained as the authors' [later paper](https://arxiv.org/abs/2303.00716) describes."
+_STRUCTURE: dict[str, Any] = {"num_queries": 125, "longest_edge": 1000}
 
 # fmt: off
 _RELEASED = (
     *(
         _checkpoint(
             name, f"{_DETR}/{file}.pth", ap, params, gflops,
-            family="detr", hub_id=f"facebook/{name}", num_queries=100, speed=f"{seconds} s an image",
+            family="detr", hub_id=f"facebook/{name}", num_queries=100, speed=f"{seconds} s an image", **more,
         )
-        for name, file, ap, params, gflops, seconds in (
-            ("detr-resnet-50", "detr-r50-e632da11", (42.0, 20.5, 45.8, 61.1), 41, 86, "0.036"),
-            ("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5", (43.3, 22.5, 47.3, 61.1), 41, 187, "0.083"),
-            ("detr-resnet-101", "detr-r101-2c7b67e5", (43.5, 21.9, 48.0, 61.8), 60, 152, "0.050"),
-            ("detr-resnet-101-dc5", "detr-r101-dc5-a2e86def", (44.9, 23.7, 49.5, 62.3), 60, 253, "0.097"),
+        for name, file, ap, params, gflops, seconds, more in (
+            ("detr-resnet-50", "detr-r50-e632da11", (42.0, 20.5, 45.8, 61.1), 41, 86, "0.036",
+             {"ap50": 62.3, "ap75": 44.3}),
+            ("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5", (43.3, 22.5, 47.3, 61.1), 41, 187, "0.083", {}),
+            ("detr-resnet-101", "detr-r101-2c7b67e5", (43.5, 21.9, 48.0, 61.8), 60, 152, "0.050", {}),
+            ("detr-resnet-101-dc5", "detr-r101-dc5-a2e86def", (44.9, 23.7, 49.5, 62.3), 60, 253, "0.097", {}),
         )
     ),
     *(
         _checkpoint(
             name, f"{_DETR}/{file}.pth", (ap, None, None, None), None, None,
-            family="detr", task="panoptic", hub_id=f"facebook/{name}", num_labels=250, num_queries=100,
-            mask_ap=mask_ap, pq=pq,
+            family="detr", task="panoptic", benchmark="coco-panoptic", hub_id=f"facebook/{name}",
+            num_labels=250, num_queries=100, mask_ap=mask_ap, pq=pq,
         )
         for name, file, ap, mask_ap, pq in (
             ("detr-resnet-50-panoptic", "detr-r50-panoptic-00ce5173", 38.8, 31.1, 43.4),
@@ -155,6 +178,28 @@ _RELEASED = (
              (46.2, 28.3, 49.2, 61.5), 41, 173, "15.0", 4, _REFINED),
             ("deformable-detr-with-box-refine-two-stage", "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
              (46.9, 29.6, 50.1, 61.6), 41, 173, "14.5", 4, _REFINED | {"two_stage": True}),
+        )
+    ),
+    *(
+        ReleasedCheckpoint(
+            name=f"table-transformer-{name}", hub_id=f"microsoft/table-transformer-{name}",
+            family="table-transformer", backbone="resnet18", url=f"{_TABLES}/{file}.pth", benchmark=benchmark,
+            no_object_weight=0.4, num_labels=len(labels), labels=labels, **more,
+        )
+        for name, file, benchmark, labels, more in (
+            ("detection", "tatr-pubtables1m-v1.0/resolve/main/pubtables1m_detection_detr_r18",
+             "pubtables-1m-detection", ("table", "table rotated"),
+             {"num_queries": 15, "longest_edge": 800, "ap": 97.0, "ap50": 99.5, "ap75": 98.9}),
+            ("structure-recognition", "tatr-pubtables1m-v1.0/resolve/main/pubtables1m_structure_detr_r18",
+             "pubtables-1m-structure", _TABLE_PARTS, _STRUCTURE | {"ap": 90.2, "ap50": 97.0, "ap75": 94.1}),
+            *(
+                (f"structure-recognition-v1.1-{data.lower()}",
+                 f"TATR-v1.1-{data}/resolve/main/TATR-v1.1-{data}-msft", benchmark, _TABLE_PARTS,
+                 _STRUCTURE | {"training": _TRAINED_AGAIN})
+                for data, benchmark in (
+                    ("Pub", "pubtables-1m-structure"), ("Fin", "fintabnet-c"), ("All", "tables-combined"),
+                )
+            ),
         )
     ),
 )

@@ -16,7 +16,10 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the models that have a short name, with size and published accuracy on COCO."""
+    """List the models that have a short name, with size and published accuracy.
+
+    The accuracy is that on COCO, of Table Transformer that on PubTables-1M.
+    """
     from detrkit.checkpoints.registry import BUNDLED, REGISTRY
 
     if as_json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -64,7 +65,7 @@ def convert_checkpoint(
     """
     entry = find_checkpoint(name)
     tensors = read_checkpoint(checkpoint)
-    architecture = read_architecture(tensors)
+    architecture = read_architecture(tensors, entry.family)
     _check_agreement(architecture, entry)
     model, processor = _build(architecture, entry)
     weights = {key: value.float() for key, value in hub_state_dict(tensors, architecture).items()}
@@ -99,14 +100,23 @@ def _build(
     config_class = family.load(family.config)
     config = config_class(**_options(architecture, entry, config_class))
     model = family.load_model_class(masks=panoptic)(config)
-    return model, family.load(family.processor)(**({"format": COCO_PANOPTIC} if panoptic else {}))
+    options: dict[str, Any] = {"format": COCO_PANOPTIC} if panoptic else {}
+    if entry.longest_edge is not None:
+        # As ``MaxResize`` in inference.py of microsoft/table-transformer, by Pillow's default filter.
+        options |= {"size": {"longest_edge": entry.longest_edge}, "resample": Resampling.BICUBIC}
+    return model, family.load(family.processor)(**options)
 
 
 def _options(
     architecture: Architecture, entry: ReleasedCheckpoint, config_class: type[DetrFamilyConfig]
 ) -> dict[str, Any]:
-    own = ("num_feature_levels", "with_box_refine", "two_stage")  # of some families
+    own = ("num_feature_levels", "with_box_refine", "two_stage", "normalize_before")  # of some families
     names = label_names(architecture.num_labels, architecture.task)
+    trained = {}
+    if architecture.num_labels == entry.num_labels:  # what other classes were trained with is not known
+        names = entry.labels or names
+        if entry.no_object_weight is not None:
+            trained["eos_coefficient"] = entry.no_object_weight
     return {
         "backbone": architecture.backbone,
         "use_timm_backbone": True,
@@ -118,6 +128,7 @@ def _options(
         "decoder_attention_heads": architecture.attention_heads,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
+        **trained,
         **_take(_SIZES, architecture),
         **_take([name for name in own if hasattr(config_class, name)], architecture),
     }
@@ -141,6 +152,7 @@ def released_architecture(entry: ReleasedCheckpoint) -> Architecture:
     return Architecture(
         num_labels=entry.num_labels,
         num_queries=None if entry.two_stage else entry.num_queries,
+        normalize_before=config.normalize_before,
         **_take(_SHARED_FACTS, entry),
         **_take(_SIZES, config),
     )

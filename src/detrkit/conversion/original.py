@@ -49,6 +49,7 @@ class Architecture:
         num_feature_levels: Feature maps that the encoder attends to.
         with_box_refine: Whether each decoder layer corrects the boxes of the one before.
         two_stage: Whether the queries come from the encoder's proposals.
+        normalize_before: Whether layers are pre-norm, which the norm after the encoder tells.
     """
 
     family: str
@@ -66,10 +67,14 @@ class Architecture:
     num_feature_levels: int = 1
     with_box_refine: bool = False
     two_stage: bool = False
+    normalize_before: bool = False
 
 
-def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
+def read_architecture(tensors: Mapping[str, Tensor], preferred: str | None = None) -> Architecture:
     """Reads the architecture off the names and shapes of an original checkpoint's tensors.
+
+    ``preferred`` is the ``model_type`` of the family that is meant where the tensors fit several: those of
+    Table Transformer are a DETR's with pre-norm layers.
 
     Raises:
         CheckpointError: The tensors are not an original checkpoint of a known family, lack one that shows
@@ -78,9 +83,10 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
     panoptic = any(name.startswith("mask_head.") for name in tensors)
     if panoptic:
         tensors = {name.removeprefix("detr."): tensor for name, tensor in tensors.items()}
-    family = _read_family(tensors)
+    family = _read_family(tensors, panoptic, preferred)
     layout = family.original
-    if "transformer.encoder.norm.weight" in tensors and "transformer.encoder.norm" not in layout.names:
+    ends_with_norm = "transformer.encoder.norm.weight" in tensors
+    if ends_with_norm and "transformer.encoder.norm" not in layout.names:
         raise CheckpointError(
             "checkpoints that normalise before attention (trained with --pre_norm) are not supported"
         )
@@ -110,6 +116,7 @@ def read_architecture(tensors: Mapping[str, Tensor]) -> Architecture:
         num_feature_levels=_size(tensors, "transformer.level_embed", dim=0) if family.multi_scale else 1,
         with_box_refine="transformer.decoder.bbox_embed.0.layers.0.weight" in tensors,
         two_stage=two_stage,
+        normalize_before=ends_with_norm and True in family.load(family.config).norm_placements,
     )
 
 
@@ -233,12 +240,16 @@ def _third(name: str, tensor: Tensor, part: int) -> Tensor:
     return tensor.chunk(3)[part]
 
 
-def _read_family(tensors: Mapping[str, Tensor]) -> Family:
-    fitting = [
-        family for family in FAMILIES.values() if all(name in tensors for name in family.original.markers)
-    ]
+def _read_family(tensors: Mapping[str, Tensor], panoptic: bool, preferred: str | None) -> Family:
+    fitting = {
+        model_type: family
+        for model_type, family in FAMILIES.items()
+        if all(name in tensors for name in family.original.markers) and family.has_masks >= panoptic
+    }
+    if preferred in fitting:
+        return fitting[preferred]
     if fitting:
-        return max(fitting, key=lambda family: len(family.original.markers))
+        return max(fitting.values(), key=lambda family: len(family.original.markers))
     if any("backbone.conv_encoder." in name for name in tensors):
         raise CheckpointError(
             "the checkpoint has the Hub's tensor names already; from_pretrained loads it as it is"

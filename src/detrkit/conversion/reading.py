@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from detrkit.common.quiet import no_warnings
 from detrkit.common.screening import check_weights_file, is_archive, weights_limit
 from detrkit.common.text import first_line
 
+logger = logging.getLogger(__name__)
+
+# How deep training programs put a model's tensors into a checkpoint.
+_DEPTH = 3
+
+# What training programs call a moving average of the weights.
+_AVERAGE = re.compile(r"(?:^|[^a-z])(?:s?ema|swa|avg|average[ds]?)(?:[^a-z]|$)", re.IGNORECASE)
+
+# Where they keep the trained weights.
+_USUAL = {"", "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights"}
+
+# What every original checkpoint has, after any prefix that a wrapper has added to its names.
+_ANCHOR = re.compile(r"((?:.*?\.)??)transformer\.decoder\.layers\.0\..*")
+
 # Prefix that DistributedDataParallel and DataParallel add to every name.
 _PARALLEL_PREFIX = "module."
 
@@ -26,8 +41,10 @@ _PARALLEL_PREFIX = "module."
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a checkpoint file, by name, on the CPU.
 
-    Reads what ``torch.save`` wrote (a state dict, or a training checkpoint that keeps one under "model") and
-    safetensors files. Pickled code is never run: beyond tensors and plain containers, only the
+    Reads what ``torch.save`` wrote and safetensors files. The tensors may be a state dict, or lie in a
+    training checkpoint under "model", "state_dict" or any other key, with what a wrapper has put before their
+    names ("model.", "module.", ...). Of trained weights and their moving average the trained ones are taken,
+    and a message says so. Pickled code is never run: beyond tensors and plain containers, only the
     ``argparse.Namespace`` of the original training scripts is allowed.
 
     Args:
@@ -35,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file is missing, a folder, damaged, larger than memory, asks for code to be run,
-            contains no tensors, or a tensor has infinite or undefined values.
+            contains no tensors, or those of several models, or a tensor has infinite or undefined values.
     """
     path = Path(path)
     if path.is_dir():
@@ -44,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(f"no checkpoint at {path}")
     check_weights_file(path)
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled_weights(path)
-    tensors = _without_parallel_prefix(_find_tensors(content, path))
+    tensors = _without_prefix(_find_tensors(content, path), path)
     # A file may hold one value for many places of a tensor, which are all written out later.
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > weights_limit():
         raise CheckpointError(
@@ -81,19 +98,78 @@ def _load_pickled_weights(path: Path) -> Any:
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    tensors = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f'{path} contains no tensors, at the top level or under "model"')
-    return tensors
+    """The state dict in a file's content, wherever it lies."""
+    found = dict(_state_dicts(content))
+    # Counters and such are no state dict, where there is one.
+    weights = {key: tensors for key, tensors in found.items() if any(n.endswith(".weight") for n in tensors)}
+    found = weights or found
+    if not found:
+        keys = ", ".join(map(str, list(content)[:10])) if isinstance(content, Mapping) else ""
+        raise CheckpointError(
+            f"{path} contains no tensors with names" + (f"; it has the keys {keys}" if keys else "")
+        )
+    return found[_trained(found, path)]
 
 
-def _without_parallel_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if not all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
-        return tensors
-    return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping in ``content`` that holds named tensors, after the keys that lead to it."""
+    if not isinstance(content, Mapping) or depth > _DEPTH:
+        return
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield key, tensors
+    for name, value in named.items():
+        yield from _state_dicts(value, f"{key}.{name}" if key else name, depth + 1)
+
+
+def _trained(places: Collection[str], path: Path) -> str:
+    """Of the places where a file has weights, that of the trained ones; dotted keys, or prefixes of names.
+
+    Raises:
+        CheckpointError: There are several, and none has a usual name.
+    """
+    trained = [place for place in places if not _AVERAGE.search(place)] or list(places)
+    if len(trained) > 1:
+        usual = [place for place in trained if place.rstrip(".").rpartition(".")[2] in _USUAL]
+        if len(usual) != 1:
+            raise CheckpointError(
+                f"{path} holds the weights of several models, under {', '.join(map(repr, sorted(trained)))}; "
+                "save the state dict of one and convert that"
+            )
+        trained = usual
+    others = sorted(set(places) - set(trained))
+    if others:
+        logger.warning(
+            "%s: took the weights under %r, not those under %s.", path, trained[0], ", ".join(others)
+        )
+    return trained[0]
+
+
+def _without_prefix(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The model's tensors without what wrappers have put before their names."""
+    prefixes = {match[1] for name in tensors if (match := _ANCHOR.fullmatch(name))}
+    # Models with masks have their detector as an attribute.
+    prefixes = {
+        prefix.removesuffix("detr.")
+        if any(name.startswith(f"{prefix.removesuffix('detr.')}mask_head.") for name in tensors)
+        else prefix
+        for prefix in prefixes
+    }
+    if not prefixes:
+        prefixes = {_PARALLEL_PREFIX} if all(name.startswith(_PARALLEL_PREFIX) for name in tensors) else {""}
+    prefix = _trained(prefixes, path)
+    others = tuple(prefixes - {prefix})
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if others:
+        own = {name: tensor for name, tensor in own.items() if not name.startswith(others)}
+    beside = [name for name in tensors if name not in own and not (others and name.startswith(others))]
+    if beside:
+        logger.warning(
+            "%s: took the tensors under %r; %d more, such as %s, are not the model's.",
+            *(path, prefix, len(beside), beside[0]),
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
 
 
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:

@@ -76,7 +76,10 @@ def biased_product(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tenso
 
 
 def add_and_norm(x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """:meth:`TransformerLayer.add_and_norm` for inference, in one kernel; a model may have left its GPU."""
+    """:meth:`TransformerLayer.add_and_norm` of a post-norm layer for inference, in one kernel.
+
+    A model may have left its GPU.
+    """
     if not x.is_cuda:
         return norm(x + update)
     from detrkit.kernels.add_norm_triton import add_norm
@@ -90,7 +93,8 @@ def fuse_transformer(model: nn.Module) -> None:
         if not isinstance(layer, TransformerLayer):
             continue
         norms = [child for name, child in layer.named_children() if name.endswith("layer_norm")]
-        if "add_and_norm" not in vars(layer) and all(is_plain(norm, nn.LayerNorm) for norm in norms):
+        plain = "add_and_norm" not in vars(layer) and all(is_plain(norm, nn.LayerNorm) for norm in norms)
+        if plain and not layer.normalize_before:
             layer.add_and_norm = add_and_norm  # type: ignore[method-assign]
         if has_plain_relu(layer):
             layer.fc1, layer.activation_fn = CudaLinear(layer.fc1), nn.Identity()

@@ -9,7 +9,7 @@ from detrkit.checkpoints.registry import ReleasedCheckpoint
 from detrkit.common.text import code, percent
 from detrkit.families import FAMILIES
 from detrkit.hub.card_facts import Facts
-from detrkit.hub.card_texts import AUGMENTATION, BENCHMARKS
+from detrkit.hub.card_texts import BENCHMARKS
 from detrkit.hub.cards import (
     Card,
     Results,
@@ -23,8 +23,7 @@ from detrkit.hub.cards import (
 if TYPE_CHECKING:
     from detrkit.conversion.original import Architecture
 
-# AP50 and AP75, which the authors give for one checkpoint only.
-_PUBLISHED_THRESHOLDS = {"detr-resnet-50": {"AP50": 62.3, "AP75": 44.3}}
+_LICENCES = {"apache-2.0": "Apache 2.0", "mit": "MIT"}
 
 # The detections that the cards on the Hub give for COCO image 39769: threshold, then name, score and box.
 _KNOWN_IMAGE = "http://images.cocodataset.org/val2017/000000039769.jpg"
@@ -112,35 +111,41 @@ def _released(
 
     ``source`` is the original file, ``held`` says under which condition the published numbers hold.
     """
-    family, benchmark, masks = FAMILIES[entry.family], BENCHMARKS[entry.task], entry.task == "panoptic"
+    family, benchmark = FAMILIES[entry.family], BENCHMARKS[entry.benchmark]
+    masks = entry.task == "panoptic"
     numbers = _published(entry)
+    size = family.load(family.processor)().size
+    if entry.longest_edge is not None:
+        size = {"longest_edge": entry.longest_edge}
+    as_family = family.published_mask_training if masks else family.published_training
     return Card(
         title=title,
         model=model,
         family=family,
         masks=masks,
-        front_matter={"license": "apache-2.0", "datasets": [benchmark.dataset]},
-        results=Results(
+        front_matter={"license": family.licence, "datasets": [benchmark.dataset]},
+        results=None
+        if not numbers
+        else Results(
             numbers={name: value / 100 for name, value in numbers.items()},
             dataset={
                 "dataset_type": benchmark.dataset,
                 "dataset_name": benchmark.title,
-                "dataset_split": "validation",
+                "dataset_split": benchmark.split,
                 "source_name": "the authors' README",
                 "source_url": family.repository,
             },
         ),
         summary=_summary(entry, source),
         variants=variant_texts(family, vars(entry), masks),
-        licence="Licence: Apache 2.0.",
+        licence=f"Licence: {_LICENCES[family.licence]}.",
         uses=benchmark.uses,
         get=list(get),
         training=[
             benchmark.data,
-            family.published_mask_training if masks else family.published_training,
-            AUGMENTATION,
+            *([entry.training] if entry.training else [as_family, benchmark.augmentation]),
         ],
-        preprocessing=[_preprocessing(resize_text(family.load(family.processor)().size))],
+        preprocessing=[_preprocessing(resize_text(size))],
         result_texts=[*_results(entry, numbers, held), *_reproduction(entry, model)],
         size=list(_size_and_speed(entry, facts)),
         failures=_failures(entry, entry.num_queries, published=True),
@@ -178,7 +183,8 @@ def _preprocessing(resized: str) -> str:
 def _published(entry: ReleasedCheckpoint) -> dict[str, float]:
     numbers = {
         "AP": entry.ap,
-        **_PUBLISHED_THRESHOLDS.get(entry.name, {}),
+        "AP50": entry.ap50,
+        "AP75": entry.ap75,
         "APsmall": entry.ap_small,
         "APmedium": entry.ap_medium,
         "APlarge": entry.ap_large,
@@ -189,7 +195,10 @@ def _published(entry: ReleasedCheckpoint) -> dict[str, float]:
 
 
 def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) -> Iterable[str]:
-    yield f"In percent, on {BENCHMARKS[entry.task].images}:"
+    if not numbers:
+        yield "The authors' README gives no AP for this checkpoint."
+        return
+    yield f"In percent, on {BENCHMARKS[entry.benchmark].images}:"
     headings = [f"box {name}" if name.startswith("AP") else name for name in numbers]
     yield table(headings, [[percent(value / 100) for value in numbers.values()]])
     sizes = (
@@ -206,7 +215,7 @@ def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) ->
 
 def _reproduction(entry: ReleasedCheckpoint, model: str) -> Iterable[str]:
     yield "To measure them:"
-    yield f"```bash\ndetrkit evaluate --model {model} {BENCHMARKS[entry.task].options}\n```"
+    yield f"```bash\ndetrkit evaluate --model {model} {BENCHMARKS[entry.benchmark].options}\n```"
     if entry.name in _KNOWN_OUTPUTS:
         threshold, found = _KNOWN_OUTPUTS[entry.name]
         yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DC5 = """\
 *DC5* means that the backbone's last stage keeps the resolution of the one before, by dilated instead of
@@ -39,7 +39,7 @@ OTHER_USES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The data set that released checkpoints were trained and measured on.
+    """The data set that released checkpoints were trained and measured on; COCO unless said otherwise.
 
     Attributes:
         uses: What a model trained on it is for, and where its limits are.
@@ -47,7 +47,9 @@ class Benchmark:
         options: Those of ``detrkit evaluate``.
         dataset: Its name in the Hub's front matter.
         title: Name of the split that the numbers are of.
+        split: The split that they are of.
         images: Number and name of the images that the published numbers are of.
+        augmentation: What was done to the images in training.
     """
 
     uses: tuple[str, ...]
@@ -55,7 +57,9 @@ class Benchmark:
     options: str
     dataset: str = "coco"
     title: str = "COCO 2017 (val)"
+    split: str = "validation"
     images: str = "the 5,000 images of COCO's 2017 validation split"
+    augmentation: str = AUGMENTATION
 
 
 _COCO_LIMITS = """\
@@ -94,5 +98,61 @@ weights trained on ImageNet.""",
     options="--images val2017 --annotations panoptic_val2017.json --panoptic-dir panoptic_val2017",
 )
 
-#: Task of a released checkpoint -> what it was measured on.
-BENCHMARKS = {"detection": _COCO_DETECTION, "panoptic": _COCO_PANOPTIC}
+_TABLE_LIMITS = """\
+It knows no other classes, and images unlike those of its training (photographs of pages, handwriting, other
+kinds of documents) were not tested. It reads no text: cells are found by their place, and their content has
+to come from the document or from OCR."""
+
+_PAGES = """\
+PubTables-1M ([paper](https://arxiv.org/abs/2110.00061)): pages of scientific articles from PubMed Central
+with boxes in the Pascal VOC format, 460,589 to train, 57,591 to validate and 57,125 to test. The classes are
+tables and rotated tables."""
+
+_TABLES = """\
+PubTables-1M ([paper](https://arxiv.org/abs/2110.00061)): images of the tables of scientific articles from
+PubMed Central with boxes in the Pascal VOC format, 758,849 to train, 94,959 to validate and 93,834 to test.
+The classes are the table, its columns, rows, column headers, projected row headers and spanning cells."""
+
+_FINANCE = """\
+FinTabNet.c ([paper](https://arxiv.org/abs/2303.00716)): images of tables from annual reports, with the
+annotations of FinTabNet corrected and brought into the form of PubTables-1M by the authors."""
+
+_PUBTABLES_DETECTION = Benchmark(
+    uses=(
+        "For detecting tables in the images of document pages, and as the start of fine-tuning.",
+        _TABLE_LIMITS,
+    ),
+    data=_PAGES,
+    options="--images images --annotations test.json",
+    dataset="bsmock/pubtables-1m",
+    title="PubTables-1M, pages (test)",
+    split="test",
+    images="the test split of PubTables-1M's pages",
+    augmentation="""\
+In training, images were cropped at random and resized to a longer side of 704 to 896 pixels.""",
+)
+
+_PUBTABLES_STRUCTURE = replace(
+    _PUBTABLES_DETECTION,
+    uses=(
+        "For finding rows, columns, headers and spanning cells in the image of a single table (such as "
+        "table-transformer-detection finds, with a margin around it), and as the start of fine-tuning.",
+        _TABLE_LIMITS,
+    ),
+    data=_TABLES,
+    title="PubTables-1M, tables (test)",
+    images="the test split of PubTables-1M's tables",
+    augmentation="""\
+In training, images were cropped to a margin around the table, resized to a longer side of 900 to 1100 pixels,
+and small rectangles were erased at random.""",
+)
+
+#: Name of a benchmark -> what released checkpoints were trained and measured on.
+BENCHMARKS = {
+    "coco": _COCO_DETECTION,
+    "coco-panoptic": _COCO_PANOPTIC,
+    "pubtables-1m-detection": _PUBTABLES_DETECTION,
+    "pubtables-1m-structure": _PUBTABLES_STRUCTURE,
+    "fintabnet-c": replace(_PUBTABLES_STRUCTURE, data=_FINANCE, dataset="bsmock/FinTabNet.c"),
+    "tables-combined": replace(_PUBTABLES_STRUCTURE, data=f"{_TABLES}\n\n{_FINANCE}"),
+}

@@ -223,7 +223,7 @@ def _box_losses(boxes: Tensor, wanted: Tensor, count: Tensor) -> dict[str, Tenso
 def _cardinality_error(logits: Tensor, targets: PackedTargets) -> Tensor:
     """Mean difference between the number of predicted objects and of targets, for each layer.
 
-    The originals of all three families count a query as an object unless its best class is the last one.
+    The originals of all families count a query as an object unless its best class is the last one.
     """
     # The index of max rather than argmax, which takes twice as long on a CPU.
     predicted = (logits.max(-1).indices != logits.shape[-1] - 1).sum(-1)

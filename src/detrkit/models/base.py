@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ _SELF_INITIALISING = (
 
 
 class DetrFamilyPreTrainedModel(PreTrainedModel):
-    """Base of the models of all three families."""
+    """Base of the models of all families."""
 
     config: DetrFamilyConfig
     base_model_prefix = "model"
@@ -86,6 +87,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         _LAYER + r"\.(?:self|encoder)_attn)\.o_proj": r"\1.out_proj",
         _LAYER + r")\.mlp\.fc1": r"\1.fc1",
         _LAYER + r")\.mlp\.fc2": r"\1.fc2",
+        r"^((?:\w*detr\.)?(?:model\.)?(?:en|de)coder)\.norm\.": r"\1.layernorm.",
         r"(?<!backbone\.)position_embedding\.(?=row|column)": "backbone.position_embedding.",
         **MASK_HEAD_RENAMES,
     }
@@ -140,8 +142,8 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         :meth:`transformers.PreTrainedModel.from_pretrained`.
 
         Raises:
-            CheckpointError: The checkpoint's tensors do not fit the configuration, or its files must not be
-                read (see :mod:`detrkit.common.screening`).
+            CheckpointError: The checkpoint is another family's, its tensors do not fit the configuration, or
+                its files must not be read (see :mod:`detrkit.common.screening`).
             OSError: There is no such repository, folder or file.
         """
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
@@ -169,6 +171,9 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
             )
         if info["mismatched_keys"] and not accept_mismatch:
             raise CheckpointError(_explain_mismatch(pretrained_model_name_or_path, info["mismatched_keys"]))
+        if pretrained_model_name_or_path is not None:
+            missing = () if accept_mismatch else info["missing_keys"]
+            _check_tensors(model, pretrained_model_name_or_path, info["unexpected_keys"], missing)
         check_numbers(model, pretrained_model_name_or_path or "the state_dict")
         # Transformers would undo the renames when saving; files are always saved with the Hub's names.
         model._weight_conversions = None
@@ -245,6 +250,36 @@ def _explain_mismatch(
         "own configuration, or pass ignore_mismatched_sizes=True to reinitialise these tensors (for another "
         "number of labels or queries)."
     )
+
+
+def _check_tensors(
+    model: DetrFamilyPreTrainedModel,
+    source: str | os.PathLike[str],
+    unexpected: Iterable[str],
+    missing: Iterable[str],
+) -> None:
+    """Refuses the weights of another network: with parts that ours lacks, or without a part that all have.
+
+    Of tensors beside the network, and of heads that are new, Transformers' own report is enough.
+    """
+    parts = tuple(f"{name}." for name, _ in model.named_children())
+    has_heads = "backbone." not in parts
+    core = f"{model.detector_prefix}model." if has_heads else ""
+    own = ("model.", *parts) if has_heads else (*parts, *(f"model.{part}" for part in parts))
+    surplus = sorted(name for name in unexpected if name.startswith(own))
+    lacking = sorted(name for name in missing if name.startswith(core))
+    remedy = "load them with the class and the configuration that they were saved with"
+    if any(re.search(r"\bencoder\.(?:layer)?norm\.", name) for name in surplus):
+        remedy = (
+            "an encoder ends with a norm where layers are pre-norm: if they are and this is DETR, set "
+            "normalize_before to true in config.json"
+        )
+    for names, problem in ((surplus, "have tensors without a place in"), (lacking, "lack tensors of")):
+        if names:
+            raise CheckpointError(
+                f"the weights of {source} {problem} {type(model).__name__}: {len(names)}, such as "
+                f"{names[0]}; {remedy}"
+            )
 
 
 def _report_new_weights(

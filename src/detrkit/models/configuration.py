@@ -47,7 +47,7 @@ _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
 
 class DetrFamilyConfig(PreTrainedConfig):
-    """Backbone, Transformer size, dropout and loss weights, as all three families know them.
+    """Backbone, Transformer size, dropout and loss weights, as all families know them.
 
     Args:
         backbone: timm name of the backbone; ``resnet50`` when neither this nor ``backbone_config`` is given.
@@ -70,6 +70,9 @@ class DetrFamilyConfig(PreTrainedConfig):
         encoder_attention_heads: Heads of the encoder's attention.
         decoder_attention_heads: Heads of the decoder's attention.
         activation_function: Activation of the feed-forward layers.
+        normalize_before: Pre-norm layers (the original's ``--pre_norm``): each sub-layer normalises its input
+            instead of its residual sum, and the encoder ends with a norm. DETR has both, Table Transformer
+            only these, the other families only post-norm layers.
         dropout: Dropout on the output of each sub-layer.
         attention_dropout: Dropout on the attention weights.
         activation_dropout: Dropout inside the feed-forward layers.
@@ -88,6 +91,7 @@ class DetrFamilyConfig(PreTrainedConfig):
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_outputs"]
+    norm_placements: ClassVar[tuple[bool, ...]] = (False,)  # values that ``normalize_before`` may have
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -112,6 +116,7 @@ class DetrFamilyConfig(PreTrainedConfig):
     encoder_layerdrop: float | int = 0.0
     decoder_layerdrop: float | int = 0.0
     activation_function: str = "relu"
+    normalize_before: bool = False
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     activation_dropout: float | int = 0.1
@@ -150,6 +155,12 @@ class DetrFamilyConfig(PreTrainedConfig):
             raise ValueError(
                 f"id2label must name the labels 0 to {last} of the class head, one by one, but {missing} is "
                 "missing; number the classes from 0 without gaps"
+            )
+        if self.normalize_before not in self.norm_placements:
+            usual = "pre-norm" if self.norm_placements[0] else "post-norm"
+            raise ValueError(
+                f"normalize_before={self.normalize_before!r} does not go with {self.model_type}: it has only "
+                f"{usual} layers"
             )
         if self.position_embedding_type not in ("sine", "learned"):
             raise ValueError(
@@ -214,11 +225,17 @@ class DetrFamilyConfig(PreTrainedConfig):
         """As in Transformers; refuses what no configuration may ask for, whatever file it comes from.
 
         Raises:
-            CheckpointError: See :func:`detrkit.common.screening.check_config`.
+            CheckpointError: See :func:`detrkit.common.screening.check_config`; or it is another family's.
             ValueError: A value is out of range or fits no other.
         """
         name = config_dict.get("_name_or_path") if isinstance(config_dict, Mapping) else None
         check_config(config_dict, f"the configuration of {name or 'a model'}")
+        model_type = config_dict.get("model_type") or cls.model_type
+        if model_type != cls.model_type:
+            raise CheckpointError(
+                f"{name or 'the checkpoint'} is a {model_type!r} model, not {cls.model_type!r}; load it with "
+                "the class of its family, or with detrkit.Detector"
+            )
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

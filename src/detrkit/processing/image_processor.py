@@ -1,4 +1,4 @@
-"""The image processor of the three families: images and annotations in, the network's input out."""
+"""The image processor of all families: images and annotations in, the network's input out."""
 
 from __future__ import annotations
 

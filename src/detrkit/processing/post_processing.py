@@ -1,4 +1,4 @@
-"""From a detector's outputs to boxes in the image, shared by the three families.
+"""From a detector's outputs to boxes in the image, shared by all families.
 
 A family turns its logits into candidates, by :func:`softmax_detections` or :func:`sigmoid_top_k_detections`;
 the rest is the same for all. Everything runs on the outputs' device and in float32.

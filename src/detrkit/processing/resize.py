@@ -114,8 +114,9 @@ def _size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, in
         return max(1, int(height * factor)), max(1, int(width * factor))
     if "shortest_edge" in size:
         return resized_size(height, width, size["shortest_edge"], size.get("longest_edge"))
+    # Rounded as ``MaxResize`` in inference.py of microsoft/table-transformer does.
     factor = size["longest_edge"] / max(height, width)
-    return max(1, int(height * factor)), max(1, int(width * factor))
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def normalize_size(

@@ -149,10 +149,11 @@ def build_model(
 def learning_rates(recipe: TrainingRecipe, model: ModelWithHeads) -> tuple[float, float]:
     """Learning rate, and learning rate of the backbone."""
     rate, backbone_rate = recipe.learning_rate, recipe.backbone_learning_rate
+    family = FAMILIES[model.config.model_type]
     if rate is None:
-        rate = FAMILIES[model.config.model_type].learning_rate
+        rate = family.learning_rate
     if backbone_rate is None:
-        backbone_rate = rate if _has_random_backbone(recipe) else rate / 10
+        backbone_rate = rate if _has_random_backbone(recipe) else rate * family.backbone_factor
     return rate, backbone_rate
 
 

@@ -206,12 +206,6 @@ class DeformableDetrPreTrainedModel(DetrFamilyPreTrainedModel):
 
     config_class = DeformableDetrConfig
 
-    # Files hold the heads once, or once for each layer that shares them, and those that the decoder uses
-    # under its name, under the model's, or both. The names below are the model's.
-    checkpoint_renames = DetrFamilyPreTrainedModel.checkpoint_renames | {
-        r"^(?:model\.)?decoder\.(class_embed|bbox_embed)\.": r"\1."
-    }
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -244,6 +238,8 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         else:
             self.query_position_embeddings = nn.Embedding(config.num_queries, 2 * width)
             self.reference_points = nn.Linear(width, 2)
+        if config.with_box_refine:  # files hold the decoder's heads under its name, the owner's, or both
+            rename_while_loading({r"^(?:model\.)?decoder\.(class_embed|bbox_embed)\.": r"\1."})
         # A tuple keeps the owner's heads out of this module's own.
         self.heads: tuple[nn.ModuleList, nn.ModuleList] | None = None
         self.post_init()
@@ -431,7 +427,7 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
         width = config.d_model
         self.class_embed = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(count))
         self.bbox_embed = nn.ModuleList(PredictionMLP(width, width, 4, num_layers=3) for _ in range(count))
-        if not config.with_box_refine:
+        if not config.with_box_refine:  # files hold the heads once, or once for each layer that shares them
             rename_while_loading({r"^(class_embed|bbox_embed)\.\d+\.": r"\1.0."})
         self.post_init()
 

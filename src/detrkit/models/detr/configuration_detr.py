@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from detrkit.models.configuration import DetrFamilyConfig
 
 
@@ -19,6 +21,7 @@ class DetrConfig(DetrFamilyConfig):
     """
 
     model_type = "detr"
+    norm_placements: ClassVar[tuple[bool, ...]] = (False, True)
 
     class_cost: float | int = 1
     eos_coefficient: float | int = 0.1

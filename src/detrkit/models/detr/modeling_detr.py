@@ -7,6 +7,8 @@ with others is in ``models/detection.py``, ``models/segmentation.py`` and ``mode
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from detrkit.models.base import DetrFamilyPreTrainedModel
@@ -39,11 +41,13 @@ class DecoderLayer(TransformerLayer):
         output_attentions: bool = False,
     ) -> LayerResult:
         """One layer; see :meth:`Decoder.forward` for the shapes."""
-        placed = x + query_positions
-        update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
+        state = self.sublayer_input(x, self.self_attn_layer_norm)
+        placed = state + query_positions
+        update, self_weights = self.self_attn(placed, placed, state, query_mask, output_attentions)
         x = self.add_and_norm(x, update, self.self_attn_layer_norm)
+        placed = self.sublayer_input(x, self.encoder_attn_layer_norm) + query_positions
         update, cross_weights = self.encoder_attn(
-            x + query_positions, placed_memory, memory, memory_mask, output_attentions
+            placed, placed_memory, memory, memory_mask, output_attentions
         )
         x = self.add_and_norm(x, update, self.encoder_attn_layer_norm)
         return self.feed_forward(x), self_weights, cross_weights
@@ -105,9 +109,11 @@ class DetrModel(DetrPreTrainedModel, SingleScaleModel):
 class DetrForObjectDetection(DetrPreTrainedModel, ObjectDetectionModel):
     """DETR with heads for classes (the last one is no-object) and boxes."""
 
+    base_class: ClassVar[type[DetrModel]] = DetrModel
+
     def __init__(self, config: DetrConfig) -> None:
         super().__init__(config)
-        self.model = DetrModel(config)
+        self.model = self.base_class(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)
         self.bbox_predictor = PredictionMLP(config.d_model, config.d_model, 4, num_layers=3)
         self.post_init()

@@ -17,6 +17,7 @@ ORIGINAL = OriginalLayout(
         **BACKBONE,
         **NECK_AND_HEADS,
         **encoder_layer(packed_attention("self_attn", "self_attn")),
+        "transformer.encoder.norm": "model.encoder.layernorm",  # of pre-norm layers
         **decoder_layer(
             packed_attention("self_attn", "self_attn") | packed_attention("multihead_attn", "encoder_attn")
         ),

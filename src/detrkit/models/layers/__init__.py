@@ -1,1 +1,1 @@
-"""Layers that the three families share."""
+"""Layers that the families share."""

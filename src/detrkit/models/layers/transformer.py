@@ -1,4 +1,4 @@
-"""Transformer layers that DETR and Conditional DETR share, post-norm as in the original."""
+"""Transformer layers that families share, post-norm or pre-norm as in the original."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ LayerResult: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """What every layer ends with: the feed-forward part, and the residual sum before each norm."""
+    """What every layer ends with, the feed-forward part, and where its norms stand.
+
+    A post-norm layer normalises each residual sum, a pre-norm layer the input of each sub-layer.
+    """
 
     def __init__(self, config: DetrFamilyConfig, ffn_dim: int) -> None:
         super().__init__()
+        self.normalize_before = config.normalize_before
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         # In place, a ReLU touches the widest activation of the layer once instead of twice.
@@ -39,13 +43,19 @@ class TransformerLayer(GradientCheckpointingLayer):
         nn.init.xavier_uniform_(self.fc1.weight)
         nn.init.xavier_uniform_(self.fc2.weight)
 
+    def sublayer_input(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """What a sub-layer reads of the state: in a pre-norm layer its norm."""
+        return norm(x) if self.normalize_before else x
+
     def add_and_norm(self, x: Tensor, update: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """The normalised residual sum, with dropout on the update."""
-        return norm(x + dropout(update, self.dropout, self.training))
+        """The residual sum, with dropout on the update; in a post-norm layer normalised."""
+        total = x + dropout(update, self.dropout, self.training)
+        return total if self.normalize_before else norm(total)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward sub-layer with its residual sum and norm."""
-        hidden = dropout(self.activation_fn(self.fc1(x)), self.activation_dropout, self.training)
+        hidden = self.activation_fn(self.fc1(self.sublayer_input(x, self.final_layer_norm)))
+        hidden = dropout(hidden, self.activation_dropout, self.training)
         return self.add_and_norm(x, self.fc2(hidden), self.final_layer_norm)
 
 
@@ -61,18 +71,20 @@ class EncoderLayer(TransformerLayer):
         self, x: Tensor, positions: Tensor, mask: Tensor | None, output_attentions: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """One layer; ``x`` and ``positions`` are (batch, height x width, d_model)."""
-        placed = x + positions
-        update, weights = self.self_attn(placed, placed, x, mask, output_attentions)
+        state = self.sublayer_input(x, self.self_attn_layer_norm)
+        placed = state + positions
+        update, weights = self.self_attn(placed, placed, state, mask, output_attentions)
         x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         return self.feed_forward(x), weights
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers over a flattened feature map."""
+    """A stack of encoder layers over a flattened feature map, with a norm at the end of pre-norm layers."""
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.layernorm = nn.LayerNorm(config.d_model) if config.normalize_before else None
 
     def forward(
         self,
@@ -89,7 +101,7 @@ class Encoder(nn.Module):
             positions: (batch or 1, height x width, d_model), added to queries and keys of every layer.
             mask: (batch, 1, 1, height x width), True where pixels are real.
             output_attentions: Return the attention weights of each layer.
-            output_hidden_states: Return the input of each layer and the final output.
+            output_hidden_states: Return the input of each layer and the output of the last.
         """
         states, attentions = [x], []
         for layer in self.layers:
@@ -97,7 +109,7 @@ class Encoder(nn.Module):
             states.append(x)
             attentions.append(weights)
         return EncoderOutput(
-            last_hidden_state=x,
+            last_hidden_state=x if self.layernorm is None else self.layernorm(x),
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
