@@ -27,7 +27,7 @@ def constant(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
     Returns:
         (rows, columns).
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _filled(rows, dtype, device)
     if device.type != "cuda":
         return torch.tensor(rows, dtype=dtype, device=device)
@@ -43,5 +43,12 @@ def constant(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _filled(rows: Rows, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The table without a copy from the host; in a compiled graph, its numbers may be symbols."""
-    numbers = [torch.full((), number, dtype=dtype, device=device) for row in rows for number in row]
+    # torch.jit.trace gives sizes as tensors, which it follows as long as they stay tensors.
+    numbers = [
+        number.to(device, dtype)
+        if isinstance(number, Tensor)
+        else torch.full((), number, dtype=dtype, device=device)
+        for row in rows
+        for number in row
+    ]
     return torch.stack(numbers).unflatten(0, (len(rows), -1))

@@ -360,7 +360,13 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         class_logits = class_head(states)
         box_logits = box_head(states).float() + anchors
 
-        count = min(self.config.two_stage_num_proposals, box_logits.shape[1])
+        count = self.config.two_stage_num_proposals
+        if box_logits.shape[1] < count:
+            if torch.jit.is_tracing():  # a trace would keep all pixels as proposals of larger images too
+                raise ValueError(
+                    f"trace the model with a larger image: it has fewer than {count} pixels to propose"
+                )
+            count = box_logits.shape[1]
         best = class_logits[..., 0].topk(count, dim=1).indices
         boxes = box_logits.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
         encoded = sine_waves(boxes, self.config.d_model // 2).flatten(-2).to(memory.dtype)
