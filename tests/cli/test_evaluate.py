@@ -55,8 +55,10 @@ def test_the_numbers_are_printed_and_written(
         "--save-dir",
         out,
         "--per-class",
+        "--errors",
     )
     assert done.returncode == 0, done.stderr
+    assert "AP50 lost" in done.stdout
     numbers = read_json(out / "numbers.json")
     expected = evaluate_detector(
         Detector.from_pretrained(tiny_detr, device="cpu"), pictures[0].parent, annotations

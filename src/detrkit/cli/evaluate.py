@@ -43,6 +43,12 @@ SaveDir = Annotated[
     ),
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Also print the metrics of each category.")]
+Errors = Annotated[
+    bool,
+    typer.Option(
+        "--errors", help="Also sort the mistakes into kinds, with the AP50 that each costs (as TIDE does)."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many images, from the first.")]
 Masks = Annotated[
     bool | None,
@@ -79,6 +85,7 @@ def evaluate(
     save_dir: SaveDir = None,
     overwrite: options.Overwrite = False,
     per_class: PerClass = False,
+    errors: Errors = False,
     batch_size: options.BatchSize = 1,
     limit: Limit = None,
     masks: Masks = None,
@@ -117,7 +124,7 @@ def evaluate(
             raise DetrkitError("--predictions replaces a model; leave out --model and --images")
         from detrkit.evaluation import evaluate_predictions
 
-        evaluation = evaluate_predictions(annotations, predictions, panoptic_dir=panoptic_dir)
+        evaluation = evaluate_predictions(annotations, predictions, panoptic_dir=panoptic_dir, errors=errors)
     elif model is None or (images is None and data is None):
         raise DetrkitError("pass --model and --images to run a model, or --predictions to read its results")
     else:
@@ -128,7 +135,7 @@ def evaluate(
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
-        choices["strict"] = strict
+        choices |= {"strict": strict, "errors": errors}
         detector = options.load_detector(model, debug=debug, **setup)
         if panoptic_dir is not None and not detector.has_masks:
             raise DetrkitError("this model finds boxes only; leave out --panoptic-dir")
@@ -176,6 +183,8 @@ def _print_numbers(evaluation: Evaluation, per_class: bool) -> None:
         print_table(statistics_table(*detected))
     if evaluation.panoptic is not None:
         print_table(evaluation.panoptic.table())
+    if evaluation.errors is not None:
+        print_table(evaluation.errors.table())
     if per_class:
         for result in (*detected, evaluation.panoptic):
             if result is not None:

@@ -28,6 +28,7 @@ from detrkit.data.coco import DetectionDataset
 from detrkit.data.documents import DocumentSource, category_name, field, name_of, read_lists
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.confusion import BACKGROUND, ConfusionMatrix
+from detrkit.evaluation.error_analysis import ErrorAnalysis, analyse_errors
 from detrkit.evaluation.results_files import aligned, check_results, read_results
 
 if TYPE_CHECKING:
@@ -204,6 +205,15 @@ class CocoEvaluator:
             iou_type: "bbox" for boxes, "segm" for masks.
         """
         return compare(self.ground_truth, self.results[iou_type], iou_type, image_ids=self.image_ids)
+
+    def errors(self, iou_type: str = "bbox") -> ErrorAnalysis:
+        """Sorts the mistakes so far into kinds.
+
+        Args:
+            iou_type: "bbox" for boxes, "segm" for masks.
+        """
+        document = _only_images(self.ground_truth, set(self.image_ids))
+        return analyse_errors(document, self.results[iou_type], iou_type)
 
 
 def evaluate_results(

@@ -39,6 +39,7 @@ from detrkit.evaluation.coco import (
     compare,
     read_ground_truth,
 )
+from detrkit.evaluation.error_analysis import ErrorAnalysis, analyse_errors
 from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
 from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
@@ -65,6 +66,7 @@ class Evaluation:
         masks: The same for masks, where the model gives them.
         panoptic: Panoptic quality, for a panoptic evaluation.
         results: The detections as COCO results, "bbox" and "segm".
+        errors: The kinds of mistakes (of masks where there are no boxes), if they were asked for.
     """
 
     images: int
@@ -73,6 +75,7 @@ class Evaluation:
     masks: CocoResult | None = None
     panoptic: PanopticResult | None = None
     results: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
+    errors: ErrorAnalysis | None = None
 
     @property
     def stats(self) -> dict[str, float]:
@@ -91,7 +94,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, object]:
         """All numbers, ready for JSON."""
-        parts = {"boxes": self.boxes, "masks": self.masks, "panoptic": self.panoptic}
+        parts = {
+            "boxes": self.boxes,
+            "masks": self.masks,
+            "panoptic": self.panoptic,
+            "errors": self.errors,
+        }
         return {
             "images": self.images,
             "seconds_per_image": self.seconds_per_image,
@@ -195,6 +203,7 @@ def evaluate_dataset(
     max_objects: int | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
+    errors: bool = False,
 ) -> Evaluation:
     """Runs a detector over a data set of any format, see :func:`evaluate_detector`.
 
@@ -211,6 +220,8 @@ def evaluate_dataset(
         threshold: Only segments with a higher score enter the panoptic quality.
         strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
             them out with a warning.
+        errors: Whether to sort the mistakes of boxes into kinds, see
+            :func:`detrkit.evaluation.error_analysis.analyse_errors`.
 
     Raises:
         AnnotationError: The annotations cannot be used, or do not fit the model or the images.
@@ -237,7 +248,9 @@ def evaluate_dataset(
         dataset = check_dataset(replace(dataset, return_masks=masked), strict=strict).dataset
     if panoptic:
         return _evaluate_panoptic(detector, dataset, batch_size, limit, threshold, strict)
-    return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), max_objects, strict)
+    return _evaluate_detections(
+        detector, dataset, batch_size, limit, bool(masks), max_objects, strict, errors
+    )
 
 
 def _check_masks(detector: ObjectFinder, *, panoptic: bool, masks: bool | None) -> None:
@@ -254,6 +267,7 @@ def evaluate_predictions(
     predictions_file: str | os.PathLike[str],
     *,
     panoptic_dir: str | os.PathLike[str] | None = None,
+    errors: bool = False,
 ) -> Evaluation:
     """Compares predictions in files with the annotations.
 
@@ -263,6 +277,7 @@ def evaluate_predictions(
             ``detrkit detect``, or with ``panoptic_dir`` a COCO panoptic JSON such as ``detrkit segment``
             writes, whose PNG files are in the folder of its name (see ``panoptic_quality_of_files``).
         panoptic_dir: Folder of the ground truth's panoptic PNG files.
+        errors: Whether to sort the mistakes into kinds.
 
     Raises:
         AnnotationError: A file cannot be read or used, or they do not fit each other.
@@ -284,6 +299,7 @@ def evaluate_predictions(
         boxes=found.get("bbox"),
         masks=found.get("segm"),
         results=dict.fromkeys(found, results),
+        errors=analyse_errors(truth, results, next(iter(found))) if errors else None,
     )
 
 
@@ -295,6 +311,7 @@ def _evaluate_detections(
     masks: bool,
     max_objects: int | None,
     strict: bool,
+    errors: bool,
 ) -> Evaluation:
     evaluator = CocoEvaluator(dataset, detector.names)
     images = dataset.document["images"][:limit]
@@ -315,6 +332,7 @@ def _evaluate_detections(
         boxes=evaluator.result("bbox"),
         masks=evaluator.result("segm") if masks else None,
         results=evaluator.results,
+        errors=evaluator.errors() if errors else None,
     )
 
 
