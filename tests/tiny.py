@@ -118,7 +118,7 @@ class TinyFamily:
         stages: Those of the backbone that files of the Hub name.
         levels: (height, width) of the feature maps that the model attends to in ``padded_batch``.
         points: Samples of a head in each level, for a model that does not attend to every pixel.
-        model_fields: What the bare model returns beyond its states.
+        model_fields: What the bare model returns.
         detector_fields: What the detector returns beyond what all do, its attentions asked for.
         loss_terms: Terms of the loss beyond those that all have.
     """
@@ -132,7 +132,7 @@ class TinyFamily:
     stages: tuple[int, ...] = (1, 2, 3, 4)
     levels: tuple[tuple[int, int], ...] = ((4, 5),)
     points: int | None = None
-    model_fields: tuple[str, ...] = ()
+    model_fields: tuple[str, ...] = ("last_hidden_state", "encoder_last_hidden_state")
     detector_fields: tuple[str, ...] = ()
     loss_terms: tuple[str, ...] = ()
 
@@ -215,7 +215,8 @@ class TinyFamily:
 
 
 _LEVELS = ((16, 20), (8, 10), (4, 5), (2, 3))
-_SAMPLED = ("init_reference_points", "cross_sampling_locations", "encoder_sampling_locations")
+_REFERENCES = ("init_reference_points", "intermediate_hidden_states", "intermediate_reference_points")
+_SAMPLED = ("cross_sampling_locations", "encoder_sampling_locations")
 
 FAMILIES = {
     "detr": TinyFamily(
@@ -226,7 +227,7 @@ FAMILIES = {
         ConditionalDetrModel,
         ConditionalDetrForObjectDetection,
         ConditionalDetrForSegmentation,
-        model_fields=("reference_points",),
+        model_fields=("last_hidden_state", "encoder_last_hidden_state", "reference_points"),
     ),
     "deformable_detr": TinyFamily(
         DeformableDetrConfig,
@@ -235,8 +236,14 @@ FAMILIES = {
         stages=(2, 3, 4),
         levels=_LEVELS,
         points=4,
-        model_fields=("init_reference_points", "reference_logits"),
-        detector_fields=_SAMPLED,
+        model_fields=(
+            "init_reference_points",
+            "last_hidden_state",
+            "intermediate_hidden_states",
+            "intermediate_reference_points",
+            "encoder_last_hidden_state",
+        ),
+        detector_fields=(*_REFERENCES, *_SAMPLED),
     ),
     "deformable_detr_two_stage": TinyFamily(
         DeformableDetrConfig,
@@ -246,7 +253,7 @@ FAMILIES = {
         stages=(2, 3, 4),
         levels=_LEVELS,
         points=4,
-        detector_fields=(*_SAMPLED, "enc_outputs_class", "enc_outputs_coord_logits"),
+        detector_fields=(*_REFERENCES, "enc_outputs_class", "enc_outputs_coord_logits", *_SAMPLED),
         loss_terms=("loss_ce_enc", "loss_bbox_enc", "loss_giou_enc", "cardinality_error_enc"),
     ),
     "table_transformer": TinyFamily(

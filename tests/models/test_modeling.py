@@ -203,8 +203,7 @@ def test_wrong_shapes_are_named(model):
 
 def test_bare_model_gives_states_only(one_stage_family):
     outputs = one_stage_family.base()(*padded_batch())
-    fields = ["last_hidden_state", "encoder_last_hidden_state", *one_stage_family.model_fields]
-    assert list(outputs.keys()) == fields
+    assert tuple(outputs.keys()) == one_stage_family.model_fields
 
 
 def test_loss_is_a_scalar_with_the_original_terms(family, model):
@@ -219,7 +218,8 @@ def test_loss_is_a_scalar_with_the_original_terms(family, model):
     assert with_auxiliary.auxiliary_outputs is None
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(family):
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, reentrant):
     model = family.detector(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0).train()
 
     def gradients():
@@ -228,12 +228,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(family):
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     checkpointed = gradients()
     assert model.is_gradient_checkpointing
     assert plain.keys() == checkpointed.keys()
     for name in plain:
-        torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-6, rtol=1e-4, msg=name)
+        # Sums are taken in another order: as exact as the largest gradient of a tensor.
+        tolerance = 1e-5 * float(plain[name].abs().max()) + 5e-5
+        torch.testing.assert_close(plain[name], checkpointed[name], atol=tolerance, rtol=0, msg=name)
 
 
 def test_every_trainable_parameter_gets_a_gradient(model):

@@ -4,6 +4,7 @@ What it shares with the other families is tested with them in ``test_modeling.py
 """
 
 import copy
+import dataclasses
 import io
 import itertools
 import math
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detrkit import DeformableDetrConfig, DeformableDetrForObjectDetection
+from detrkit.models import outputs
 from detrkit.models.layers.feature_levels import Surroundings
 from tests.closeness import assert_same_numbers, assert_same_outputs
 from tests.tiny import FAMILIES, padded_batch, shake, some_labels
@@ -243,7 +245,7 @@ class TestHalfPrecision:
             assert (values != values.bfloat16().float()).any()
 
     def test_centres_ratios_and_anchors_equal_those_of_float32(self):
-        from detrkit.models.deformable_detr.modeling_deformable_detr import _proposal_anchors
+        from detrkit.models.layers.feature_levels import proposal_anchors
 
         pixels, mask = padded_batch()
         full = TINY.base()._feature_levels(pixels, mask)
@@ -252,7 +254,7 @@ class TestHalfPrecision:
             lambda levels: levels.valid_ratios,
             lambda levels: levels.pixel_centres(),
             lambda levels: levels.surroundings(levels.pixel_centres(), 4).centre,
-            lambda levels: _proposal_anchors(levels)[0],
+            lambda levels: proposal_anchors(levels)[0],
         ):
             assert_same_numbers(compute(half), compute(full))
 
@@ -263,6 +265,28 @@ class TestHalfPrecision:
         ).encoder_sampling_locations[0]
         assert locations.dtype == torch.float32
         assert (locations != locations.bfloat16().float()).any()
+
+
+def test_outputs_have_transformers_fields_in_its_order_and_meaning():
+    import transformers
+
+    theirs = transformers.models.deformable_detr.modeling_deformable_detr
+    for ours, expected in (
+        (outputs.DeformableDetrModelOutput, theirs.DeformableDetrModelOutput),
+        (outputs.DeformableDetrObjectDetectionOutput, theirs.DeformableDetrObjectDetectionOutput),
+    ):
+        names = [field.name for field in dataclasses.fields(expected)]
+        assert [field.name for field in dataclasses.fields(ours)][: len(names)] == names
+    model = FAMILIES["deformable_detr"].detector(with_box_refine=True)
+    with torch.no_grad():
+        found = model(*padded_batch())
+        model.config.auxiliary_loss = True
+        earlier = [layer["pred_boxes"] for layer in model(*padded_batch()).auxiliary_outputs]
+    assert found.init_reference_points.shape == (2, 12, 2)
+    assert found.intermediate_hidden_states.shape == (2, 3, 12, 32)
+    torch.testing.assert_close(found.intermediate_hidden_states[:, -1], found.last_hidden_state)
+    refined = torch.stack([*earlier, found.pred_boxes], dim=1)
+    torch.testing.assert_close(found.intermediate_reference_points, refined)
 
 
 class TestProposals:
@@ -277,7 +301,7 @@ class TestProposals:
         centres = levels.pixel_centres()
         centres = torch.where(centres < 0.5, centres + error, centres - 10 * error)
         monkeypatch.setattr(modeling.FeatureLevels, "pixel_centres", lambda self: centres)
-        usable = modeling._proposal_anchors(levels)[1].view(50, 50)
+        usable = modeling.proposal_anchors(levels)[1].view(50, 50)
         assert usable[1:-1, 1:-1].all()
         assert usable.sum() == 48 * 48
 

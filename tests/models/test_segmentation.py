@@ -307,3 +307,12 @@ def test_a_panoptic_file_is_still_a_detectors(name, tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(detector(*padded_batch()).logits, model(*padded_batch()).logits)
+
+
+def test_no_image_gives_no_masks(name):
+    model = tiny(name)
+    pixels, mask = (part[:0] for part in padded_batch())
+    with torch.no_grad():
+        whole = model(pixels, mask)
+        assert whole.logits.shape[:2] == whole.pred_boxes.shape[:2] == whole.pred_masks.shape[:2] == (0, 12)
+        assert model.segment(pixels, mask).pred_masks.shape[0] == 0

@@ -11,7 +11,7 @@ import transformers
 from transformers.image_utils import AnnotationFormat
 
 from detrkit import DetrFeatureExtractor, DetrImageProcessor
-from detrkit.errors import AnnotationError, ImageError
+from detrkit.errors import AnnotationError, ImageError, SettingError
 from detrkit.models.detr.image_processing_detr import DetrImageProcessorFast, DetrImageProcessorPil
 from tests.golden import DATA, IMAGES, MEAN, STD, needs_data
 
@@ -200,10 +200,16 @@ def test_images_of_a_pixel_or_a_line(processor, shape, expected):
     assert encoded["pixel_values"].shape == (1, 3, *expected)
 
 
-def test_a_misspelt_option_is_pointed_out_and_a_foreign_one_is_not(processor):
+def test_an_unknown_option_is_refused_with_a_suggestion_and_all_of_transformers_are_taken(processor):
     with pytest.raises(TypeError, match=r"'do_resise'.*'do_resize'"):
         processor(WIDE, do_resise=False)
-    processor(WIDE, do_center_crop=False, disable_grouping=True, something_else=1)
+    with pytest.raises(SettingError, match=r"'segmentation_maps'.*options are: .*do_pad"):
+        processor(WIDE, segmentation_maps=[WIDE])
+    with pytest.raises(SettingError, match=r"'constant_value'.*'constant_values'"):
+        processor.pad([torch.zeros(3, 4, 4)], constant_value=1)
+    for name in transformers.DetrImageProcessor.valid_kwargs.__annotations__:
+        processor(WIDE, **{name: None})
+    processor(WIDE, max_size=100, pad_and_return_pixel_mask=True)
 
 
 # Targets

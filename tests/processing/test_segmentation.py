@@ -384,3 +384,19 @@ def test_results_with_a_threshold_get_no_masks():
     results = processor.post_process_object_detection(outputs, 0.5, [(8, 8)])
     with pytest.raises(ValueError, match="3 boxes where the outputs give 4"):
         processor.post_process_instance(results, outputs, [(8, 8)], [(8, 8)])
+
+
+def test_the_scores_behind_a_semantic_map_come_on_request():
+    generator = torch.Generator().manual_seed(0)
+    logits, masks = torch.randn(2, 5, 4, generator=generator), torch.randn(2, 5, 8, 8, generator=generator)
+    outputs = {"logits": logits, "pred_masks": masks}
+    for sizes in (None, [(6, 5), (20, 30)]):
+        maps = DetrImageProcessor().post_process_semantic_segmentation(outputs, sizes)
+        scored = DetrImageProcessor().post_process_semantic_segmentation(outputs, sizes, True)
+        for found, expected in zip(scored, maps, strict=True):
+            assert torch.equal(found.segmentation, expected)
+            assert found["segmentation_scores"].shape == (3, *expected.shape)
+            assert torch.equal(found.segmentation_scores.argmax(0), expected)
+    expected = torch.einsum("qc,qhw->chw", logits[0].softmax(-1)[:, :-1], masks[0].sigmoid())
+    found = DetrImageProcessor().post_process_semantic_segmentation(outputs, None, True)[0]
+    torch.testing.assert_close(found.segmentation_scores, expected)

@@ -317,6 +317,11 @@ class ObjectDetectionModel(ModelWithHeads):
         features = self.model(**inputs, return_dict=True)
         return self.output_class(**self.read(features, labels, custom_loss=self.custom_loss))
 
+    def states_to_read(self, features: DetrModelOutput) -> Tensor:
+        """The decoder states (layers, batch, queries, d_model) to read: of all layers, or the last one."""
+        states: Tensor | None = features.intermediate_hidden_states
+        return features["last_hidden_state"][None] if states is None else states
+
     def read(
         self,
         features: DetrModelOutput,
@@ -334,10 +339,7 @@ class ObjectDetectionModel(ModelWithHeads):
             custom_loss: Takes the place of the original's criterion.
             masks: The masks of all queries, which a custom loss is given.
         """
-        states = features.intermediate_hidden_states
-        if states is None:
-            states = features["last_hidden_state"][None]
-        all_logits, all_boxes = self.predict(states, features)
+        all_logits, all_boxes = self.predict(self.states_to_read(features), features)
         logits, boxes = all_logits[-1], all_boxes[-1]
         earlier = [{"logits": a, "pred_boxes": b} for a, b in zip(all_logits[:-1], all_boxes[:-1])]
 

@@ -38,8 +38,8 @@ class DecoderOutput(ModelOutput):
         intermediate_hidden_states: (layers, batch, queries, d_model), normalised, for auxiliary outputs.
         reference_points: (queries, batch, 2) float32, x and y, normalised: where the queries of Conditional
             DETR look; queries come first, as in Transformers.
-        reference_logits: What Deformable DETR's box heads add to, for each returned state: (layers or 1,
-            batch, queries, 4) float32.
+        intermediate_reference_points: Of Deformable DETR, as in :class:`DeformableDetrModelOutput`; so are
+            its ``intermediate_hidden_states``.
         sampling_locations: Of Deformable DETR's cross-attention, as in :class:`EncoderOutput`.
     """
 
@@ -49,7 +49,7 @@ class DecoderOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
     intermediate_hidden_states: torch.Tensor | None = None
     reference_points: torch.Tensor | None = None
-    reference_logits: torch.Tensor | None = None
+    intermediate_reference_points: torch.Tensor | None = None
     sampling_locations: tuple[torch.Tensor, ...] | None = None
 
 
@@ -110,26 +110,36 @@ class SegmentationOutput(ObjectDetectionOutput):
 
 
 @dataclass
-class DeformableDetrModelOutput(DetrModelOutput):
+class DeformableDetrModelOutput(ModelOutput):
     """Output of Deformable DETR without heads; the other fields as in :class:`DetrModelOutput`.
 
     Attributes:
         init_reference_points: (batch, queries, 2 or 4) float32, points or cxcywh boxes that the decoder
             starts from, normalised.
-        reference_logits: As in :class:`DecoderOutput`.
+        intermediate_hidden_states: (batch, layers, queries, d_model).
+        intermediate_reference_points: (batch, layers, queries, 2 or 4) float32, what each layer leaves to the
+            next: refined boxes, or what it started from.
         cross_attentions: Weights of the samples, per layer (batch, queries, heads, levels, points).
-        cross_sampling_locations: As in :class:`EncoderOutput`; ``encoder_sampling_locations`` too.
         enc_outputs_class: Of a two-stage model, class logits of all pixels (batch, pixels, classes).
         enc_outputs_coord_logits: Their boxes (batch, pixels, 4) before the sigmoid, float32; infinite where a
             pixel proposes nothing.
+        cross_sampling_locations: As in :class:`EncoderOutput`; ``encoder_sampling_locations`` too.
     """
 
     init_reference_points: torch.Tensor | None = None
-    reference_logits: torch.Tensor | None = None
-    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
-    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    intermediate_reference_points: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
     enc_outputs_class: torch.Tensor | None = None
     enc_outputs_coord_logits: torch.Tensor | None = None
+    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -137,7 +147,9 @@ class DeformableDetrObjectDetectionOutput(ObjectDetectionOutput):
     """Output of a Deformable DETR detector: also the fields of :class:`DeformableDetrModelOutput`."""
 
     init_reference_points: torch.Tensor | None = None
-    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
-    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    intermediate_reference_points: torch.Tensor | None = None
     enc_outputs_class: torch.Tensor | None = None
     enc_outputs_coord_logits: torch.Tensor | None = None
+    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None

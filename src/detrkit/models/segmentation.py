@@ -153,6 +153,8 @@ def best_queries(scores: Tensor, threshold: float | Tensor, at_least: int) -> Te
     These are indices (batch, n) in ascending order: an image's n best ones, where n is the largest number of
     survivors in an image, or ``at_least``.
     """
+    if not scores.shape[0]:  # no image
+        return torch.zeros(0, at_least, dtype=torch.int64, device=scores.device)
     count = (scores > threshold).sum(1).max().clamp(min=at_least).item()
     # For torch.export, to which the number is a symbol.
     torch._check(count >= at_least)

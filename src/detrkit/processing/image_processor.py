@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ from detrkit.processing.options import (
     height_and_width,
     name_of,
     pad_size_dict,
+    refuse_unknown,
     tensor_kind,
 )
 from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling
@@ -197,7 +199,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             ImageError: An image cannot be read or used.
             AnnotationError: Annotations do not fit their format or image.
             ValueError: Options that are not understood; images of different sizes without padding.
-            TypeError: A misspelt option.
+            TypeError: An option that does not exist.
         """
         settings, kind = Settings.of(self, options), tensor_kind(return_tensors)
         sources = flatten_images(images)
@@ -244,7 +246,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             data_format: ``"channels_first"`` (the default) or ``"channels_last"`` for the result.
             input_data_format: ``"channels_first"`` (the default) or ``"channels_last"`` for ``images``.
             pad_size: Size to pad to; that of the processor, or else the largest of the images, when None.
-            **kwargs: Options of Transformers without a meaning here.
+            **kwargs: Options of Transformers without a meaning here, such as ``update_bboxes``.
 
         Returns:
             ``pixel_values`` (batch, channels, height, width), ``pixel_mask`` int64 (batch, height, width),
@@ -253,7 +255,9 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         Raises:
             ImageError: An image does not have three dimensions.
             ValueError: An image is larger than ``pad_size``.
+            TypeError: An option that does not exist.
         """
+        refuse_unknown(kwargs, {*inspect.signature(self.pad).parameters, *KNOWN_OPTIONS, "update_bboxes"})
         tensors = [_as_planes(image, input_data_format) for image in _single_images(images)]
         sizes = [(t.shape[-2], t.shape[-1]) for t in tensors]
         wanted = self.pad_size if pad_size is None else pad_size

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers.processing_utils import ImagesKwargs
 
-from detrkit.common.errors import ImageError
+from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.text import did_you_mean
 from detrkit.processing.annotations import COCO_DETECTION
 from detrkit.processing.pixels import PixelScaling
 from detrkit.processing.resize import Resample, Size, SizeOption, normalize_size
-
-logger = logging.getLogger("detrkit")
 
 _MOST_PADDING = 4  # times the longest edge of resized images
 
@@ -68,7 +65,7 @@ class Settings:
             ValueError: An option is out of range.
             TypeError: A misspelt option.
         """
-        _refuse_misspelt(options)
+        refuse_unknown(options)
         values = {name: default(options.get(name), getattr(processor, name)) for name in _KEPT}
         if options.get("do_pad") is None:
             values["do_pad"] = default(options.get("pad_and_return_pixel_mask"), values["do_pad"])
@@ -147,10 +144,12 @@ def tensor_kind(return_tensors: object) -> str | None:
     return kind
 
 
-def _refuse_misspelt(options: Mapping[str, object]) -> None:
-    """Raises for an unknown option that is nearly a known one; others are ignored, as by Transformers."""
-    for name in options.keys() - KNOWN_OPTIONS:
-        suggestion = did_you_mean(name, KNOWN_OPTIONS, cutoff=0.8)
-        if suggestion:
-            raise TypeError(f"unknown option {name!r}{suggestion}")
-        logger.debug("option %r is not known to this image processor and is ignored", name)
+class UnknownOptionError(SettingError, TypeError):
+    """An option that does not exist; a TypeError too, which Python raises for unknown arguments."""
+
+
+def refuse_unknown(options: Iterable[str], known: Collection[str] = KNOWN_OPTIONS) -> None:
+    """Raises for an option that no image processor of these families has."""
+    for name in sorted(set(options) - set(known)):
+        suggestion = did_you_mean(name, known) or f"; options are: {', '.join(sorted(known))}"
+        raise UnknownOptionError(f"unknown option {name!r} of the image processor{suggestion}")

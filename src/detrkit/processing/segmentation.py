@@ -326,6 +326,17 @@ def instance_segments(
     return torch.tensor(ids, dtype=torch.int32, device=masks.device)[winners], segments
 
 
+def semantic_scores(probabilities: torch.Tensor, masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
+    """The scores that :func:`semantic_map` compares, of its arguments: float32 (classes, height, width)."""
+    return torch.cat(
+        [grid.sample(part) for _, part in grid.resize_in_parts(_class_maps(probabilities, masks))]
+    )
+
+
+def _class_maps(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("qc,qhw->chw", probabilities.float(), masks.float().sigmoid())
+
+
 def semantic_map(probabilities: torch.Tensor, masks: torch.Tensor, grid: MaskGrid) -> torch.Tensor:
     """The likeliest class of each pixel: the sum over queries of class probability times mask probability.
 
@@ -337,7 +348,7 @@ def semantic_map(probabilities: torch.Tensor, masks: torch.Tensor, grid: MaskGri
     Returns:
         int64 (height, width) at the target size.
     """
-    class_maps = torch.einsum("qc,qhw->chw", probabilities.float(), masks.float().sigmoid())
+    class_maps = _class_maps(probabilities, masks)
     best = torch.full(grid.image, -1.0, device=masks.device)
     classes = torch.zeros(grid.image, dtype=torch.int64, device=masks.device)
     for start, values in grid.resize_in_parts(class_maps):

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from transformers import BatchFeature
 
 from detrkit.common.schema import Segment
 from detrkit.processing.options import default
@@ -37,6 +38,7 @@ from detrkit.processing.segmentation import (
     resolve_is_thing_map,
     run_lengths,
     semantic_map,
+    semantic_scores,
 )
 
 _PANOPTIC_THRESHOLD = 0.85
@@ -233,20 +235,23 @@ class SegmentationPostProcessing:
         self,
         outputs: Outputs,
         target_sizes: TargetSizes | None = None,
+        return_segmentation_scores: bool = False,
         *,
         processed_sizes: TargetSizes | None = None,
         padded_size: Sequence[int] | None = None,
-    ) -> list[torch.Tensor]:
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Turns a model's outputs into maps of classes.
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
             target_sizes: Sizes of the results.
+            return_segmentation_scores: Whether to give the scores too.
             processed_sizes: Sizes of the images as the model saw them.
             padded_size: Size of the batch with padding.
 
         Returns:
-            For each image int64 (height, width), the likeliest class of each pixel.
+            For each image int64 (height, width), the likeliest class of each pixel; with scores it is the
+            attribute and entry ``segmentation``, beside ``segmentation_scores`` (classes, height, width).
 
         Raises:
             ValueError: There are no masks, or sizes do not fit the batch.
@@ -254,24 +259,21 @@ class SegmentationPostProcessing:
         logits, masks = _logits_and_masks(outputs)
         probabilities, _ = self.query_probabilities(logits)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size)
-        return [semantic_map(*image) for image in zip(probabilities, masks, grids)]
+        maps = [semantic_map(*image) for image in zip(probabilities, masks, grids)]
+        if not return_segmentation_scores:
+            return maps
+        scores = (semantic_scores(*image) for image in zip(probabilities, masks, grids))
+        return [BatchFeature({"segmentation": m, "segmentation_scores": s}) for m, s in zip(maps, scores)]
 
     def post_process_segmentation(
         self, outputs: Outputs, target_sizes: TargetSizes, threshold: float = 0.9, mask_threshold: float = 0.5
     ) -> list[dict[str, torch.Tensor]]:
         """Masks of the queries above a threshold, each by itself, as Transformers 4 gave them.
 
-        Args:
-            outputs: Outputs with ``logits`` and ``pred_masks``, of images that fill their batch.
-            target_sizes: Sizes of the results.
-            threshold: Score above which a query is a segment, in [0, 1].
-            mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
+        Arguments and errors are those of :meth:`post_process_instance_segmentation`; images fill their batch.
 
         Returns:
             For each image ``scores`` (n,), ``labels`` (n,) and ``masks`` (n, height, width), int64, 0 or 1.
-
-        Raises:
-            ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
         _check_thresholds(mask_threshold=mask_threshold)
         return [

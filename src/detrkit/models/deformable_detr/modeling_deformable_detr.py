@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from detrkit.models.layers.feature_levels import (
     MultiScaleDeformableAttention,
     Samples,
     Surroundings,
+    proposal_anchors,
 )
 from detrkit.models.layers.plain import rows
 from detrkit.models.layers.position_encoding import sine_waves
@@ -44,11 +45,6 @@ if TYPE_CHECKING:
 PRIOR_PROBABILITY = 0.01
 BORDER = 1e-5
 
-# Where a proposal may be. The original's bounds are 0.01 and 0.99, themselves excluded, which is just where
-# the first and last of 50 pixels have their centres: a rounding error, as other runtimes make it, must not
-# let those in.
-_INSIDE = (0.01 + 1e-6, 0.99 - 1e-6)
-
 # What the detector calls its heads for classes and boxes.
 _HEADS = ("class_embed", "bbox_embed")
 
@@ -63,9 +59,15 @@ class EncoderLayer(TransformerLayer):
         )
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, around: Surroundings, levels: FeatureLevels) -> tuple[Tensor, Samples]:
-        """One layer; ``x`` is (batch, pixels, d_model)."""
-        update, samples = self.self_attn(x + levels.positions, around, x, levels)
+    def forward(
+        self, x: Tensor, positions: Tensor, around: Surroundings, levels: FeatureLevels
+    ) -> tuple[Tensor, Samples]:
+        """One layer; ``x`` is (batch, pixels, d_model).
+
+        ``positions`` are those of the levels: gradients reach only arguments that are tensors when a layer is
+        computed again for them (reentrant gradient checkpointing). ``around`` needs none.
+        """
+        update, samples = self.self_attn(x + positions, around, x, levels)
         x = self.add_and_norm(x, update, self.self_attn_layer_norm)
         return self.feed_forward(x), samples
 
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
         x = levels.pixels
         states, attentions, locations = [x], [], []
         for layer in self.layers:
-            x, samples = layer(x, around, levels)
+            x, samples = layer(x, levels.positions, around, levels)
             if output_hidden_states:
                 states.append(x)
             if output_attentions:
@@ -117,16 +119,22 @@ class DecoderLayer(TransformerLayer):
         self,
         x: Tensor,
         query_positions: Tensor,
-        around: Surroundings,
+        centre: Tensor,
+        unit: Tensor,
         memory: Tensor,
         levels: FeatureLevels,
         query_mask: Tensor | None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None, Samples]:
-        """One layer; see :meth:`Decoder.forward` for the shapes."""
+        """One layer; see :meth:`Decoder.forward` for the shapes.
+
+        ``centre`` and ``unit``, a :class:`Surroundings`, are tensors for the reason that
+        :meth:`EncoderLayer.forward` tells.
+        """
         placed = x + query_positions
         update, self_weights = self.self_attn(placed, placed, x, query_mask, output_attentions)
         x = self.add_and_norm(x, update, self.self_attn_layer_norm)
+        around = Surroundings(centre, unit)
         update, samples = self.encoder_attn(x + query_positions, around, memory, levels)
         x = self.add_and_norm(x, update, self.encoder_attn_layer_norm)
         return self.feed_forward(x), self_weights, samples
@@ -149,7 +157,6 @@ class Decoder(nn.Module):
         levels: FeatureLevels,
         box_heads: nn.ModuleList | None = None,
         query_mask: Tensor | None = None,
-        intermediate: bool = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> DecoderOutput:
@@ -163,36 +170,35 @@ class Decoder(nn.Module):
             levels: Shapes, mask and valid ratios of ``memory``.
             box_heads: A head for each layer, to refine the references with; None leaves them.
             query_mask: (batch, 1, 1, queries), True for queries that may be attended to.
-            intermediate: Return every layer's state and reference.
             output_attentions: Return the weights of both attentions and where the second one sampled.
             output_hidden_states: Return the input of each layer and the final state.
 
         Returns:
-            ``reference_logits`` (layers or 1, batch, queries, 4) are what each returned state's box head
-            adds to: the reference that the layer looked from, in logit space; zeros for a point's size.
+            ``intermediate_reference_points`` are what each layer leaves to the next: refined references, or
+            the same. The last layer's are not refined, which is the box head's part.
         """
-        states, anchors, self_weights = [x], [], []
+        states, references, self_weights = [x], [], []
         cross: list[Samples] = []
         reference = reference.expand(x.shape[0], -1, -1)
         for index, layer in enumerate(self.layers):
-            anchors.append(_logits_of(reference))
             around = levels.surroundings(reference, self.points)
             x, weights, samples = layer(
-                x, query_positions, around, memory, levels, query_mask, output_attentions
+                x, query_positions, *around, memory, levels, query_mask, output_attentions
             )
             states.append(x)
             self_weights.append(weights)
             cross += [samples] if output_attentions else []
             if box_heads is not None and index < len(self.layers) - 1:
-                reference = (box_heads[index](x).float() + anchors[-1]).sigmoid().detach()
+                reference = (box_heads[index](x).float() + _logits_of(reference)).sigmoid().detach()
+            references.append(reference)
         return DecoderOutput(
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(self_weights) if output_attentions else None,
             cross_attentions=tuple(s[1] for s in cross) if output_attentions else None,
             sampling_locations=tuple(s[0] for s in cross) if output_attentions else None,
-            intermediate_hidden_states=torch.stack(states[1:]) if intermediate else None,
-            reference_logits=torch.stack(anchors) if intermediate else anchors[-1][None],
+            intermediate_hidden_states=torch.stack(states[1:], dim=1),
+            intermediate_reference_points=torch.stack(references, dim=1),
         )
 
 
@@ -295,7 +301,6 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
             levels,
             box_heads=self.heads[1] if self.heads is not None and config.with_box_refine else None,
             query_mask=key_mask(decoder_attention_mask),
-            intermediate=config.auxiliary_loss or self.training,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -303,7 +308,7 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
             init_reference_points=reference.expand(memory.shape[0], -1, -1),
             last_hidden_state=decoded.last_hidden_state,
             intermediate_hidden_states=decoded.intermediate_hidden_states,
-            reference_logits=decoded.reference_logits,
+            intermediate_reference_points=decoded.intermediate_reference_points,
             decoder_hidden_states=decoded.hidden_states,
             decoder_attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
@@ -354,7 +359,7 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
                 "a two-stage model proposes with its heads: use DeformableDetrForObjectDetection"
             )
         class_head, box_head = self.heads[0][-1], self.heads[1][-1]
-        anchors, usable = _proposal_anchors(levels)
+        anchors, usable = proposal_anchors(levels)
         states = memory.masked_fill(~usable, 0.0)
         states = self.enc_output_norm(self.enc_output(states))
         class_logits = class_head(states)
@@ -389,27 +394,6 @@ def _valid_ratio(mask: Tensor) -> Tensor:
     """Share of the width and height of each (batch, height, width) mask that is real: (batch, 2) float32."""
     height, width = mask.shape[-2:]
     return torch.stack([mask[:, 0].sum(1) / width, mask[:, :, 0].sum(1) / height], dim=-1)
-
-
-def _proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
-    """A box around every pixel, larger in coarser levels, in logit space.
-
-    Returns:
-        (batch or 1, pixels, 4) float32, infinite where unusable, and (batch or 1, pixels, 1), True where the
-        pixel is real and its box well inside the image.
-    """
-    centres = levels.pixel_centres()
-    sides = torch.cat(
-        [
-            centres.new_full((height * width, 2), 0.05 * 2.0**level)
-            for level, (height, width) in enumerate(levels.shapes)
-        ]
-    )
-    boxes = torch.cat([centres, sides.expand_as(centres)], dim=-1)
-    usable = ((boxes > _INSIDE[0]) & (boxes < _INSIDE[1])).all(-1, keepdim=True)
-    if levels.mask is not None:
-        usable = usable & levels.mask[..., None]
-    return boxes.logit().masked_fill(~usable, float("inf")), usable
 
 
 def _is_new(parameter: Tensor) -> bool:
@@ -485,10 +469,27 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
             seconds |= {f"model.decoder.{n}": n for n in own if n.startswith(used)}
         return seconds
 
+    def states_to_read(self, features: DeformableDetrModelOutput) -> Tensor:
+        """See :meth:`ObjectDetectionModel.states_to_read`; the output always has the states of all layers."""
+        states: Tensor = features["intermediate_hidden_states"].transpose(0, 1)
+        return states if self.config.auxiliary_loss or self.training else states[-1:]
+
+    def read(self, features: DeformableDetrModelOutput, *args: Any, **options: Any) -> dict[str, Any]:
+        """See :meth:`ObjectDetectionModel.read`; the last layer's refined reference points are its boxes."""
+        found = super().read(features, *args, **options)
+        if self.config.with_box_refine:
+            refined = [
+                *features["intermediate_reference_points"].unbind(1)[:-1],
+                found["pred_boxes"].detach(),
+            ]
+            found["intermediate_reference_points"] = torch.stack(refined, dim=1)
+        return found
+
     def predict(self, states: Tensor, features: DeformableDetrModelOutput) -> tuple[Tensor, Tensor]:
         """Class logits, and boxes in float32; see :meth:`ObjectDetectionModel.predict`."""
-        anchors = features.reference_logits
         first = self.config.decoder_layers - len(states)
+        looked_from = [features.init_reference_points, *features["intermediate_reference_points"].unbind(1)]
+        anchors = torch.stack([_logits_of(r) for r in looked_from[first : first + len(states)]])
         heads = [i if self.config.with_box_refine else 0 for i in range(first, self.config.decoder_layers)]
         logits = torch.stack([self.class_embed[i](state) for i, state in zip(heads, states)])
         updates = torch.stack([self.bbox_embed[i](state) for i, state in zip(heads, states)])

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # Where a query sampled, and how much each sample weighed.
 Samples: TypeAlias = tuple[Tensor, Tensor]
 
+# Where a proposal may be. The original's bounds are 0.01 and 0.99, themselves excluded, which is just where
+# the first and last of 50 pixels have their centres: a rounding error, as other runtimes make it, must not
+# let those in.
+_INSIDE = (0.01 + 1e-6, 0.99 - 1e-6)
+
 
 class Surroundings(NamedTuple):
     """What offsets of samples are added to and measured in.
@@ -86,6 +91,27 @@ class FeatureLevels:
                 extent = extent * self.valid_ratios[:, level, None]
             levels.append((grid / extent).reshape(-1, height * width, 2))
         return torch.cat(levels, dim=1)
+
+
+def proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
+    """A box around every pixel, larger in coarser levels, in logit space.
+
+    Returns:
+        (batch or 1, pixels, 4) float32, infinite where unusable, and (batch or 1, pixels, 1), True where the
+        pixel is real and its box well inside the image.
+    """
+    centres = levels.pixel_centres()
+    sides = torch.cat(
+        [
+            centres.new_full((height * width, 2), 0.05 * 2.0**level)
+            for level, (height, width) in enumerate(levels.shapes)
+        ]
+    )
+    boxes = torch.cat([centres, sides.expand_as(centres)], dim=-1)
+    usable = ((boxes > _INSIDE[0]) & (boxes < _INSIDE[1])).all(-1, keepdim=True)
+    if levels.mask is not None:
+        usable = usable & levels.mask[..., None]
+    return boxes.logit().masked_fill(~usable, float("inf")), usable
 
 
 class MultiScaleDeformableAttention(nn.Module):

@@ -119,8 +119,8 @@ class MaskHead(nn.Module):
         Returns:
             (batch, queries, height, width) of the finest feature map.
         """
-        if not attention.shape[1]:
-            return attention.new_empty(attention.shape[0], 0, *finer[-1].shape[-2:])
+        if not attention.shape[0] or not attention.shape[1]:
+            return attention.new_empty(*attention.shape[:2], *finer[-1].shape[-2:])
         base = feature_map
         if is_plain(self.lay1, nn.Conv2d):
             # The first convolution is linear: its part over the image channels does not know the query.
