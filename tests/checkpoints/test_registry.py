@@ -154,6 +154,14 @@ def test_a_folder_is_left_alone_even_under_a_short_name(tmp_path, monkeypatch):
     assert resolve_model(str(tmp_path)) == str(tmp_path)
 
 
+def test_a_checkpoint_that_is_only_on_the_hub_is_resolved_and_not_converted():
+    assert resolve_model("deformable-detr-detic") == "facebook/deformable-detr-detic"
+    with pytest.raises(CheckpointError, match="facebook/deformable-detr-detic is on the Hub as it is"):
+        find_checkpoint("deformable-detr-detic")
+    with pytest.raises(CheckpointError, match=r"did you mean .*deformable-detr-box-supervised"):
+        resolve_model("deformable-detr-box-supervise")
+
+
 def test_a_checkpoint_that_is_not_on_the_hub_says_how_to_convert_it():
     with pytest.raises(
         CheckpointError,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import detrkit as package
-from detrkit.checkpoints.registry import BUNDLED, REGISTRY
+from detrkit.checkpoints.registry import BUNDLED, HUB_ONLY, REGISTRY
 from tests.cli.conftest import Run
 from tests.conftest import make_picture
 from tests.golden import COMPACT
@@ -91,7 +91,7 @@ def test_models_lists_every_released_checkpoint(detrkit: Run) -> None:
 def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrkit_here: Run) -> None:
     done = detrkit_here("models", "--json")
     listed = json.loads(done.stdout)
-    assert [entry["name"] for entry in listed] == [*REGISTRY, *BUNDLED]
+    assert [entry["name"] for entry in listed] == [*REGISTRY, *HUB_ONLY, *BUNDLED]
     assert (
         listed[0] | {"name": "detr-resnet-50", "hub_id": "facebook/detr-resnet-50", "ap": 42.0} == listed[0]
     )

@@ -238,6 +238,17 @@ def test_heads_of_a_refining_decoder_are_not_dropped(tmp_path):
     assert not info["missing_keys"]
 
 
+def test_a_two_stage_model_of_1203_classes_loads_from_its_decoders_heads_alone(tmp_path):
+    model = FAMILIES["deformable_detr_two_stage"].detector(num_labels=1203)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    decoders = {name: t for name, t in tensors.items() if not name.startswith(HEADS)}
+    save_file(decoders, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = DeformableDetrForObjectDetection.from_pretrained(tmp_path).eval()
+    assert loaded.config.id2label[1202] == "LABEL_1202"
+    assert_same_predictions(loaded, model)
+
+
 def test_backbone_weights_are_never_fetched_for_a_checkpoint(tmp_path, monkeypatch):
     DetrForObjectDetection(tiny_config(**TIMM)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -208,6 +208,12 @@ _RELEASED = (
 #: Every released checkpoint by its short name.
 REGISTRY: dict[str, ReleasedCheckpoint] = {entry.name: entry for entry in _RELEASED}
 
+#: Checkpoints that are on the Hub and not converted here: short name to Hub id. These are two-stage
+#: Deformable DETRs with box refinement for the 1,203 categories of LVIS, by facebookresearch/Detic.
+HUB_ONLY: dict[str, str] = {
+    name: f"facebook/{name}" for name in ("deformable-detr-detic", "deformable-detr-box-supervised")
+}
+
 #: Models that come with the package: short name to folder.
 BUNDLED: dict[str, Path] = {
     folder.parent.name: folder.parent
@@ -224,6 +230,11 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
         CheckpointError: No checkpoint has this name; the message suggests similar names.
     """
     entry = REGISTRY.get(name) or _BY_HUB_ID.get(name)
+    hub_id = HUB_ONLY.get(name.removeprefix("facebook/"))
+    if hub_id is not None:
+        raise CheckpointError(
+            f"{hub_id} is on the Hub as it is; no original checkpoint of it can be converted"
+        )
     if entry is None:
         raise CheckpointError(f"no released checkpoint is called {name!r}{_suggestion(name, REGISTRY)}")
     return entry
@@ -251,6 +262,8 @@ def resolve_model(model: str) -> str:
         )
     if model in BUNDLED:
         return str(BUNDLED[model])
+    if model in HUB_ONLY:
+        return HUB_ONLY[model]
     if model in REGISTRY:
         entry = REGISTRY[model]
         if entry.hub_id is not None:
@@ -265,13 +278,13 @@ def resolve_model(model: str) -> str:
         raise CheckpointError(f"model folder not found: {model!r}")
     raise CheckpointError(
         f"{model!r} is neither a model folder, a Hub id like facebook/detr-resnet-50, "
-        f"nor a model's short name{_suggestion(model, (*BUNDLED, *REGISTRY))}"
+        f"nor a model's short name{_suggestion(model, (*BUNDLED, *REGISTRY, *HUB_ONLY))}"
     )
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:
     """Names and Hub ids that come close, or the command that lists all of them."""
-    return did_you_mean(name, (*names, *_BY_HUB_ID), most=3) or "; see: detrkit models"
+    return did_you_mean(name, (*names, *_BY_HUB_ID, *HUB_ONLY.values()), most=3) or "; see: detrkit models"
 
 
 def _holds(test: Callable[[], bool]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any
 
@@ -20,11 +21,12 @@ def models(
 
     The accuracy is that on COCO, of Table Transformer that on PubTables-1M.
     """
-    from detrkit.checkpoints.registry import BUNDLED, REGISTRY
+    from detrkit.checkpoints.registry import BUNDLED, HUB_ONLY, REGISTRY
 
     if as_json:
         released = [asdict(entry) for entry in REGISTRY.values()]
-        print(json.dumps([*released, *map(_bundled, BUNDLED)], indent=2))
+        further = [_entry({"name": name, "hub_id": hub_id}) for name, hub_id in HUB_ONLY.items()]
+        print(json.dumps([*released, *further, *map(_bundled, BUNDLED)], indent=2))
         return
 
     table = make_table(["name", "Hub id"], ["params (M)", "GFLOPs", "box AP", "PQ"])
@@ -38,6 +40,8 @@ def models(
             _number(entry.ap, decimals=1),
             _number(entry.pq, decimals=1),
         )
+    for name, hub_id in HUB_ONLY.items():
+        table.add_row(name, hub_id)
     for name in BUNDLED:
         table.add_row(name, "(bundled)")
     print_table(table)
@@ -48,8 +52,7 @@ def _number(value: float | None, decimals: int = 0) -> str:
 
 
 def _bundled(name: str) -> dict[str, Any]:
-    """A bundled model with the fields of a released checkpoint; None for fields without a published value."""
-    from detrkit.checkpoints.registry import BUNDLED, ReleasedCheckpoint
+    from detrkit.checkpoints.registry import BUNDLED
 
     config = json.loads((BUNDLED[name] / "config.json").read_text(encoding="utf-8"))
     segments = config["architectures"][0].endswith("ForSegmentation")
@@ -59,4 +62,11 @@ def _bundled(name: str) -> dict[str, Any]:
         "task": "panoptic" if segments else "detection",
         "num_labels": len(config["id2label"]),
     }
-    return {field.name: known.get(field.name, config.get(field.name)) for field in fields(ReleasedCheckpoint)}
+    return _entry(config | known)
+
+
+def _entry(known: Mapping[str, Any]) -> dict[str, Any]:
+    """A model with the fields of a released checkpoint; None for what is not known or published."""
+    from detrkit.checkpoints.registry import ReleasedCheckpoint
+
+    return {field.name: known.get(field.name) for field in fields(ReleasedCheckpoint)}

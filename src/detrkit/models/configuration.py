@@ -241,6 +241,8 @@ class DetrFamilyConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The form that Transformers 4.57 and 5 both read; a null ``backbone_kwargs`` stops the latter."""
         output = super().to_dict()
+        if self.normalize_before == type(self).normalize_before:
+            output.pop("normalize_before", None)  # which Transformers does not know
         if output.get("backbone_kwargs") is None:
             output.pop("backbone_kwargs", None)
         return output
