@@ -250,9 +250,11 @@ def _read_family(tensors: Mapping[str, Tensor], panoptic: bool, preferred: str |
         return fitting[preferred]
     if fitting:
         return max(fitting.values(), key=lambda family: len(family.original.markers))
-    if any("backbone.conv_encoder." in name for name in tensors):
+    hub_names = [name for name in tensors if "backbone.conv_encoder." in name]
+    if hub_names:
         raise CheckpointError(
-            "the checkpoint has the Hub's tensor names already; from_pretrained loads it as it is"
+            "the checkpoint has the Hub's tensor names already; from_pretrained loads it as it is, as "
+            f"model.safetensors in a folder with a config.json (its first tensor is {hub_names[0]})"
         )
     titles = ", ".join(family.title for family in FAMILIES.values())
     raise CheckpointError(
