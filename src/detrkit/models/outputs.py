@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from transformers.utils import ModelOutput
+
+
+_Tensor: TypeAlias = torch.Tensor | None
+_OfEachLayer: TypeAlias = tuple[torch.Tensor, ...] | None
 
 
 @dataclass
@@ -20,10 +25,10 @@ class EncoderOutput(ModelOutput):
             (batch, pixels, heads, levels, points, 2), x then y, relative to each padded level.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    sampling_locations: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: _Tensor = None
+    hidden_states: _OfEachLayer = None
+    attentions: _OfEachLayer = None
+    sampling_locations: _OfEachLayer = None
 
 
 @dataclass
@@ -43,29 +48,29 @@ class DecoderOutput(ModelOutput):
         sampling_locations: Of Deformable DETR's cross-attention, as in :class:`EncoderOutput`.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    reference_points: torch.Tensor | None = None
-    intermediate_reference_points: torch.Tensor | None = None
-    sampling_locations: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: _Tensor = None
+    hidden_states: _OfEachLayer = None
+    attentions: _OfEachLayer = None
+    cross_attentions: _OfEachLayer = None
+    intermediate_hidden_states: _Tensor = None
+    reference_points: _Tensor = None
+    intermediate_reference_points: _Tensor = None
+    sampling_locations: _OfEachLayer = None
 
 
 @dataclass
 class DetrModelOutput(ModelOutput):
     """Output of a model without heads; fields as in :class:`EncoderOutput` and :class:`DecoderOutput`."""
 
-    last_hidden_state: torch.Tensor | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    encoder_attentions: tuple[torch.Tensor, ...] | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    reference_points: torch.Tensor | None = None
+    last_hidden_state: _Tensor = None
+    decoder_hidden_states: _OfEachLayer = None
+    decoder_attentions: _OfEachLayer = None
+    cross_attentions: _OfEachLayer = None
+    encoder_last_hidden_state: _Tensor = None
+    encoder_hidden_states: _OfEachLayer = None
+    encoder_attentions: _OfEachLayer = None
+    intermediate_hidden_states: _Tensor = None
+    reference_points: _Tensor = None
 
 
 @dataclass
@@ -81,18 +86,18 @@ class ObjectDetectionOutput(ModelOutput):
         last_hidden_state: (batch, queries, d_model); the other fields as in :class:`DetrModelOutput`.
     """
 
-    loss: torch.Tensor | None = None
+    loss: _Tensor = None
     loss_dict: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
-    pred_boxes: torch.Tensor | None = None
+    logits: _Tensor = None
+    pred_boxes: _Tensor = None
     auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
-    last_hidden_state: torch.Tensor | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: _Tensor = None
+    decoder_hidden_states: _OfEachLayer = None
+    decoder_attentions: _OfEachLayer = None
+    cross_attentions: _OfEachLayer = None
+    encoder_last_hidden_state: _Tensor = None
+    encoder_hidden_states: _OfEachLayer = None
+    encoder_attentions: _OfEachLayer = None
 
 
 @dataclass
@@ -105,8 +110,8 @@ class SegmentationOutput(ObjectDetectionOutput):
         query_indices: (batch, queries), of ``segment`` only: which of the model's queries each row is.
     """
 
-    pred_masks: torch.Tensor | None = None
-    query_indices: torch.Tensor | None = None
+    pred_masks: _Tensor = None
+    query_indices: _Tensor = None
 
 
 @dataclass
@@ -126,30 +131,30 @@ class DeformableDetrModelOutput(ModelOutput):
         cross_sampling_locations: As in :class:`EncoderOutput`; ``encoder_sampling_locations`` too.
     """
 
-    init_reference_points: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    intermediate_reference_points: torch.Tensor | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    encoder_attentions: tuple[torch.Tensor, ...] | None = None
-    enc_outputs_class: torch.Tensor | None = None
-    enc_outputs_coord_logits: torch.Tensor | None = None
-    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
-    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    init_reference_points: _Tensor = None
+    last_hidden_state: _Tensor = None
+    intermediate_hidden_states: _Tensor = None
+    intermediate_reference_points: _Tensor = None
+    decoder_hidden_states: _OfEachLayer = None
+    decoder_attentions: _OfEachLayer = None
+    cross_attentions: _OfEachLayer = None
+    encoder_last_hidden_state: _Tensor = None
+    encoder_hidden_states: _OfEachLayer = None
+    encoder_attentions: _OfEachLayer = None
+    enc_outputs_class: _Tensor = None
+    enc_outputs_coord_logits: _Tensor = None
+    cross_sampling_locations: _OfEachLayer = None
+    encoder_sampling_locations: _OfEachLayer = None
 
 
 @dataclass
 class DeformableDetrObjectDetectionOutput(ObjectDetectionOutput):
     """Output of a Deformable DETR detector: also the fields of :class:`DeformableDetrModelOutput`."""
 
-    init_reference_points: torch.Tensor | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    intermediate_reference_points: torch.Tensor | None = None
-    enc_outputs_class: torch.Tensor | None = None
-    enc_outputs_coord_logits: torch.Tensor | None = None
-    cross_sampling_locations: tuple[torch.Tensor, ...] | None = None
-    encoder_sampling_locations: tuple[torch.Tensor, ...] | None = None
+    init_reference_points: _Tensor = None
+    intermediate_hidden_states: _Tensor = None
+    intermediate_reference_points: _Tensor = None
+    enc_outputs_class: _Tensor = None
+    enc_outputs_coord_logits: _Tensor = None
+    cross_sampling_locations: _OfEachLayer = None
+    encoder_sampling_locations: _OfEachLayer = None
