@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from transformers.utils import ModelOutput
 
-
 _Tensor: TypeAlias = torch.Tensor | None
 _OfEachLayer: TypeAlias = tuple[torch.Tensor, ...] | None
 
