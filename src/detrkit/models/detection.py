@@ -16,6 +16,7 @@ from detrkit.common.schema import Target
 from detrkit.losses.criterion import MatchedMasks, detection_loss, proposal_loss
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.label_masks import mask_from_labels
 from detrkit.models.layers.attention import key_mask
 from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask
 from detrkit.models.layers.plain import rows
@@ -254,7 +255,8 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
 
         Args:
             pixel_values: (batch, channels, height, width) normalised images.
-            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded.
+            pixel_mask: (batch, height, width), nonzero where pixels are real; None when nothing is padded,
+                or when there are labels to make it from, by their ``size``.
             decoder_attention_mask: (batch, queries), nonzero for queries that may be attended to.
             encoder_outputs: What the encoder returned before, to skip it.
             inputs_embeds: (batch, side x side, d_model) instead of the projected feature map of an image; not
@@ -272,6 +274,8 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
             ValueError: There is neither an image nor a substitute, shapes do not fit, or labels lack masks.
             FloatingPointError: With labels, a prediction or target is not finite.
         """
+        if labels is not None and pixel_mask is None and pixel_values is not None:
+            pixel_mask = mask_from_labels(pixel_values, labels)
         output = self.run(
             labels=labels,
             pixel_values=pixel_values,
