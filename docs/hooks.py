@@ -121,6 +121,8 @@ def commands_page() -> str:
     for name, command in program.commands.items():
         if not getattr(command, "hidden", False):
             parts += [f"## detrkit {name}", _paragraphs(command.help), *_parameters(command.params)]
+        for inner, part in getattr(command, "commands", {}).items():
+            parts += [f"### detrkit {name} {inner}", _paragraphs(part.help), *_parameters(part.params)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -403,3 +403,16 @@ def test_objects_of_one_box_may_have_different_masks(tmp_path):
     assert check_dataset(write_dataset(tmp_path, document)).objects == 5
     other["segmentation"] = document["annotations"][0]["segmentation"]
     assert check_dataset(write_dataset(tmp_path, document)).objects == 4
+
+
+def test_annotations_of_an_image_that_is_listed_twice_are_put_together(tmp_path):
+    document = make_document()
+    document["images"].append({**document["images"][0], "id": 9})
+    document["annotations"][1]["image_id"] = 9
+    document["annotations"].append({**document["annotations"][0], "id": 5, "image_id": 9})
+    report = check_dataset(write_dataset(tmp_path, document))
+    assert [(p.kind, p.count) for p in report.problems] == [
+        ("duplicate_file_name", 1),
+        ("identical_annotation", 1),
+    ]
+    assert [a["image_id"] for a in report.dataset.document["annotations"]] == [1, 1, 2, 2]

@@ -2,9 +2,14 @@ from collections import Counter
 
 import pytest
 
+from detrkit import DetrImageProcessor
 from detrkit.data.coco import DetectionDataset
-from detrkit.data.splitting import split_dataset
+from detrkit.data.loading import PreparedDataset
+from detrkit.data.splitting import repeated_images, split_dataset
 from detrkit.errors import AnnotationError
+from tests.data.synthetic import write_dataset
+
+PROCESSOR = DetrImageProcessor(size={"shortest_edge": 40, "longest_edge": 80})
 
 
 def make(images, objects, name="{}.jpg"):
@@ -64,3 +69,28 @@ def test_copies_of_one_image_stay_together():
 def test_too_few_images_are_refused():
     with pytest.raises(AnnotationError, match="1 images are too few"):
         split_dataset(make(1, lambda i: [0]), 0.2)
+
+
+def test_images_of_rare_classes_are_repeated():
+    dataset = make(400, lambda i: [0] + [1] * (i % 100 == 0) + [2] * (i % 4 == 0))
+    assert repeated_images(dataset, 0) == []
+    copies = Counter(repeated_images(dataset, 0.09))
+    assert copies == {0: 2, 100: 2, 200: 2, 300: 2}  # sqrt(0.09 / 0.01) = 3 times in all
+    rounded = Counter(repeated_images(dataset, 0.5625))  # sqrt(0.5625 / 0.25) = 1.5 times
+    assert {rounded[index] for index in range(0, 400, 4) if index % 100} == {0, 1}
+    assert 30 < sum(rounded[index] for index in range(0, 400, 4) if index % 100) < 66
+    assert repeated_images(dataset, 0.5625) == repeated_images(dataset, 0.5625)
+
+
+def test_a_copy_is_augmented_in_its_own_way(tmp_path):
+    dataset = PreparedDataset(
+        write_dataset(tmp_path),
+        PROCESSOR,
+        "strong",
+        copies=[1],
+    )
+    assert len(dataset) == len(dataset.sizes) == 4
+    assert dataset.sizes[3] == dataset.sizes[1]
+    assert dataset[3]["labels"]["image_id"] == dataset[1]["labels"]["image_id"]
+    first, again = (dataset[index]["pixel_values"] for index in (1, 3))
+    assert first.shape != again.shape or not (first == again).all()

@@ -21,7 +21,7 @@ from detrkit.models.layers.backbone import FrozenBatchNorm2d
 from detrkit.training import run as run_module
 from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
-from detrkit.training.preparation import read_datasets
+from detrkit.training.preparation import build_model, read_datasets
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
 from tests.conftest import wait_until
 from tests.hub.server import WRITER, HubServer
@@ -376,6 +376,18 @@ def test_a_model_that_has_the_classes_keeps_its_head(recipe, annotations, tmp_pa
     assert Detector.from_pretrained(second.folder).names == {0: "disc", 1: "square"}
     # Nothing was learnt, so the numbers are the same although the file numbers its categories otherwise.
     assert second.best["AR100"] == pytest.approx(first.best["AR100"], abs=1e-9)
+
+
+def test_a_class_head_that_is_replaced_is_pointed_out(recipe, annotations, tmp_path, caplog):
+    first = train(recipe(epochs=1))
+    document = json.loads(annotations.read_text())
+    document["categories"][0]["name"] = "discs"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    build_model(
+        recipe(model=str(first.folder)), DetectionDataset.from_coco(annotations.parent / "images", other)
+    )
+    assert "classes differ: only in the data discs; only in the model disc" in caplog.text
 
 
 def test_data_sets_can_be_given_instead_of_files(recipe, annotations):

@@ -90,9 +90,9 @@ def _checked(dataset: DetectionDataset, *, decode: bool) -> DatasetReport:
         findings.counts[problem.kind], findings.examples[problem.kind] = problem.count, problem.example
     dataset = replace(dataset, document=normalise(dataset.document, findings), problems=())
     categories, ids = _check_categories(dataset, findings)
-    images, upright = _check_images(dataset, findings, decode)
+    images, upright, same = _check_images(dataset, findings, decode)
     sizes = {image["id"]: _size_of(image) for image in images}
-    rows = _rows_of_images(dataset, findings, sizes)
+    rows = _rows_of_images(dataset, findings, sizes, same)
     if dataset.panoptic_dir is not None:
         annotations = check_panoptic(dataset.panoptic_dir, rows, sizes, ids, findings, decode)
         objects_of = Counter({a["image_id"]: len(a["segments_info"]) for a in annotations})
@@ -156,8 +156,10 @@ def _size_of(image: Image) -> tuple[int, int] | None:
     return (image["height"], image["width"]) if "height" in image and "width" in image else None
 
 
-def _rows_of_images(dataset: DetectionDataset, findings: Findings, sizes: Sizes) -> list[Annotation]:
-    """The annotations of usable images."""
+def _rows_of_images(
+    dataset: DetectionDataset, findings: Findings, sizes: Sizes, same: Mapping[int, int]
+) -> list[Annotation]:
+    """The annotations of usable images, those of an image that is listed twice with its first id."""
     listed = {i["id"] for i in dataset.document["images"] if fault_of(i, {"id": int}) is None}
     rows: list[Annotation] = []
     for row in dataset.document["annotations"]:
@@ -165,8 +167,10 @@ def _rows_of_images(dataset: DetectionDataset, findings: Findings, sizes: Sizes)
             continue
         if row["image_id"] not in listed:
             findings.add("unknown_image", f"annotation {name_of_row(row)}, image {row['image_id']}")
-        elif row["image_id"] in sizes:  # annotations of dropped images are dropped with them
-            rows.append(row)
+            continue
+        image_id = same.get(row["image_id"], row["image_id"])
+        if image_id in sizes:  # annotations of dropped images are dropped with them
+            rows.append({**row, "image_id": image_id})
     return rows
 
 
@@ -202,15 +206,18 @@ def _without_root(categories: list[Category], used: Container[int], findings: Fi
     return categories
 
 
-def _check_images(dataset: DetectionDataset, findings: Findings, decode: bool) -> tuple[list[Image], bool]:
-    """Usable image entries, all with their size, and whether images are to be read upright."""
+def _check_images(
+    dataset: DetectionDataset, findings: Findings, decode: bool
+) -> tuple[list[Image], bool, dict[int, int]]:
+    """Usable image entries with their sizes, whether to read them upright, and ids that stand for others."""
     listed: dict[int, list[Image]] = {}
     needed = {"id": int} if dataset.images_dir is None else {"id": int, "file_name": str}
     for position, entry in enumerate(dataset.document["images"], start=1):
         if not findings.lacks(entry, needed, f"image {position} in the list"):
             listed.setdefault(entry["id"], []).append(entry)
     candidates: list[Image] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
+    same: dict[int, int] = {}
     for image_id, entries in listed.items():
         names = [str(entry.get("file_name", "")) for entry in entries]
         if len(set(names)) > 1:
@@ -222,12 +229,14 @@ def _check_images(dataset: DetectionDataset, findings: Findings, decode: bool) -
             findings.add("duplicate_image_id", f"{image_id} ({names[0]})")
         if names[0] in taken and names[0]:
             findings.add("duplicate_file_name", names[0])
+            same[image_id] = taken[names[0]]
         else:
             candidates.append(entries[0])
-            taken.add(names[0])
+            taken[names[0]] = image_id
     if dataset.images_dir is None:
-        return candidates, bool(dataset.exif_orientation)
-    return _check_files({entry["file_name"]: entry for entry in candidates}, dataset, findings, decode)
+        return candidates, bool(dataset.exif_orientation), same
+    by_name = {entry["file_name"]: entry for entry in candidates}
+    return *_check_files(by_name, dataset, findings, decode), same
 
 
 def _check_files(

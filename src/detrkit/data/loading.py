@@ -61,6 +61,8 @@ class PreparedDataset(Dataset):
         mosaic: Probability of combining an image with three others before augmentation.
         strict: Raise an error for an image that cannot be read, instead of taking the next one with a
             warning.
+        copies: Indices of images that occur again, after all of them; see
+            :func:`detrkit.data.splitting.repeated_images`.
 
     Raises:
         SettingError: The preset is unknown.
@@ -76,6 +78,7 @@ class PreparedDataset(Dataset):
         seed: int = 0,
         mosaic: float = 0.0,
         strict: bool = False,
+        copies: Sequence[int] = (),
     ) -> None:
         if not 0 <= mosaic <= 1:
             raise ValueError(f"mosaic must be a probability from 0 to 1, not {mosaic}")
@@ -84,10 +87,17 @@ class PreparedDataset(Dataset):
             preset(augmentation, processor.size) if isinstance(augmentation, str) else augmentation
         )
         self.seed, self.mosaic, self.strict = seed, mosaic, strict
+        self._images = [*range(len(dataset)), *copies]
         self._reported: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._images)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images in pixels, copies included."""
+        sizes = self.dataset.sizes
+        return [sizes[place] for place in self._images]
 
     def __getitem__(self, key: ExampleKey | int) -> PreparedExample:
         """One example.
@@ -101,7 +111,7 @@ class PreparedDataset(Dataset):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         with random_state(self.seed, epoch, index):
-            image, target = self.transform(*self._read(index))
+            image, target = self.transform(*self._read(self._images[index]))
         target["size"] = torch.tensor(F.get_size(image))
         pixels = self.processor(images=[image], do_resize=False, do_pad=False, return_tensors="pt")
         return {
@@ -122,12 +132,13 @@ class PreparedDataset(Dataset):
 
     def _readable(self, index: int) -> Example:
         """An image and its target; those of the next image that can be read, if this one cannot."""
-        for step in range(len(self)):
-            place = (index + step) % len(self)
+        count = len(self.dataset)
+        for step in range(count):
+            place = (index + step) % count
             try:
                 return self.dataset[place]
             except ImageError as error:
-                if self.strict or step + 1 == len(self):
+                if self.strict or step + 1 == count:
                     raise
                 if place not in self._reported:
                     self._reported.add(place)

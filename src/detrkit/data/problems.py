@@ -13,7 +13,7 @@ _KINDS = {
     "unreadable_image": ("image file unreadable", "dropped"),
     "size_mismatch": ("image size differs from the annotation file", "dropped"),
     "duplicate_image_id": ("image id used more than once", "dropped"),
-    "duplicate_file_name": ("image file listed twice", "dropped"),
+    "duplicate_file_name": ("image file listed twice", "merged with its annotations"),
     "missing_panoptic": ("image without panoptic annotation", "dropped"),
     "broken_panoptic": ("panoptic PNG missing, unreadable or of a different size", "dropped"),
     "duplicate_category": ("category id or name used twice", "merged"),

@@ -65,6 +65,33 @@ def split_dataset(
     return subset(dataset, train), subset(dataset, val)
 
 
+def repeated_images(dataset: DetectionDataset, threshold: float, *, seed: int = 0) -> list[int]:
+    """Images to show again in each epoch, since they have classes that few images have.
+
+    An image is shown sqrt(threshold / f) times on average, if f is the fraction of the images that have its
+    rarest class and is below the threshold.
+
+    Args:
+        dataset: A checked data set.
+        threshold: Fraction of the images, from 0 (no image is repeated) to 1.
+        seed: Any non-negative number; decides how fractions are rounded.
+
+    Returns:
+        Indices of images, in ascending order; one for each additional time.
+
+    Source: repeat-factor sampling, appendix B of Gupta et al., "LVIS", CVPR 2019.
+    """
+    objects = _objects_of_images(dataset)
+    contents = [set(objects.get(image["id"], ())) for image in dataset.document["images"]]
+    numbers = Counter(category for content in contents for category in content)
+    factors = [
+        max([1.0, *((threshold * len(contents) / numbers[category]) ** 0.5 for category in content)])
+        for content in contents
+    ]
+    chance = np.random.default_rng(seed).random(len(factors))
+    return [index for index, factor in enumerate(factors) for _ in range(int(factor - 1 + chance[index]))]
+
+
 def subset(dataset: DetectionDataset, image_ids: list[int]) -> DetectionDataset:
     """The data set with some of its images."""
     chosen = set(image_ids)

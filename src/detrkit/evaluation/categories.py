@@ -58,9 +58,14 @@ def match_categories(
 
 def listed_categories(ids: Sequence[int], name_of: Mapping[int, str]) -> str:
     """The first few categories with their names, for a message."""
-    listed = ", ".join(f"{c} ({name_of.get(c, '?')})" for c in ids[:_NAMED_IN_ERRORS])
+    listed = ", ".join(f"{c} ({_shown(name_of.get(c, '?'))})" for c in ids[:_NAMED_IN_ERRORS])
     more = f" and {len(ids) - _NAMED_IN_ERRORS} more" if len(ids) > _NAMED_IN_ERRORS else ""
     return f"{'category' if len(ids) == 1 else 'categories'} {listed}{more}"
+
+
+def _shown(name: str) -> str:
+    """A name, in quotes if it has blanks that cannot be seen."""
+    return name if name == " ".join(name.split()) else repr(name)
 
 
 def classes_by_name(names: Mapping[int, str], categories: Iterable[Category]) -> dict[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from detrkit.checkpoints.identity import model_files
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.common.outputs import Output, check_outputs
-from detrkit.common.text import did_you_mean, first_line
+from detrkit.common.text import did_you_mean, first_line, match_names
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.data.layouts import WHOLE, open_any, open_split
@@ -216,6 +217,8 @@ def _pretrained_model(
     if labels is not None and set(labels.values()) != own:  # the model has further classes
         labels = None
     new_classes = {} if labels else _class_names(train)
+    if not labels:
+        _say_head_is_new(names, train)
     try:
         model = files.family.load_model_class(recipe.masks).from_pretrained(
             files.name, ignore_mismatched_sizes=True, **new_classes, **_options(recipe, files.family)
@@ -225,6 +228,24 @@ def _pretrained_model(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise unreadable(files.name, None, "weights", error) from error
     return model, files.load_processor(), train.with_labels(labels)
+
+
+def _say_head_is_new(names: Mapping[int, str], train: DetectionDataset) -> None:
+    """Says why the class head of a checkpoint is replaced, if it has some of the classes."""
+    known = match_names({name: name for name in train.category_names.values()}, names)
+    others = {
+        title for label, title in names.items() if title != UNUSED_LABEL and label not in known.values()
+    }
+    unknown = [name for name in train.category_names.values() if name not in known]
+    if known and (unknown or others):
+        logger.warning(
+            "the class head is trained from scratch, since the classes differ: %s",
+            "; ".join(
+                f"{what} {', '.join(listed[:5])}{', ...' if len(listed) > 5 else ''}"
+                for what, listed in (("only in the data", unknown), ("only in the model", sorted(others)))
+                if listed
+            ),
+        )
 
 
 def _class_names(train: DetectionDataset) -> dict[str, Any]:

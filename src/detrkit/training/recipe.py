@@ -112,6 +112,14 @@ class TrainingRecipe:
         "Resize each batch by a random factor between 1 - VALUE and 1 + VALUE.", default=0.0, min=0, max=0.5
     )
 
+    repeat_rare: float = _data(
+        "Show images more often if fewer than this fraction of the images have one of their classes "
+        "(repeat-factor sampling), such as 0.1; 0 shows all equally often.",
+        default=0.0,
+        min=0,
+        max=1,
+    )
+
     from_scratch: bool = _model("Train a new model instead of fine-tuning a checkpoint.", default=False)
     backbone: str = _model("timm backbone of a new model.", default="resnet50")
     pretrained_backbone: bool = _model("Use ImageNet weights for the backbone of a new model.", default=False)

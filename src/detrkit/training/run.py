@@ -20,7 +20,7 @@ from detrkit.common.files import atomic_folder, write_json
 from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
-from detrkit.data.splitting import fingerprint
+from detrkit.data.splitting import fingerprint, repeated_images
 from detrkit.engines.allocator import keep_memory
 from detrkit.evaluation import evaluate_dataset
 from detrkit.hub.card_trained import trained_card
@@ -137,8 +137,17 @@ def _make_trainer(
 ) -> DetectionTrainer:
     """The trainer with its callbacks, except for the progress bar; ``metric`` determines the best model."""
     arguments = _training_arguments(recipe)
+    examples = PreparedDataset(
+        train_data,
+        processor,
+        recipe.augmentation,
+        seed=recipe.seed,
+        mosaic=recipe.mosaic,
+        strict=recipe.strict,
+        copies=repeated_images(train_data, recipe.repeat_rare, seed=recipe.seed),
+    )
     sampler = AspectRatioBatchSampler(
-        train_data.sizes,
+        examples.sizes,
         recipe.batch_size,
         seed=recipe.seed,
         drop_last=len(train_data) >= recipe.batch_size,  # as in the original; small batches spoil live norms
@@ -148,14 +157,7 @@ def _make_trainer(
     trainer = DetectionTrainer(
         model=model,
         args=arguments,
-        train_dataset=PreparedDataset(
-            train_data,
-            processor,
-            recipe.augmentation,
-            seed=recipe.seed,
-            mosaic=recipe.mosaic,
-            strict=recipe.strict,
-        ),
+        train_dataset=examples,
         data_collator=DetectionCollator(processor),
         processing_class=processor,
         recipe_rates=preparation.learning_rates(recipe, model),
