@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-import detrkit
 from detrkit import Detections, Detector
 from detrkit.common.progress import with_progress
 from detrkit.errors import CheckpointError, ImageError, MissingExtraError, SettingError
+from detrkit.families import family_of
 from tests.conftest import make_picture
 from tests.tiny import FAMILIES, TINY_NAMES
 
@@ -111,8 +111,9 @@ def test_a_model_gives_as_many_objects_as_it_has_queries_and_the_best_of_them_on
     model = tiny.detector(
         num_queries=queries, **({"two_stage_num_proposals": queries} if tiny.proposes else {})
     )
-    made = type(model).__name__.replace("ForObjectDetection", "ImageProcessor")
-    detector = Detector(model, getattr(detrkit, made)(size={"height": 256, "width": 256}), device="cpu")
+    known = family_of(model.config.model_type, "a tiny model")
+    processor = known.load(known.processor)(size={"height": 256, "width": 256})
+    detector = Detector(model, processor, device="cpu")
     image = make_picture(120, 80)
     everything = detector(image, threshold=0)
     assert len(everything) == queries
