@@ -77,6 +77,7 @@ def jobs(work: Path) -> dict[str, Job]:
     torch.save({"model": detr_checkpoint(num_labels=3, num_queries=25, learned=True)}, checkpoint)
     data = ["--train-images", annotations.parent / "images", "--train-annotations", annotations]
     data += ["--val-images", annotations.parent / "images", "--val-annotations", annotations]
+    panoptic = FAMILIES["detr"].save(work / "panoptic", masks=True)
     deformable = FAMILIES["deformable_detr_two_stage"].save(work / "deformable")
     return {
         "detect": Job(
@@ -87,6 +88,11 @@ def jobs(work: Path) -> dict[str, Job]:
             ["--resume"],
             settled=lambda name: name.endswith(".png") or name == "boxes.json",
             progress=_images_done,
+        ),
+        "segment": Job(
+            lambda out: ["segment", images, "--model", panoptic, "-t", 0.3, "--save-dir", out / "segments"],
+            ["--resume"],
+            settled=lambda name: name.endswith(".png"),
         ),
         "convert": Job(
             lambda out: ["convert", checkpoint, out / "converted", "--model", "detr-resnet-50"],
@@ -129,7 +135,7 @@ def _images_done(files: dict[str, bytes]) -> set[str]:
         images = json.loads(files["boxes.json"])["images"] if "boxes.json" in files else []
     else:
         lines = [line for line in journal.splitlines(keepends=True)[1:] if line.endswith(b"\n")]
-        images = [json.loads(line)["image"] for line in lines]
+        images = [json.loads(line)["entry"]["image"] for line in lines]
         assert len(images) == len({image["id"] for image in images}), "something was done twice"
     return {image["file_name"] for image in images}
 
@@ -169,7 +175,7 @@ def campaign(
     while tally["killed"] < kills:
         process = _start(job, out, resume=resumed)
         moment = choose.uniform(begin, 1.02 * duration)
-        kind = signal.SIGKILL if choose.random() < 0.7 else signal.SIGINT
+        kind = choose.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
         try:
             _, messages = process.communicate(timeout=moment)
             assert process.returncode == 0, messages
@@ -233,7 +239,7 @@ def _start(job: Job, out: Path, *, resume: bool) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(k, signal.SIG_DFL) for k in (signal.SIGINT, signal.SIGTERM)],
     )
 
 
@@ -243,7 +249,9 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=100, help="In all, shared by the commands.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", nargs="+", default=["detect", "convert", "evaluate", "train"])
+    parser.add_argument(
+        "--commands", nargs="+", default=["detect", "segment", "convert", "evaluate", "train", "export"]
+    )
     args = parser.parse_args()
     choose = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="detrkit-kills-") as work:

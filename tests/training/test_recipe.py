@@ -72,3 +72,9 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(SettingError, match=r"recipe\.json"):
         make().check_same(tmp_path / "recipe.json")
+
+
+def test_a_list_in_place_of_a_recipe_is_named(tmp_path):
+    (tmp_path / "recipe.json").write_text("[]")
+    with pytest.raises(SettingError, match=r"recipe\.json has no options"):
+        make().check_same(tmp_path / "recipe.json")

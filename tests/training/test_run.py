@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from detrkit import Detector, DetrForSegmentation
+from detrkit.common.locks import hold
 from detrkit.data.coco import DetectionDataset
 from detrkit.errors import AnnotationError, DetrkitError, SettingError, TrainingError
 from detrkit.evaluation import evaluate_detector
@@ -240,6 +241,19 @@ def test_a_run_is_not_overwritten_by_mistake(recipe):
         train(chosen)
     # Nothing is left to train; the numbers are those of before.
     assert len(train(replace(chosen, resume=True)).rows) == 3
+
+
+def test_a_run_beside_another_process_and_one_over_a_finished_run_are_refused(recipe):
+    chosen = recipe(epochs=1)
+    train(chosen)
+    lock = chosen.output / ".lock"
+    assert not lock.exists()
+    with hold(lock, chosen.output), pytest.raises(DetrkitError, match="another process"):
+        train(replace(chosen, resume=True))
+    lock.unlink()
+    shutil.rmtree(chosen.output / "checkpoints")
+    with pytest.raises(SettingError, match="already contains a run"):
+        train(chosen)
 
 
 def test_a_model_is_not_overwritten_by_mistake(recipe):

@@ -19,6 +19,7 @@ import pytest
 from detrkit import Detector
 from detrkit.cli import run as run_program
 from detrkit.common.limits import ImageLimits
+from detrkit.common.text import printable
 from detrkit.data.image_sizes import read_image_sizes
 from detrkit.errors import ImageError, SettingError
 from detrkit.processing import fetching
@@ -133,7 +134,7 @@ def test_a_row_on_the_command_line_is_one_line_and_status_2(
     printed = capsys.readouterr()
     assert (status, printed.out, printed.err.count("\n")) == (2, "", 1)
     assert "Traceback" not in printed.err
-    assert str(source)[:20] in printed.err or "password" in str(source)
+    assert printable(str(source)[:20]) in printed.err or "password" in str(source)
 
 
 @pytest.mark.parametrize("command", ["detect", "segment", "explain"])
@@ -163,7 +164,7 @@ def test_a_pipe_among_the_images_of_a_data_set_is_not_waited_for(place: Place) -
     photo = place.file("photo.png", png())
     refused, size = read_image_sizes([place.folder / "pipe.png", photo])
     assert isinstance(refused, ImageError)
-    assert size == (40, 60)
+    assert size[:2] == (40, 60)
 
 
 def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr: Path) -> None:
@@ -247,13 +248,28 @@ def test_a_redirect_into_a_private_network_is_never_asked_for(
         "::127.0.0.1",
         "2002:7f00:1::",
         "64:ff9b::a00:1",
+        "192.88.99.1",
+        "fec0::1",
+        "64:ff9b:1::808:808",
+        "::ffff:0:808:808",
+        "::808:808",
+        "3fff::1",
+        "5f00::1",
+        "100::1",
+        "2001::1",
+        "2001:2::1",
+        "2001:db8::1",
+        "4000::1",
+        "fe80::1%2",
     ],
 )
 def test_addresses_that_are_not_public(number: str) -> None:
     assert not fetching.is_public(number)
 
 
-@pytest.mark.parametrize("number", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "number", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::"]
+)
 def test_addresses_that_are_public(number: str) -> None:
     assert fetching.is_public(number)
 

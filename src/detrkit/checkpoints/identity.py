@@ -12,6 +12,7 @@ from detrkit import __version__
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.files import content_hash
 from detrkit.common.screening import read_model_json
+from detrkit.models.adapters import base_of_adapter
 
 _CONFIGS = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "detection_config.json"),
@@ -45,18 +46,35 @@ def run_info(
         manifest = None if folder is None else folder / "engine.json"
         content = read_model_json(manifest) if manifest is not None and manifest.exists() else {}
         engine = content.get("engine", "torch") if isinstance(content, dict) else "torch"
-    origin = (
-        {"revision": _commit(name, revision)} if folder is None else {"weights": _hash_of(model_files(name))}
-    )
-    return {**about, "model": model, **origin, "engine": engine, **settings}
+    return {**about, "model": model, **weights_of(model, revision), "engine": engine, **settings}
 
 
 def model_files(model: str | None) -> list[Path]:
-    """The weights and configurations in the folder of a model; none of a model on the Hub."""
+    """The weights and configurations in the folder of a model, and of the one that an adapter is added to.
+
+    None of a model on the Hub.
+    """
     folder = Path(resolve_model(model)) if model is not None else None
     if folder is None or not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix in _WEIGHTS or p.name in _CONFIGS))
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    own = [path for path in files if path.suffix in _WEIGHTS or path.name in _CONFIGS]
+    return own + (model_files(base) if (base := base_of_adapter(folder)) is not None else [])
+
+
+def weights_of(model: str, revision: str | None = None) -> dict[str, str | None]:
+    """What tells the weights of a model from those of others.
+
+    Args:
+        model: The model as the user named it.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        ``weights``, a hash of the files of a folder, or ``revision``, the commit on the Hub.
+    """
+    name = resolve_model(model)
+    files = model_files(name)
+    return {"weights": _hash_of(files)} if files else {"revision": _commit(name, revision)}
 
 
 def _hash_of(files: Sequence[Path]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.common.errors import DetrkitError
+from detrkit.common.locks import locked
 from detrkit.common.text import first_line
 
 _GZIP = b"\x1f\x8b"
@@ -94,22 +95,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: Final folder, created if missing.
 
     Raises:
-        DetrkitError: The folder cannot be written (disk full, read-only, ``path`` is a file).
+        DetrkitError: The folder cannot be written (disk full, read-only, ``path`` is a file), or another
+            process writes it.
     """
     path = Path(path)
     temporary = _temporary_name(path, path.parent)
+    place = Path(os.path.abspath(path))  # noqa: PTH100 - "." has no name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_dir():
-            raise DetrkitError(f"cannot write into {path}: it is a file, not a folder")
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            for item in temporary.iterdir():
-                keep_mode(path / item.name, item)
-                item.replace(path / item.name)
-        else:
-            temporary.rename(path)
+        with locked(place.with_name(f".{place.name}.lock"), path):
+            if path.exists() and not path.is_dir():
+                raise DetrkitError(f"cannot write into {path}: it is a file, not a folder")
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                for item in temporary.iterdir():
+                    keep_mode(path / item.name, item)
+                    item.replace(path / item.name)
+            else:
+                temporary.rename(path)
     except OSError as error:
         raise DetrkitError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +49,30 @@ def hold(path: Path, output: Path) -> BinaryIO:
         if _is_at(handle, path):
             return handle
         handle.close()  # whoever held it has replaced or removed the file
+
+
+@contextmanager
+def locked(path: Path, output: Path) -> Iterator[None]:
+    """Holds a lock during a block, in a file that exists only then.
+
+    Args:
+        path: The file.
+        output: What is written, for errors.
+
+    Raises:
+        DetrkitError: Another process holds the lock, or the file cannot be written.
+    """
+    new = not path.parent.exists()
+    handle = hold(path, output)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        handle.close()
+        with suppress(OSError):  # it is no longer empty
+            if new:
+                path.parent.rmdir()
 
 
 def _is_at(handle: BinaryIO, path: Path) -> bool:

@@ -26,6 +26,8 @@ MAX_JSON_BYTES = 16 * 2**20
 # Configuration entries that make Transformers or timm fetch or run code.
 _CODE_ENTRIES = frozenset({"auto_map", "trust_remote_code", "code_revision", "custom_pipelines"})
 
+_MOST_LAYERS = 512  # of all stages of a network; the deepest that are in use have a third
+
 _REMEDY = "save or fetch the model again"
 
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -129,11 +131,32 @@ def check_config(config: object, where: str) -> None:
                 f"refused to read {where}: configuration_files names other files to be read in its place; "
                 "save the one that you want as config.json, without this entry"
             )
+        if _is_depth(name) and _total(value) > _MOST_LAYERS:
+            raise CheckpointError(
+                f"refused to read {where}: {name} asks for more than {_MOST_LAYERS} layers, which would take "
+                "minutes and memory; correct it"
+            )
         if name.endswith("attn_implementation") and "/" in str(value):
             raise CheckpointError(
                 f"refused to read {where}: {name} asks for a kernel from elsewhere ({str(value)[:100]!r}), "
                 "which detrkit never runs; if you trust the model, remove the entry"
             )
+
+
+def _is_depth(name: str) -> bool:
+    return name in ("depths", "depth") or name.endswith(("layers", "blocks", "repeats"))
+
+
+def _total(value: object) -> float:
+    """The sum of all numbers in a value, however deep in lists; of a number itself, the number."""
+    waiting, total = [value], 0.0
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, (list, tuple)):
+            waiting += found
+        elif isinstance(found, (int, float)) and not isinstance(found, bool):
+            total += min(found, _MOST_LAYERS + 1)
+    return total
 
 
 def is_plain_name(name: str) -> bool:

@@ -290,7 +290,7 @@ class TrainingRecipe:
         return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
 
     def save(self, path: Path, fingerprints: Mapping[str, str] | None = None) -> None:
-        """Writes the recipe as JSON, with what its data sets contain."""
+        """Writes the recipe as JSON, with what its data sets and the model to start from contain."""
         content = {**self.to_dict(), "fingerprints": dict(fingerprints or {})}
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -302,18 +302,21 @@ class TrainingRecipe:
 
         Args:
             path: The file.
-            fingerprints: What the data sets contain; not compared if None.
+            fingerprints: What the data sets and the model contain; not compared if None.
 
         Raises:
             SettingError: An option that changes the result differs, or the file cannot be read.
         """
         before = read_json(path, SettingError, "it has the options of the run to resume")
+        if not isinstance(before, dict) or not isinstance(before.get("fingerprints", {}), dict):
+            raise SettingError(f"{path} has no options of a run to resume; start another run in a new folder")
         now = self.to_dict()
         for split, value in (fingerprints or {}).items():
             if before.get("fingerprints", {}).get(split, value) != value:
+                what = "weights" if split == "model" else f"{split} data (other images, boxes or classes)"
                 raise SettingError(
-                    f"the run in {path.parent} was started with other {split} data (other images, boxes or "
-                    "classes); resume it with the same data, or start another run in a new folder"
+                    f"the run in {path.parent} was started with other {what}; resume it with what it was "
+                    "started with, or start another run in a new folder"
                 )
         for option in fields(self):
             name = option.name

@@ -15,8 +15,10 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from detrkit.checkpoints.identity import weights_of
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.files import atomic_folder, write_json
+from detrkit.common.locks import locked
 from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
@@ -89,12 +91,23 @@ def train(
         check_login()
     preparation.check_packages()
     preparation.check_output(recipe)
+    if os.environ.get("RANK", "0") != "0":  # one of several processes of one run
+        return _train(recipe, train_dataset, val_dataset)
+    with locked(recipe.output / ".lock", recipe.output):
+        return _train(recipe, train_dataset, val_dataset)
+
+
+def _train(
+    recipe: TrainingRecipe, train_dataset: DetectionDataset | None, val_dataset: DetectionDataset | None
+) -> TrainingResult:
     checkpoint = _checkpoint_to_resume(recipe)
     if not torch.cuda.is_available() or recipe.device == "cpu":
         keep_memory()
     set_seed(recipe.seed)
     train_data, val_data = preparation.read_datasets(recipe, train_dataset, val_dataset)
     fingerprints = {"training": fingerprint(train_data), "validation": fingerprint(val_data)}
+    if not recipe.from_scratch:
+        fingerprints["model"] = str(weights_of(recipe.model))
     if checkpoint is not None:
         recipe.check_same(recipe.output / RECIPE_FILE, fingerprints)
     model, processor, train_data = preparation.build_model(recipe, train_data)
@@ -259,7 +272,8 @@ def _checkpoint_to_resume(recipe: TrainingRecipe) -> Path | None:
     folder = recipe.output / CHECKPOINTS
     begun = (recipe.output / RECIPE_FILE).exists()
     if not recipe.resume:
-        if begun and last_checkpoint(folder) is not None:
+        trained = (recipe.output / "model.safetensors").exists() and not recipe.overwrite
+        if begun and (trained or last_checkpoint(folder) is not None):
             raise SettingError(
                 f"{recipe.output} already contains a run; add --resume, or choose another folder"
             )
