@@ -123,3 +123,55 @@ def test_channels_of_a_backbones_configuration_are_the_models():
     assert tiny_config(backbone_config=tiny_resnet(num_channels=1)).num_channels == 1
     with pytest.raises(ValueError, match="num_channels is 4"):
         tiny_config(num_channels=4)
+
+
+SMALL_CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "out_indices": [0, 1, 2, 3]}
+THIN = [(1, 1), (3, 160), (100, 5), (31, 33)]
+
+
+@pytest.mark.parametrize(
+    ("config", "sides"),
+    [
+        (timm_config("resnet18"), (1, 1)),
+        (timm_config("ese_vovnet19b_slim"), (1, 29)),
+        (timm_config("convnext_atto", backbone_kwargs=SMALL_CONVNEXT), (1, 32)),
+        (timm_config("dla34"), (32, 1)),
+    ],
+    ids=lambda value: value.backbone if hasattr(value, "backbone") else "",
+)
+def test_what_the_sides_of_images_need_belongs_to_the_backbone(config, sides):
+    encoder = ConvEncoder(config)
+    seen = []
+    encoder.model.register_forward_hook(lambda *_: seen.append(1))
+    assert encoder.find_sides() == sides
+    assert not seen, "a user's hook saw the trials"
+    assert encoder.training
+
+
+@pytest.mark.parametrize("model_class", [DetrForObjectDetection, DetrForSegmentation])
+def test_thin_images_are_padded_as_in_a_batch_and_leave_no_trace(model_class):
+    options = {"backbone_kwargs": SMALL_CONVNEXT, "encoder_attention_heads": 8}
+    model = model_class(timm_config("convnext_atto", **options)).eval()
+    pixels = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        before = model(pixels)
+        for height, width in THIN:
+            thin = torch.randn(1, 3, height, width)
+            padded = torch.zeros(1, 3, max(height, 32), max(width, 32))
+            mask = torch.zeros(padded[:, 0].shape, dtype=torch.long)
+            padded[..., :height, :width], mask[:, :height, :width] = thin, 1
+            found, expected = model(thin), model(padded, mask)
+            assert_same_numbers(found.logits, expected.logits)
+            assert_same_numbers(found.pred_boxes, expected.pred_boxes)
+            if model_class is DetrForSegmentation:
+                rows, columns = -(-height // 4), -(-width // 4)
+                assert_same_numbers(found.pred_masks, expected.pred_masks[..., :rows, :columns])
+        assert_same_numbers(model(pixels).logits, before.logits)
+
+
+def test_thin_images_can_be_trained_on():
+    model = DetrForObjectDetection(timm_config("convnext_atto", backbone_kwargs=SMALL_CONVNEXT)).train()
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
+    loss = model(torch.randn(2, 3, 4, 150), labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()

@@ -146,11 +146,11 @@ class TestImages:
 
     def test_a_full_mask_that_is_respected_is_the_same_as_none(self, model, monkeypatch):
         """A graph respects every mask, as it must not look at values: valid ratios of one change nothing."""
-        from detrkit.models.deformable_detr import modeling_deformable_detr
+        from detrkit.models.layers import backbone
 
         pixels, mask = padded_batch()
         expected = model(pixels)
-        monkeypatch.setattr(modeling_deformable_detr, "padding_mask", lambda mask, pixels: mask)
+        monkeypatch.setattr(backbone, "padding_mask", lambda mask, pixels: mask)
         assert_same_outputs(model(pixels, torch.ones_like(mask)), expected)
 
     @pytest.mark.parametrize(("height", "width"), [(90, 100), (128, 32), (33, 160)])

@@ -177,3 +177,13 @@ def test_where_an_image_can_be_split(old, new, count, expected):
 
 def test_other_filters_are_not_split():
     assert independent_parts(noise(20, 20), 40, 40, 2, resample=3) == [(0, 0, 40, 40)]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(22, 335, (88, 1333)), (335, 22, (1333, 88)), (480, 640, (800, 1066))]
+)
+def test_a_thin_image_fits_a_fixed_padding_of_its_longest_edge(height, width, expected):
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    assert size_for(height, width, size, (1333, 1333)) == expected
+    assert size_for(22, 335, size) == (88, 1340), "the original's rule without padding"
+    assert size_for(22, 335, size, (1000, 1000)) == (88, 1340), "a padding that is too small stays an error"

@@ -13,7 +13,7 @@ from detrkit.cli import options
 from detrkit.cli.run import ImageReader, Results, run_images
 from detrkit.cli.sinks import CocoFile, Drawings, ResultTable, Sink
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import Fingerprints, find_images
+from detrkit.inference.inputs import Fingerprints, every_frame, find_images
 
 if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
@@ -42,6 +42,7 @@ def detect(
     ray_cpus: options.RayCpus = None,
     overwrite: options.Overwrite = False,
     exif_orientation: options.ExifOrientation = False,
+    frames: options.Frames = "first",
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     allow_private_addresses: options.AllowPrivate = False,
@@ -64,6 +65,11 @@ def detect(
         raise DetrkitError("--resume requires --json FILE, the document to continue")
     if ray is not None and save_dir is not None:
         raise DetrkitError("--ray makes no drawings; leave out --save-dir, or --ray")
+    limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
+    if frames == "all":
+        if ray is not None:
+            raise DetrkitError("--ray reads first frames only; leave out --frames, or --ray")
+        inputs = every_frame(inputs, limits)
     fingerprints = Fingerprints(inputs)
     drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
     sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]
@@ -75,7 +81,6 @@ def detect(
         info = run_info("detect", model, engine=engine, revision=revision, threshold=threshold, **shared)
         names = None if drawings is None else drawings.names
         sinks.append(CocoFile(json_file, inputs, info, fingerprints, names, resume=resume))
-    limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
     reader.fingerprints = None if json_file is None else fingerprints
 

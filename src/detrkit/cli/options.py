@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,6 +54,13 @@ ExifOrientation = Annotated[
     typer.Option(
         "--exif-orientation/--no-exif-orientation",
         help="Rotate images as their EXIF orientation says; results then refer to the rotated image.",
+    ),
+]
+Frames = Annotated[
+    Literal["first", "all"],
+    typer.Option(
+        help="Of animations and TIFFs of several pages: all, each as an image of its own, or the first, with "
+        "a warning."
     ),
 ]
 MaxPixels = Annotated[

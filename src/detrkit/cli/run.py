@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import traceback
 from collections import deque
@@ -17,7 +18,8 @@ from detrkit.common.limits import ImageLimits
 from detrkit.common.outputs import check_outputs
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, interrupt_status, list_failures, say
-from detrkit.inference.inputs import Fingerprints, ImageInput
+from detrkit.common.text import short_name
+from detrkit.inference.inputs import Fingerprints, FrameReader, ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,10 +81,29 @@ class ImageReader:
             stream: Turns images into results, one each, in their order.
             description: The label of the progress bar.
         """
-        for result in with_progress(stream(self._images()), len(self.todo), description):
-            position, image = self._in_work.popleft()
-            result.source = self.inputs[position].source
-            yield position, image, result
+        yield from with_progress(self._each(stream), len(self.todo), description)
+
+    def _each(self, stream: Callable[[Iterator[Image]], Iterator[_Result]]) -> Results[_Result]:
+        unfinished = True
+        while unfinished:
+            try:
+                for result in stream(self._images()):
+                    yield self._finished(*self._in_work.popleft(), result)
+                unfinished = False
+            except ImageError:
+                # The model does not take one of the images in work: which one shows when each runs alone.
+                waiting, self._in_work = list(self._in_work), deque()
+                for position, image in waiting:
+                    try:
+                        (result,) = stream(iter([image]))
+                    except ImageError as error:
+                        self._report(error, self.inputs[position])
+                    else:
+                        yield self._finished(position, image, result)
+
+    def _finished(self, position: int, image: Image, result: _Result) -> tuple[int, Image, _Result]:
+        result.source = self.inputs[position].source
+        return position, image, result
 
     def cluster_results(
         self, detector: RayDetector, *, threshold: float, batch_size: int, max_objects: int | None
@@ -110,20 +131,19 @@ class ImageReader:
                 yield self.todo[place], None, result
 
     def _read(self) -> Iterator[tuple[int, Image]]:
-        from detrkit.inference.prepared import read_image
-
-        for position in self.todo:
-            source = self.inputs[position].source
-            if self.fingerprints is not None:
-                self.fingerprints(position)
-            try:
-                image = read_image(source, exif_orientation=self.exif_orientation, limits=self.limits)
-            except ImageError as error:
-                if self.debug:
-                    traceback.print_exc()
-                self._report(error)
-            else:
-                yield position, image
+        frames = FrameReader(exif_orientation=self.exif_orientation, limits=self.limits)
+        with contextlib.closing(frames):
+            for position in self.todo:
+                if self.fingerprints is not None:
+                    self.fingerprints(position)
+                try:
+                    image = frames.read(self.inputs[position])
+                except ImageError as error:
+                    if self.debug:
+                        traceback.print_exc()
+                    self._report(error)
+                else:
+                    yield position, image
 
     def _images(self) -> Iterator[Image]:
         """Passes images on (in the detector's thread), keeping those that still wait for a result."""
@@ -131,9 +151,11 @@ class ImageReader:
             self._in_work.append((position, image))
             yield image
 
-    def _report(self, error: ImageError) -> None:
-        self.failures.append(str(error))
-        say(str(error))
+    def _report(self, error: ImageError, item: ImageInput | None = None) -> None:
+        """Says what is wrong with an image, named by its input where the error does not know it."""
+        said = str(error) if item is None else f"{short_name(item.source)}: {error}"
+        self.failures.append(said)
+        say(said)
 
 
 def run_images(

@@ -22,7 +22,7 @@ from detrkit.cli.sinks import (
     Sink,
 )
 from detrkit.common.errors import DetrkitError
-from detrkit.inference.inputs import Fingerprints, find_images
+from detrkit.inference.inputs import Fingerprints, every_frame, find_images
 
 if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
@@ -49,6 +49,7 @@ def segment(
     ] = False,
     overwrite: options.Overwrite = False,
     exif_orientation: options.ExifOrientation = False,
+    frames: options.Frames = "first",
     max_pixels: options.MaxPixels = None,
     max_bytes: options.MaxBytes = None,
     allow_private_addresses: options.AllowPrivate = False,
@@ -69,6 +70,8 @@ def segment(
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     if resume and save_dir is None:
         raise DetrkitError("--resume requires --save-dir DIR, the folder to continue")
+    limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
+    inputs = every_frame(inputs, limits) if frames == "all" else inputs
     fingerprints = Fingerprints(inputs)
     sinks: list[Sink[PanopticSegmentation]] = [_table()]
     if save_dir is not None:
@@ -80,7 +83,6 @@ def segment(
             drawings,
             PanopticFolder(save_dir, inputs, info, fingerprints, drawings.names, resume=resume),
         ]
-    limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
     reader.fingerprints = None if save_dir is None else fingerprints
 

@@ -41,6 +41,7 @@ from detrkit.engines.exported import (
 from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.engines.openvino_engine import convert
 from detrkit.engines.own_copy import own_copy
+from detrkit.engines.thin_images import pad_thin_images
 from detrkit.engines.torch_engine import fold_batch_norm
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.layers.plain import is_quantized
@@ -119,6 +120,9 @@ def export_model(
             processor.save_pretrained(folder)
         onnx_file = folder / "model.onnx"
         _write_onnx(graph, onnx_file)
+        least = max(m.find_sides()[1] for m in model.modules() if isinstance(m, ConvEncoder))
+        if least > 1:
+            pad_thin_images(onnx_file, least)
         file = onnx_file
         if to == "openvino":
             file = folder / "model.xml"

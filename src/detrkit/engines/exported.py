@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from detrkit.common.errors import CheckpointError
+from detrkit.common.errors import CheckpointError, ImageError
 from detrkit.common.screening import is_plain_name, read_model_json
 from detrkit.common.text import first_line
 from detrkit.engines.names import EXPORTED_ENGINES
@@ -129,7 +129,14 @@ class Graph:
             # What the parent opened is never closed here: that would wait for threads which do not exist.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._run))
             self._open()
-        return self._run(inputs)
+        try:
+            return self._run(inputs)
+        except Exception as error:  # of classes that differ from runtime to runtime
+            height, width = inputs["pixel_values"].shape[-2:]
+            raise ImageError(
+                f"the exported model does not take an image of {width}x{height} pixels, as resized "
+                f"({first_line(error)}); pad the image, or use the engine 'torch'"
+            ) from error
 
     def __deepcopy__(self, memo: dict[int, object]) -> Graph:
         return self

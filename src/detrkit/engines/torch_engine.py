@@ -45,6 +45,9 @@ def prepare(
     if is_quantized(model):
         return _as_it_is(model, device, dtype)
     model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, ConvEncoder):
+            module.find_sides()  # now, as compilers and fused modules cannot try sizes
     # A hook may keep what is passed on, so nothing may be written over or left out.
     encoders = [m for m in model.modules() if isinstance(m, ConvEncoder) and not has_hooks(m)]
     for encoder in encoders:

@@ -17,9 +17,11 @@ from detrkit.common.text import spreadsheet_cell
 from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
 from detrkit.evaluation.confusion import ConfusionMatrix
 from detrkit.results.drawing import class_color
+from detrkit.results.fonts import font_file, legible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 ALL_CATEGORIES = "(all)"
 
@@ -130,7 +132,8 @@ def draw_precision_recall(result: CocoResult) -> Figure:
         ylim=(0, 1.02),
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    _show_names(legend.get_texts())
     return figure
 
 
@@ -150,6 +153,7 @@ def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
     figure.colorbar(cells, ax=axes, label="share of the row", fraction=0.046)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
+    _show_names([*axes.get_xticklabels(), *axes.get_yticklabels()])
     axes.set(
         title=f"Confusion at score > {matrix.score_threshold}, IoU ≥ {matrix.iou_threshold}",
         xlabel="detected",
@@ -161,6 +165,20 @@ def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
                 color = "white" if shares[y, x] > 0.5 else "black"
                 axes.text(x, y, str(count), ha="center", va="center", color=color, fontsize=8)
     return figure
+
+
+def _show_names(texts: Iterable[Text]) -> None:
+    """Gives names a font that has their letters, as drawings do; matplotlib's own where it will do."""
+    from matplotlib.font_manager import FontProperties
+
+    for text in texts:
+        name = text.get_text()
+        if name.isascii():
+            continue
+        file = font_file(name)
+        text.set_text(legible(name))
+        if file is not None:
+            text.set_fontproperties(FontProperties(fname=file, size=text.get_fontsize()))
 
 
 def _mean_curves(result: CocoResult) -> Iterator[tuple[str, np.ndarray]]:

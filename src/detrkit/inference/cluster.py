@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.schema import JsonObject
-from detrkit.common.text import first_line
+from detrkit.common.text import first_line, is_url
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -430,8 +430,11 @@ def _shares(
 
 
 def _for_workers(source: str | os.PathLike[str]) -> str:
+    if not isinstance(source, (str, os.PathLike)):
+        kind = type(source).__name__
+        raise ImageError(f"workers of a cluster read files and addresses, not {kind}; name the file")
     text = os.fspath(source)
-    return text if "://" in text else os.path.abspath(text)  # noqa: PTH100 - links stay as they are
+    return text if is_url(text) or "://" in text else os.path.abspath(text)  # noqa: PTH100 - links stay as they are
 
 
 def _in_order(found: Iterable[tuple[int, Found]], kind: type[_Result]) -> Iterator[_Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
@@ -9,15 +10,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from detrkit.common.errors import ImageError
 from detrkit.common.files import content_hash
+from detrkit.common.limits import ImageLimits
 from detrkit.common.text import is_data_url, is_url, short_name
 
 logger = logging.getLogger("detrkit")
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from detrkit.processing.sources import ImageFile
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -28,13 +37,25 @@ class ImageInput:
 
     Attributes:
         source: The path or address.
+        frame: The number of a frame of an animation, or page of a TIFF, from 0; None for the first one,
+            with a warning where there are more.
     """
 
     source: str
+    frame: int | None = None
 
     @property
     def base_name(self) -> str:
-        """The last part of the path or address, never empty."""
+        """The last part of the path or address, never empty, and the frame if it is one of several."""
+        return f"{self._name}{self.fragment}"
+
+    @property
+    def fragment(self) -> str:
+        """What tells the frames of a file apart; empty for an image that is read as a whole."""
+        return "" if self.frame is None else f"#frame={self.frame + 1}"
+
+    @property
+    def _name(self) -> str:
         if not is_url(self.source):
             return Path(self.source).name
         try:
@@ -109,6 +130,70 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
     return [ImageInput(source) for source in unique.values()], mistakes
 
 
+def every_frame(images: Sequence[ImageInput], limits: ImageLimits | None = None) -> list[ImageInput]:
+    """The images with each frame of an animation, or page of a TIFF, as an image of its own.
+
+    Addresses are fetched for it. What cannot be read stays one image, of which reading it says why.
+    """
+    from detrkit.processing.sources import ImageFile
+
+    found = []
+    for image in images:
+        count = 1
+        if not _is_pipe(image.source):
+            with contextlib.suppress(ImageError), ImageFile(image.source, limits) as file:
+                count = len(file)
+        found += [image] if count == 1 else [replace(image, frame=number) for number in range(count)]
+    return found
+
+
+class FrameReader:
+    """Reads one image after another; a file of several frames stays open from one to the next.
+
+    Args:
+        exif_orientation: Turn images as their EXIF entry says.
+        limits: See :func:`detrkit.processing.images.load_image`.
+    """
+
+    def __init__(self, *, exif_orientation: bool, limits: ImageLimits) -> None:
+        self._exif_orientation, self._limits = exif_orientation, limits
+        self._file: ImageFile | None = None
+        self._source: str | None = None
+
+    def read(self, item: ImageInput) -> Image:
+        """The RGB image.
+
+        Raises:
+            ImageError: It cannot be found, read or used.
+        """
+        from detrkit.inference.prepared import read_image
+        from detrkit.processing.images import read_frame
+        from detrkit.processing.sources import ImageFile
+
+        if item.frame is None:
+            return read_image(item.source, exif_orientation=self._exif_orientation, limits=self._limits)
+        if self._file is None or self._source != item.source:
+            self.close()
+            self._file, self._source = ImageFile(item.source, self._limits), item.source
+        image = read_frame(self._file, item.frame, self._exif_orientation)
+        image.info = {}
+        return image
+
+    def close(self) -> None:
+        """Closes the file that is open."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+def _is_pipe(source: str) -> bool:
+    """Whether a source can be read only once."""
+    try:
+        return not is_url(source) and Path(source).is_fifo()
+    except (OSError, ValueError):
+        return False
+
+
 def _expand(argument: str) -> tuple[list[str], str | None]:
     if is_url(argument) or "://" in argument:  # file: is read, others are refused by their name
         return [argument], None
@@ -161,4 +246,7 @@ def image_ids(images: Sequence[ImageInput]) -> list[int]:
 def file_names(images: Sequence[ImageInput]) -> list[str]:
     """Names for a COCO document: without folders, except where two images would share a name."""
     counts = Counter(image.base_name for image in images)
-    return [image.base_name if counts[image.base_name] == 1 else short_name(image.source) for image in images]
+    return [
+        image.base_name if counts[image.base_name] == 1 else f"{short_name(image.source)}{image.fragment}"
+        for image in images
+    ]

@@ -18,7 +18,7 @@ from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.label_masks import mask_from_labels
 from detrkit.models.layers.attention import key_mask
-from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask
+from detrkit.models.layers.backbone import Backbone, downsample_mask
 from detrkit.models.layers.plain import rows
 from detrkit.models.layers.transformer import Encoder
 from detrkit.models.outputs import DetrModelOutput, EncoderOutput, ObjectDetectionOutput
@@ -168,7 +168,7 @@ class SingleScaleModel(EncoderDecoderModel):
             return feature_map, downsample_mask(pixel_mask, (side, side))
         if pixel_values is None:
             raise ValueError("pass pixel_values (an image batch) or inputs_embeds")
-        pixel_mask = padding_mask(pixel_mask, pixel_values)
+        pixel_values, pixel_mask = self.backbone.long_enough(pixel_values, pixel_mask)
         feature_map = self.input_projection(self.backbone(pixel_values)[-1])
         return feature_map, downsample_mask(pixel_mask, feature_map.shape[-2:])
 

@@ -14,7 +14,7 @@ from detrkit.losses.matcher import send
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.detection import ModelWithHeads, ObjectDetectionModel
 from detrkit.models.layers.attention import key_mask
-from detrkit.models.layers.backbone import downsample_mask, padding_mask
+from detrkit.models.layers.backbone import downsample_mask
 from detrkit.models.layers.mask_head import AttentionMap, MaskHead
 from detrkit.models.outputs import DetrModelOutput, SegmentationOutput
 
@@ -133,7 +133,8 @@ class SegmentationModel(ModelWithHeads):
         if inputs_embeds is not None:
             raise ValueError("a segmentation model does not take inputs_embeds; pass pixel_values")
         model = self.detector.model
-        pixel_mask = padding_mask(pixel_mask, pixel_values)
+        size = pixel_values.shape[-2:]
+        pixel_values, pixel_mask = model.backbone.long_enough(pixel_values, pixel_mask)
         maps = model.backbone(pixel_values)
         feature_map = model.input_projection(maps[-1])
         mask = downsample_mask(pixel_mask, feature_map.shape[-2:])
@@ -142,7 +143,14 @@ class SegmentationModel(ModelWithHeads):
 
         def masks_of(states: Tensor) -> Tensor:
             attention = self.bbox_attention(states, features.encoder_last_hidden_state, memory_mask)
-            return self.mask_head(feature_map, maps[-2 : -_STAGES - 1 : -1], attention)
+            masks = self.mask_head(feature_map, maps[-2 : -_STAGES - 1 : -1], attention)
+            if size == pixel_values.shape[-2:]:
+                return masks
+            # Of a thin image that was padded: what covers the image.
+            rows, columns = (
+                -(-n * m // padded) for n, m, padded in zip(size, masks.shape[-2:], pixel_values.shape[-2:])
+            )
+            return masks[..., :rows, :columns]
 
         return features, masks_of
 

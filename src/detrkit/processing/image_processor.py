@@ -208,8 +208,9 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         if device is None and isinstance(sources[0], torch.Tensor):
             device = sources[0].device
         old_sizes = [_size_of(raster) for raster in rasters]
-        sizes = [size if settings.size is None else size_for(*size, settings.size) for size in old_sizes]
-        padded = padded_size(sizes, settings.pad_size) if settings.do_pad else None
+        fixed = settings.pad_size if settings.do_pad else None
+        sizes = [s if settings.size is None else size_for(*s, settings.size, fixed) for s in old_sizes]
+        padded = padded_size(sizes, fixed) if settings.do_pad else None
 
         targets = None
         if annotations is not None:

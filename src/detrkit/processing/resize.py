@@ -82,13 +82,18 @@ def resized_size(
     return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+def size_for(
+    height: int, width: int, size: Mapping[str, int], pad_size: Size | None = None
+) -> tuple[int, int]:
     """Size of an image after resizing it to a processor's ``size``.
 
     Args:
         height: Height in pixels.
         width: Width in pixels.
         size: A dictionary from :func:`normalize_size`.
+        pad_size: (height, width) that the image is padded to, if that is fixed. Rounding carries the longer
+            edge of a thin image past ``longest_edge`` (335x22 becomes 1340x88); where the padding has room
+            for ``longest_edge`` but not for that, it becomes ``longest_edge``.
 
     Returns:
         (height, width) in pixels, each at least 1.
@@ -97,6 +102,11 @@ def size_for(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int
         ImageError: The image would have more than ``MAX_RESIZED_PIXELS``.
     """
     new_height, new_width = _size_for(height, width, size)
+    longest = size.get("longest_edge")
+    if pad_size is not None and longest is not None:
+        new_height, new_width = (
+            longest if new > room >= longest else new for new, room in zip((new_height, new_width), pad_size)
+        )
     if new_height * new_width > MAX_RESIZED_PIXELS:
         raise ImageError(
             f"an image of {width}x{height} pixels (width x height) would be resized to "

@@ -179,7 +179,8 @@ def warn_of_frames(image: PIL.Image.Image, name: str) -> None:
         return
     if frames > 1:
         logger.warning(
-            "%s has %d frames (pages), of which only the first is used; frames='all' (--frames all) uses all",
+            "%s has %d frames (or pages), of which only the first is used; read all with load_frames "
+            "(--frames all)",
             name,
             frames,
         )

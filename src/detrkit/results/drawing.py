@@ -9,14 +9,14 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, find_objects
 
+from detrkit.results.fonts import Font, font_for, legible
+
 Color = tuple[int, int, int]
-_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 # x0, y0, x1, y1 in pixels, the last column and row not included.
 _Place = tuple[int, int, int, int]
 
@@ -88,7 +88,8 @@ def draw_boxes(
     for i, box in reversed(visible):
         draw.rectangle(box, outline=colors[i], width=line_width)
     if captions is not None:
-        _draw_captions(draw, drawing.size, [(box, captions[i], colors[i]) for i, box in visible], font_size)
+        texts = [(box, legible(captions[i]), colors[i]) for i, box in visible]
+        _draw_captions(draw, drawing.size, texts, font_size)
     return drawing
 
 
@@ -151,7 +152,7 @@ def draw_segments(
     drawing = Image.fromarray(pixels.round().astype(np.uint8))
     if captions is not None:
         font_size = font_size or max(11, round(length / 40))
-        _draw_segment_captions(drawing, places, captions, colors, font_size)
+        _draw_segment_captions(drawing, places, [*map(legible, captions)], colors, font_size)
     return drawing
 
 
@@ -226,11 +227,6 @@ def _clip(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]
     return left, top, max(left, min(width, math.ceil(x1)) - 1), max(top, min(height, math.ceil(y1)) - 1)
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size)
-
-
 def _draw_captions(
     draw: ImageDraw.ImageDraw,
     image_size: tuple[int, int],
@@ -251,7 +247,7 @@ def _draw_captions(
         _draw_tag(draw, place, text, font, color)
 
 
-def _draw_tag(draw: ImageDraw.ImageDraw, place: _Place, text: str, font: _Font, color: Color) -> None:
+def _draw_tag(draw: ImageDraw.ImageDraw, place: _Place, text: str, font: Font, color: Color) -> None:
     """Writes a caption in the middle of a filled place."""
     draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=color)
     middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
@@ -260,16 +256,17 @@ def _draw_tag(draw: ImageDraw.ImageDraw, place: _Place, text: str, font: _Font, 
     draw.text(middle, text, fill=(0, 0, 0) if light else (255, 255, 255), font=font, anchor="mm")
 
 
-def _fitting_font(text: str, font_size: int, image_size: tuple[int, int]) -> _Font | None:
+def _fitting_font(text: str, font_size: int, image_size: tuple[int, int]) -> Font | None:
     """The font in the wanted size, else smaller so that the caption fits; None where none is readable."""
     for size in range(font_size, _SMALLEST_READABLE_FONT - 1, -1):
-        width, height = _tag_size(text, _font(size))
+        font = font_for(text, size)
+        width, height = _tag_size(text, font)
         if width <= image_size[0] and height <= image_size[1]:
-            return _font(size)
+            return font
     return None
 
 
-def _tag_size(text: str, font: _Font) -> tuple[int, int]:
+def _tag_size(text: str, font: Font) -> tuple[int, int]:
     """Width and height in pixels of a caption with its margin; the height is the same for every text."""
     left, top, right, bottom = font.getbbox("Ag")
     line = bottom - top

@@ -19,7 +19,7 @@ from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
 from detrkit.models.layers.attention import MultiHeadAttention, key_mask
-from detrkit.models.layers.backbone import Backbone, downsample_mask, padding_mask, rename_while_loading
+from detrkit.models.layers.backbone import Backbone, downsample_mask, rename_while_loading
 from detrkit.models.layers.feature_levels import (
     FeatureLevels,
     MultiScaleDeformableAttention,
@@ -278,7 +278,7 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         config = self.config
         if inputs_embeds is not None or pixel_values is None:
             raise ValueError("Deformable DETR does not take inputs_embeds: pass pixel_values (images)")
-        levels = self._feature_levels(pixel_values, padding_mask(pixel_mask, pixel_values))
+        levels = self._feature_levels(*self.backbone.long_enough(pixel_values, pixel_mask))
         if isinstance(encoder_outputs, tuple):
             encoded = EncoderOutput(*encoder_outputs)
         else:

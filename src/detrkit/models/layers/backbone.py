@@ -6,9 +6,14 @@ trained, and DC5 trades the stride of the last stage for dilation.
 
 from __future__ import annotations
 
+import copy
+import logging
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 
 import timm
 import torch
@@ -21,6 +26,8 @@ from detrkit.common.errors import SettingError
 from detrkit.common.text import did_you_mean, first_line
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.position_encoding import build_position_encoding
+
+logger = logging.getLogger(__name__)
 
 # The renames of the checkpoint that is being loaded, if one is.
 _loading_checkpoint: ContextVar[dict[str, str] | None] = ContextVar("loading_checkpoint", default=None)
@@ -89,14 +96,15 @@ class ConvEncoder(nn.Module):
     Attributes:
         num_channels: Channels of the images that it takes.
         native_size: (height, width) in pixels of the only images that it may take; None for any.
-        multiple: Images are padded to a multiple of this many pixels, which some backbones need.
+        sides: What images are padded to, which some backbones need: a multiple of so many pixels, and at
+            least so many; None until it is found out (:meth:`find_sides`).
     """
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__()
         self.num_channels = config.num_channels
         self.native_size: tuple[int, int] | None = None
-        self.multiple = 1
+        self.sides: tuple[int, int] | None = (1, 1) if _is_plain_resnet(config) else None
         if config.use_timm_backbone:
             self.model, self.native_size = _timm_backbone(config)
             self.intermediate_channel_sizes = self.model.feature_info.channels()
@@ -124,11 +132,33 @@ class ConvEncoder(nn.Module):
             SettingError: The backbone does not take images of this size.
         """
         try:
-            return self._maps(pixel_values, self.multiple)
+            return self._maps(pixel_values, self.known_sides()[0])
         except (AssertionError, IndexError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or pixel_values.shape[1] != self.num_channels:
                 raise
             return self._maps_of_odd_size(pixel_values, error)
+
+    def known_sides(self) -> tuple[int, int]:
+        """As :meth:`find_sides`, but a compiler, exporter or tracer tries nothing: engines do that before."""
+        busy = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return (self.sides or (1, 1)) if busy else self.find_sides()
+
+    def find_sides(self) -> tuple[int, int]:
+        """What the sides of images have to be multiples of, and their least length, in pixels.
+
+        Both are found by trials, so that they belong to the backbone and not to the images that it has seen.
+        """
+        if self.sides is None:
+            takes = partial(_takes_square, _for_trials(self.model), self.num_channels)
+            multiple = next((m for m in (1, *_MULTIPLES) if takes(_LARGE_SIDE + m)), 1)
+            least = 1
+            if not takes(multiple) and takes(_LARGE_SIDE):
+                # A larger image is never refused where a smaller one is taken.
+                sides = range(multiple, _LARGE_SIDE, multiple)
+                place = bisect_left(sides, True, key=takes)
+                least = _LARGE_SIDE if place == len(sides) else sides[place]
+            self.sides = (multiple, least)
+        return self.sides
 
     def _maps(self, pixel_values: Tensor, multiple: int) -> list[Tensor]:
         """The maps of images that are padded at the bottom and right to a multiple of some pixels."""
@@ -148,12 +178,10 @@ class ConvEncoder(nn.Module):
         return maps
 
     def _maps_of_odd_size(self, pixel_values: Tensor, error: Exception) -> list[Tensor]:
-        """The maps of images of a size that the backbone takes only padded; remembers to what."""
-        for multiple in (m for m in _MULTIPLES if m > self.multiple):
+        """The maps of images of a size that the backbone takes only padded."""
+        for multiple in _MULTIPLES:
             with suppress(AssertionError, IndexError, RuntimeError):
-                maps = self._maps(pixel_values, multiple)
-                self.multiple = multiple
-                return maps
+                return self._maps(pixel_values, multiple)
         if self.native_size is None and not isinstance(error, AssertionError):  # by which timm checks sizes
             raise error
         height, width = pixel_values.shape[-2:]
@@ -170,6 +198,45 @@ class ConvEncoder(nn.Module):
 
 # What the sides of images may have to be multiples of.
 _MULTIPLES = (4, 8, 16, 32, 64)
+# No backbone needs more for a side to be long enough.
+_LARGE_SIDE = 64
+
+
+def _is_plain_resnet(config: DetrFamilyConfig) -> bool:
+    """Whether the backbone is one of those that take every size, which need not be tried."""
+    if config.use_timm_backbone:
+        return re.fullmatch(r"resnet(18|34|50|101|152)(\..*)?", str(config.backbone)) is not None
+    return getattr(config.backbone_config, "model_type", None) == "resnet"
+
+
+def _for_trials(model: nn.Module) -> nn.Module:
+    """A copy of a model for inference that shares its tensors and has none of a user's hooks."""
+    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, memo).eval()
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not _is_of_a_library(hook)]:
+                del hooks[key]
+    return copied
+
+
+def _is_of_a_library(hook: object) -> bool:
+    """Whether a hook is how timm or Transformers take feature maps, and not a user's."""
+    place = str(getattr(getattr(hook, "func", hook), "__module__", ""))
+    return place.startswith(("timm.", "transformers."))
+
+
+@torch.no_grad()
+def _takes_square(model: nn.Module, channels: int, side: int) -> bool:
+    """Whether a model takes square images of a side and gives maps with something in them."""
+    image = next(model.parameters()).new_zeros(1, channels, side, side)
+    try:
+        maps = model(image)
+    except Exception as error:  # whatever a size that does not fit leads to
+        logger.debug("the backbone does not take %dx%d pixels (%s)", side, side, first_line(error))
+        return False
+    return all(m.numel() > 0 for m in (maps if isinstance(maps, (list, tuple)) else maps.feature_maps))
+
 
 # Options by which some of timm's backbones of a fixed size take images of any size.
 _ANY_SIZE: tuple[dict[str, object], ...] = (
@@ -309,6 +376,27 @@ class Backbone(nn.Module):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Feature maps, finest first, of (batch, channels, height, width) images."""
         return self.conv_encoder(pixel_values)
+
+    def long_enough(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Images, and their mask as of :func:`padding_mask`, of the least length that the backbone takes.
+
+        Thin images are padded at the bottom and right, which the mask then says. A graph for other programs
+        gets this in front of it instead (:mod:`detrkit.engines.export`).
+
+        Raises:
+            ValueError: Images or mask have the wrong shape.
+        """
+        mask = padding_mask(pixel_mask, pixel_values)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return pixel_values, mask
+        least = self.conv_encoder.known_sides()[1]
+        below, right = (max(least - length, 0) for length in pixel_values.shape[-2:])
+        if not (below or right):
+            return pixel_values, mask
+        if mask is None:
+            mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.long)
+        margin = (0, right, 0, below)
+        return F.pad(pixel_values, margin), F.pad(mask, margin)
 
 
 def padding_mask(pixel_mask: Tensor | None, pixel_values: Tensor) -> Tensor | None:
