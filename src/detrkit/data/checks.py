@@ -227,7 +227,7 @@ def _check_images(
             continue
         for _ in entries[1:]:
             findings.add("duplicate_image_id", f"{image_id} ({names[0]})")
-        if names[0] in taken and names[0]:
+        if names[0] in taken and dataset.images_dir is not None:  # else results may refer to either id
             findings.add("duplicate_file_name", names[0])
             same[image_id] = taken[names[0]]
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.common.errors import ImageError
 from detrkit.common.files import atomic_file
@@ -28,6 +28,7 @@ _SHEET_IMAGES = 4
 _SHEET_THRESHOLD = 0.5
 _TILE = 480  # pixels; width of an image on the sheet
 _GAP = 8  # pixels
+_HEADING = 32  # pixels
 
 
 def write_reports(folder: Path, rows: Sequence[Mapping[str, float]], metric: str) -> None:
@@ -47,7 +48,7 @@ def draw_losses(rows: Sequence[Mapping[str, float]]) -> Figure:
     for name in names:
         _curve(axes, trained, name, main=name == "loss")
     axes.set_yscale("log")
-    axes.legend(frameon=False)
+    _legend(axes)
     return figure
 
 
@@ -60,12 +61,15 @@ def draw_evaluations(rows: Sequence[Mapping[str, float]], metric: str) -> Figure
         if name in _CURVES and max(row.get(name, -1) for row in evaluated) >= 0:
             _curve(axes, evaluated, name, main=name == metric, marker=".")
     axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+    _legend(axes)
     return figure
 
 
 def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Path) -> None:
-    """Writes a sheet of images, each with its annotations on the left and the predictions on the right."""
+    """Writes a sheet of images, each with its annotations on the left and the predictions on the right.
+
+    Both have the colours of their classes, as in all drawings.
+    """
     count = min(_SHEET_IMAGES, len(dataset))
     rows = []
     for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
@@ -86,12 +90,15 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
     if not rows:
         return
     width = 2 * _TILE + _GAP
-    sheet = Image.new("RGB", (width, sum(row[0].height + _GAP for row in rows) - _GAP), "white")
-    top = 0
-    for left, right in rows:
-        sheet.paste(left, (0, top))
-        sheet.paste(right, (_TILE + _GAP, top))
-        top += left.height + _GAP
+    sheet = Image.new("RGB", (width, _HEADING + sum(row[0].height + _GAP for row in rows) - _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for left, heading in ((0, "Annotations"), (_TILE + _GAP, f"Predictions above {_SHEET_THRESHOLD:g}")):
+        draw.text((left + _GAP, _HEADING // 4), heading, "black", ImageFont.load_default(_HEADING // 2))
+    top = _HEADING
+    for truth, predicted in rows:
+        sheet.paste(truth, (0, top))
+        sheet.paste(predicted, (_TILE + _GAP, top))
+        top += truth.height + _GAP
     with atomic_file(folder / "predictions.png") as temporary:
         sheet.save(temporary)
 
@@ -102,12 +109,19 @@ def _tile(image: Image.Image) -> Image.Image:
 
 def _axes(title: str, ylabel: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 6))
     axes = figure.add_subplot()
     axes.set(title=title, xlabel="epoch", ylabel=ylabel)
     axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # whole epochs
     return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    """A legend beside the axes, where it covers no curve."""
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _curve(
