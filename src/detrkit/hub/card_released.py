@@ -215,7 +215,10 @@ def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) ->
 
 def _reproduction(entry: ReleasedCheckpoint, model: str) -> Iterable[str]:
     yield "To measure them:"
-    yield f"```bash\ndetrkit evaluate --model {model} {BENCHMARKS[entry.benchmark].options}\n```"
+    options = BENCHMARKS[entry.benchmark].options
+    if FAMILIES[entry.family].class_scores == "sigmoid":
+        options += " --max-objects 100"  # as many pairs of query and class as the originals evaluate
+    yield f"```bash\ndetrkit evaluate --model {model} {options}\n```"
     if entry.name in _KNOWN_OUTPUTS:
         threshold, found = _KNOWN_OUTPUTS[entry.name]
         yield (
