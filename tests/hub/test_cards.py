@@ -144,7 +144,8 @@ def test_a_card_has_every_section_and_front_matter_that_the_hub_reads(name):
     assert ("```bash\ndetrkit convert" in card.text) == (entry.hub_id is None)
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+# The three versions 1.1 have the cards of version 1.0 but for names and data.
+@pytest.mark.parametrize("name", [name for name in REGISTRY if "-v1.1-" not in name])
 def test_the_snippets_of_a_card_run(name, request, pictures, detrkit_here, working_directory):
     entry = REGISTRY[name]
     stand_in = request.getfixturevalue(STAND_INS[entry.family, entry.task])
