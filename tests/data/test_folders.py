@@ -219,6 +219,7 @@ def test_voc_corners_may_be_counted_from_0(tmp_path):
     path = tmp_path / "Annotations" / "1.xml"
     path.write_text(path.read_text().replace("<xmin>11</xmin>", "<xmin>0</xmin>"))
     dataset = check_dataset(read_voc(*folders), strict=True).dataset
+    assert dataset.format == "Pascal VOC, pixels counted from 0"
     assert [target["boxes"].tolist() for _, target in dataset] == [[[11, 6, 30, 25]], [[0, 6, 30, 25]]]
 
 

@@ -54,7 +54,7 @@ class DetectionDataset:
             the document are those of.
         problems: What the reader of the data set's format could not read, for ``check_dataset`` to report.
         checked: Whether ``check_dataset`` made it.
-        format: The format that it was read from: "COCO", "YOLO", "VOC" or "Hugging Face".
+        format: The format that it was read from, for a person to read.
     """
 
     document: Document

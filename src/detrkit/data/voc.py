@@ -87,7 +87,13 @@ def read_voc(
             entry["segmentation"] = [[value - first for value in thing.polygon]]
         document["annotations"].append(entry)
     return DetectionDataset(
-        document, images, str(annotations), None, None, return_masks, True, findings.problems(), format="VOC"
+        document,
+        images,
+        str(annotations),
+        return_masks=return_masks,
+        exif_orientation=True,
+        problems=findings.problems(),
+        format=f"Pascal VOC, pixels counted from {first}",
     )
 
 

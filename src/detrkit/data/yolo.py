@@ -144,7 +144,13 @@ def read_labels(
             f"{source}: folder of YOLO labels not found; put it beside {images[0].parent} and call it labels"
         )
     return DetectionDataset(
-        document, root, source, None, None, return_masks, True, findings.problems(), format="YOLO"
+        document,
+        root,
+        source,
+        return_masks=return_masks,
+        exif_orientation=True,
+        problems=findings.problems(),
+        format="YOLO",
     )
 
 
