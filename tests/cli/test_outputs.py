@@ -47,6 +47,7 @@ ROWS = [
     *((TRAIN, name) for name in ("README.md", "config.json", "recipe.json", "loss.png", "metrics.csv")),
     *((CONVERT, name) for name in ("README.md", "config.json", "model.safetensors")),
     *((EXPORT, name) for name in ("config.json", "engine.json", "model.onnx")),
+    (("data", "check", "val.json", "--images", "shots", "--sheet", "out/sheet.jpg"), "sheet.jpg"),
     (("benchmark", "--model", "{model}", "--csv", "out/speed.csv"), "speed.csv"),
 ]
 

@@ -60,7 +60,7 @@ def check(
     if sheet is not None:
         if sheet.suffix.lower() not in (".jpg", ".jpeg"):
             raise SettingError(f"--sheet must be a JPEG file, not {sheet}")
-        check_outputs([Output("--sheet", sheet, JPEG_MARK)], [images], overwrite=overwrite)
+        check_outputs([Output("--sheet", sheet, JPEG_MARK)], [images, data], overwrite=overwrite)
     reports = {
         split: check_dataset(dataset, strict=strict, decode=check_images)
         for split, dataset in _splits(data, images).items()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from detrkit.cli.output import check_save_dir, drawing_names, save_image
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import read_json, write_json
-from detrkit.common.outputs import Output, document_output, image_output
+from detrkit.common.outputs import Output, document_output, has_mark, image_output
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import is_plain_name
 from detrkit.common.terminal import count, make_table, print_table
@@ -144,8 +144,9 @@ class Drawings(Sink[Any]):
 
     def begin(self) -> Collection[int]:
         """An image whose drawing is missing is not done."""
-        paths = enumerate(output.path for output in self.outputs)
-        return [position for position, path in paths if path.is_file()] if self._resume else ()
+        if not self._resume:
+            return ()
+        return [i for i, output in enumerate(self.outputs) if has_mark(output.path, output.mark)]
 
     def accept(self, position: int, image: Image | None, result: Detections | PanopticSegmentation) -> None:
         """Writes the drawing."""
