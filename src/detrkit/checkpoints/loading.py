@@ -105,6 +105,7 @@ class ModelFiles:
             else:
                 processor = processor_class.from_dict(dict(values))
             processor.check()
+            processor = processor.fitted_to(self.config.num_channels)
         except Exception as error:  # a file from elsewhere can raise anything
             raise unreadable(self.name, self.revision, "preprocessor_config.json", error) from error
         return processor

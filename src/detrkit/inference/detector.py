@@ -115,7 +115,6 @@ class Detector:
         from detrkit.engines.own_copy import own_copy
 
         check_engine(engine)
-        # Preparing replaces modules. Memory is not shared: training the model would change half of the copy.
         self._start(own_copy(model), processor, engine, place(engine, device, dtype), limits)
 
     def _start(
@@ -131,7 +130,8 @@ class Detector:
 
         self._engine, self._placement = engine, placement
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
-        self.processor = processor
+        fit = getattr(processor, "fitted_to", lambda channels: processor)  # Transformers' own do not have it
+        self.processor = fit(getattr(model.config, "num_channels", 3))
         self.limits = limits or ImageLimits()
         self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 
@@ -75,7 +77,14 @@ def prepare_image(
     Raises:
         ImageError: The image cannot be found, read or used.
     """
-    image = read_image(source, exif_orientation=exif_orientation, limits=limits)
+    image: Image | np.ndarray
+    channels = getattr(processor, "channels", 3)
+    if channels in (1, 3):
+        image = read_image(source, exif_orientation=exif_orientation, limits=limits)
+        size = image.height, image.width
+    else:
+        image = _many_channels(source, channels, exif_orientation)
+        size = image.shape[1:]
     if for_gpu:
         from detrkit.processing.batch import image_threads
 
@@ -96,7 +105,7 @@ def prepare_image(
         pixel_values=pixel_values,
         pixel_mask=mask,
         frame=ImageFrame(
-            image_size=(image.height, image.width),
+            image_size=size,
             processed_size=processed_size,
             padded_size=padded_size,
             source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
@@ -144,6 +153,14 @@ def to_device(
             pixels.masked_fill_(mask[:, None] == 0, 0)
     inputs = {"pixel_values": pixels.to(dtype)}
     return inputs if mask is None else {**inputs, "pixel_mask": mask}
+
+
+def _many_channels(source: ImageSource, channels: int, exif_orientation: bool) -> np.ndarray:
+    """An image of more channels than colours: (channels, height, width)."""
+    from detrkit.processing.images import to_raster
+
+    raster = to_raster(source, exif_orientation=exif_orientation, channels=channels)
+    return raster if isinstance(raster, np.ndarray) else np.moveaxis(np.asarray(raster), -1, 0)
 
 
 def read_image(

@@ -68,7 +68,7 @@ def _warn(problem: str) -> None:
     if problem not in _warned:
         _warned.add(problem)
         logger.warning(
-            "%s: padding counts as a part of the image, to which boxes are relative; pass the pixel_mask that "
-            "the image processor gives",
+            "%s: padding counts as a part of the image, to which boxes are relative; pass the pixel_mask "
+            "that the image processor gives",
             problem,
         )

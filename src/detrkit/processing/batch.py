@@ -50,12 +50,12 @@ def make_pixels(
     dtype = np.uint8 if is_bytes else np.float32
     batch: np.ndarray | list[np.ndarray]
     if padded is None and len(set(sizes)) > 1:
-        batch = [np.empty((3, *size), dtype) for size in sizes]
+        batch = [np.empty((settings.channels, *size), dtype) for size in sizes]
     else:
         # One allocation that every image writes into: nothing is copied to be stacked or padded. It is
         # NumPy's, as that asks Linux for huge pages where torch does not, and a large batch is written in
         # half the time.
-        batch = np.empty((len(sizes), 3, *(padded or sizes[0])), dtype)
+        batch = np.empty((len(sizes), settings.channels, *(padded or sizes[0])), dtype)
 
     jobs = []
     threads = _threads.get() or torch.get_num_threads()

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +16,9 @@ import torch
 from transformers import BatchFeature, TensorType
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
+from typing_extensions import Self
 
-from detrkit.common.errors import AnnotationError, ImageError
+from detrkit.common.errors import AnnotationError, ImageError, SettingError
 from detrkit.common.files import atomic_file
 from detrkit.common.schema import Target
 from detrkit.processing.annotations import (
@@ -73,6 +75,7 @@ class DetrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     """Options beyond those that every image processor of Transformers takes."""
 
     format: str
+    num_channels: int
     do_convert_annotations: bool
     exif_orientation: bool
 
@@ -103,6 +106,8 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             original and COCO's boxes refer to the pixels as stored.
         is_thing_map: Whether a class is a thing (True) or stuff (False), by label, for panoptic segmentation
             of another data set than COCO. COCO's category ids up to 90 are things by default.
+        num_channels: Channels of the images, 1 for gray. By default as many as there are means and
+            deviations, where these are several numbers, else 3.
         **kwargs: ``max_size`` (the old name for the longest edge), ``pad_and_return_pixel_mask`` (the old
             name for ``do_pad``), and anything else that a JSON file holds, which is kept.
 
@@ -134,6 +139,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         pad_size: SizeOption = None,
         exif_orientation: bool | None = False,
         is_thing_map: IsThingMap | None = None,
+        num_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
         old_do_pad = kwargs.pop("pad_and_return_pixel_mask", None)
@@ -150,6 +156,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         self.do_pad = default(do_pad, default(old_do_pad, True))
         self.pad_size = None if pad_size is None else pad_size_dict(pad_size)
         self.exif_orientation = bool(exif_orientation)
+        self.num_channels = num_channels
         self.is_thing_map = None if is_thing_map is None else normalize_is_thing_map(is_thing_map)
         # What else a file holds: kept where it says something and hides no method.
         for name in ("image_processor_type", "feature_extractor_type", "processor_class"):
@@ -191,8 +198,8 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             **options: Options of the constructor, for this call.
 
         Returns:
-            ``pixel_values`` (batch, 3, height, width), ``pixel_mask`` int64 (batch, height, width) with 1 for
-            image and 0 for padding unless ``do_pad=False``, and with annotations ``labels``: a
+            ``pixel_values`` (batch, channels, height, width), ``pixel_mask`` int64 (batch, height, width)
+            with 1 for image and 0 for padding unless ``do_pad=False``, and with annotations ``labels``: a
             :class:`~detrkit.common.schema.Target` for each image.
 
         Raises:
@@ -204,7 +211,8 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         settings, kind = Settings.of(self, options), tensor_kind(return_tensors)
         sources = flatten_images(images)
         turn = settings.exif_orientation
-        rasters = [to_raster(s, input_data_format=input_data_format, exif_orientation=turn) for s in sources]
+        make = partial(to_raster, exif_orientation=turn, channels=settings.channels)
+        rasters = [make(source, input_data_format=input_data_format) for source in sources]
         if device is None and isinstance(sources[0], torch.Tensor):
             device = sources[0].device
         old_sizes = [_size_of(raster) for raster in rasters]
@@ -385,6 +393,29 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             TypeError: One is of a type that it cannot be.
         """
         pillow_filter(Settings.of(self, {}).resample)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images that are made."""
+        return Settings.of(self, {}).channels
+
+    def fitted_to(self, channels: int) -> Self:
+        """This processor, or a copy, that makes images of as many channels as a model takes.
+
+        Raises:
+            SettingError: Its means and deviations are those of another number of channels.
+        """
+        if self.channels == channels:
+            return self
+        counts = {np.asarray(statistics).size for statistics in (self.image_mean, self.image_std)}
+        if self.num_channels is not None or not counts <= {1, channels}:
+            raise SettingError(
+                f"the model takes images of {channels} channels, and its image processor makes "
+                f"{self.channels}; give it image_mean and image_std of {channels} numbers, or of one"
+            )
+        fitting = copy.copy(self)
+        fitting.num_channels = channels
+        return fitting
 
     @property
     def pixel_scaling(self) -> PixelScaling | None:

@@ -60,6 +60,9 @@ CHANNELS_LAST = "channels_last"
 
 _EXIF_ORIENTATION_TAG = 0x0112
 
+# Shares of red, green and blue in a gray image, as Pillow has them.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
 # How an image with an EXIF orientation is turned upright.
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -267,29 +270,74 @@ def flatten_images(images: ImageSources) -> list[ImageSource]:
 
 
 def to_raster(
-    source: ImageSource, *, input_data_format: DataFormat = None, exif_orientation: bool = False
+    source: ImageSource,
+    *,
+    input_data_format: DataFormat = None,
+    exif_orientation: bool = False,
+    channels: int = 3,
 ) -> Raster:
-    """Prepares one image for the processor: a PIL image in mode RGB for bytes, an array for real numbers.
+    """Prepares one image for the processor: a PIL image with a band a channel, an array for real numbers.
 
     Args:
         source: Anything that :func:`load_image` takes.
         input_data_format: ``"channels_first"`` or ``"channels_last"`` of an array; found from the shape when
             None.
         exif_orientation: See :func:`load_image`.
+        channels: How many to give: 1 for gray, 3 for RGB; any other number must be that of the image.
 
     Returns:
-        An RGB image, or a float32 array (3, height, width) with the values as they are.
+        An image in mode RGB, L, or CMYK for any four channels, or a float32 array (channels, height, width)
+        with the values as they are.
 
     Raises:
-        ImageError: The image cannot be read or used.
+        ImageError: The image cannot be read or used, or has another number of channels.
     """
+    if isinstance(source, PIL.Image.Image) and channels == 4 and source.mode == "RGBA":
+        source = np.asarray(orient(source, exif_orientation))
     if not isinstance(source, (np.ndarray, torch.Tensor)):
-        return load_image(source, exif_orientation=exif_orientation)
+        if channels not in (1, 3):
+            raise ImageError(
+                f"the model takes images of {channels} channels; pass an array with as many"
+                f"{', or a PIL image of mode RGBA' if channels == 4 else ''}"
+            )
+        image = load_image(source, exif_orientation=exif_orientation)
+        return image if channels == 3 else image.convert("L")
     with image_errors("the image array"):
-        return _array_to_raster(_to_numpy(source), input_data_format)
+        return _array_to_raster(_to_numpy(source), input_data_format, channels)
 
 
-def _array_to_raster(array: np.ndarray, input_data_format: DataFormat) -> Raster:
+def _array_to_raster(array: np.ndarray, input_data_format: DataFormat, channels: int) -> Raster:
+    if channels not in (1, 3):
+        return _many_channels(array, input_data_format, channels)
+    raster = _rgb_raster(array, input_data_format)
+    if channels == 3:
+        return raster
+    if isinstance(raster, PIL.Image.Image):
+        return raster.convert("L")
+    return np.tensordot(_LUMA, raster, axes=1)[None]
+
+
+def _many_channels(array: np.ndarray, input_data_format: DataFormat, channels: int) -> Raster:
+    """An image whose channels are more than colours: as they are, each on its own."""
+    layout = getattr(input_data_format, "value", input_data_format)
+    last = layout == CHANNELS_LAST or (layout is None and array.ndim == 3 and array.shape[0] != channels)
+    planes = np.moveaxis(array, -1, 0) if last and array.ndim == 3 else array
+    if planes.ndim != 3 or len(planes) != channels:
+        raise ImageError(
+            f"the model takes images of {channels} channels, and this array has the shape {array.shape}"
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(planes).all():
+            raise ImageError("the image array holds NaN or infinite values; replace them before processing")
+        return planes.astype(np.float32, copy=False)
+    planes = _integers_to_bytes(planes, "the image array")
+    if channels != 4:
+        return planes.astype(np.float32)
+    # Pillow resizes the bands of this mode on their own, and those of RGBA by their transparency.
+    return PIL.Image.merge("CMYK", [PIL.Image.fromarray(np.ascontiguousarray(plane)) for plane in planes])
+
+
+def _rgb_raster(array: np.ndarray, input_data_format: DataFormat) -> Raster:
     planes = _channels_first(array, input_data_format)
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(planes).all():

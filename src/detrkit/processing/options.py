@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from transformers.processing_utils import ImagesKwargs
 
 from detrkit.common.errors import ImageError, SettingError
@@ -34,6 +35,7 @@ _KEPT = (
     "pad_size",
     "exif_orientation",
     "is_thing_map",
+    "num_channels",
 )
 # A call also takes old names and options that only mean something to other processors.
 KNOWN_OPTIONS = frozenset({*_KEPT, "max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__})
@@ -56,6 +58,7 @@ class Settings:
     do_pad: bool
     pad_size: Size | None
     exif_orientation: bool
+    channels: int
 
     @classmethod
     def of(cls, processor: object, options: Mapping[str, Any]) -> Settings:
@@ -73,6 +76,7 @@ class Settings:
         size = normalize_size(values["size"], options.get("max_size")) if values["do_resize"] else None
         pad_size = None if values["pad_size"] is None else height_and_width(values["pad_size"])
         _check_padding(size, pad_size)
+        channels = _channels(values["num_channels"], values["image_mean"], values["image_std"])
         return cls(
             format=annotation_format(values["format"]),
             size=size,
@@ -81,12 +85,24 @@ class Settings:
                 values["rescale_factor"] if values["do_rescale"] else None,
                 values["image_mean"] if normalize else None,
                 values["image_std"] if normalize else None,
+                channels,
             ),
+            channels=channels,
             do_convert_annotations=bool(values["do_convert_annotations"]),
             do_pad=bool(values["do_pad"]),
             pad_size=pad_size,
             exif_orientation=bool(values["exif_orientation"]),
         )
+
+
+def _channels(given: int | None, *statistics: object) -> int:
+    """Channels of the images that a processor makes: as given, or as many as it has means and deviations."""
+    if given is not None:
+        if not isinstance(given, int) or given < 1:
+            raise ValueError(f"num_channels must be a whole number above 0, not {given!r}")
+        return given
+    counts = [len(values) for values in statistics if isinstance(values, (list, tuple, np.ndarray))]
+    return next((count for count in counts if count > 1), 3)
 
 
 def _check_padding(size: Mapping[str, int] | None, pad_size: Size | None) -> None:

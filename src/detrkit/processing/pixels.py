@@ -19,7 +19,7 @@ _TINY = 1e-6  # the least that pixels are divided by, or multiplied with
 
 @dataclass(frozen=True)
 class PixelScaling:
-    """What happens to a pixel: ``value * scale + bias``, for each of the three channels.
+    """What happens to a pixel: ``value * scale + bias``, for each channel.
 
     Rescaling and normalising, ``(value * rescale_factor - mean) / std``, are one multiplication and one
     addition. Against the original's three steps in float32 the result differs by rounding only (below 1e-6
@@ -35,13 +35,15 @@ class PixelScaling:
         rescale_factor: float | None = 1 / 255,
         mean: float | Sequence[float] | None = IMAGENET_MEAN,
         std: float | Sequence[float] | None = IMAGENET_STD,
+        channels: int = 3,
     ) -> PixelScaling | None:
         """Builds the scaling from the steps to take.
 
         Args:
             rescale_factor: Factor of the rescaling; None to leave it out.
-            mean: Means to subtract, one or three; None to leave normalisation out.
-            std: Standard deviations to divide by, one or three; None to leave normalisation out.
+            mean: Means to subtract, one or one a channel; None to leave normalisation out.
+            std: Standard deviations to divide by, as many; None to leave normalisation out.
+            channels: Channels of the images.
 
         Returns:
             The scaling, or None where there is nothing to do and bytes stay bytes.
@@ -54,15 +56,17 @@ class PixelScaling:
         if rescale_factor is None and not normalize:
             return None
         (factor,) = [1.0] if rescale_factor is None else _numbers(rescale_factor, "rescale_factor", _TINY)
-        means = _per_channel(_numbers(mean, "image_mean", 0.0) if normalize else [0.0], "image_mean")
-        stds = _per_channel(_numbers(std, "image_std", _TINY) if normalize else [1.0], "image_std")
+        means = _numbers(mean, "image_mean", 0.0) if normalize else [0.0]
+        stds = _numbers(std, "image_std", _TINY) if normalize else [1.0]
+        means = _per_channel(means, "image_mean", channels)
+        stds = _per_channel(stds, "image_std", channels)
         return cls(
             tuple(factor / deviation for deviation in stds),
             tuple(-value / deviation for value, deviation in zip(means, stds)),
         )
 
     def apply(self, planes: Iterable[np.ndarray], out: np.ndarray) -> None:
-        """Writes three planes (height, width) of any type, scaled, to float32 (3, height, width)."""
+        """Writes planes (height, width) of any type, scaled, to float32 (channels, height, width)."""
         for plane, target, scale, bias in zip(planes, out, self.scale, self.bias):
             np.multiply(plane, np.float32(scale), out=target)
             target += np.float32(bias)
@@ -79,11 +83,11 @@ def write_pixels(
     """Resizes an image and writes its scaled pixels, or a part of them.
 
     Args:
-        image: An RGB image, or a float32 array (3, height, width).
+        image: A PIL image with a band for each channel, or a float32 array (channels, height, width).
         size: (height, width) in pixels after resizing.
-        out: Where to write: (3, height, width), float32, or uint8 for an RGB image without scaling; may be a
-            view.
-        part: One of :func:`independent_parts` to write; all when None. RGB images only.
+        out: Where to write: (channels, height, width), float32, or uint8 for a PIL image without scaling; may
+            be a view.
+        part: One of :func:`independent_parts` to write; all when None. PIL images only.
         resample: Filter of the resizing.
         scaling: What to do to the pixels.
     """
@@ -114,7 +118,9 @@ def _numbers(value: float | Sequence[float] | None, name: str, least: float) -> 
     return numbers
 
 
-def _per_channel(values: list[float], name: str) -> list[float]:
-    if len(values) not in (1, 3):
-        raise ValueError(f"{name} must be one number or three, one for each channel; got {values!r}")
-    return values * 3 if len(values) == 1 else values
+def _per_channel(values: list[float], name: str, channels: int) -> list[float]:
+    if len(values) not in (1, channels):
+        raise ValueError(
+            f"{name} must be one number or {channels}, one for each channel of the images; got {values!r}"
+        )
+    return values * channels if len(values) == 1 else values
