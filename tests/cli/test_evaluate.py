@@ -169,7 +169,7 @@ def test_the_help_names_every_option(detrkit_here: Run) -> None:
     [
         (lambda d: d["annotations"].clear(), "no usable object is left"),
         (lambda d: d["images"][0].update(file_name="x.jpg"), "image file missing: 1 dropped"),
-        (lambda d: [i.update(file_name="x.jpg") for i in d["images"]], "image file listed twice: 3 dropped"),
+        (lambda d: [i.update(file_name="x.jpg") for i in d["images"]], "image file listed twice: 3 merged"),
         (
             lambda d: [c.update(name=f"bird {c['id']}") for c in d["categories"]],
             "the model has no class for",

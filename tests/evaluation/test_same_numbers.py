@@ -121,6 +121,11 @@ def test_a_detect_document_is_matched_by_names(data_set: SimpleNamespace, tmp_pa
     path = tmp_path / "found.json"
     path.write_text(json.dumps(document))
     assert evaluate_predictions(data_set.instances, path).stats == right.stats
+    document["categories"][1]["name"] = "cats"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DetrkitError, match=r"no class for category 17 \(Cat\).*did you mean 'cats'"):
+        evaluate_predictions(data_set.instances, path)
+    document["categories"][1]["name"] = "cat"
     document["images"][0]["file_name"] = "other.png"
     path.write_text(json.dumps(document))
     with pytest.raises(DetrkitError, match=r"such as other\.png"):

@@ -14,7 +14,7 @@ from detrkit.common.errors import AnnotationError
 from detrkit.common.files import read_json
 from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.data.documents import box_of, category_name, field, name_of, number, whole_number
-from detrkit.evaluation.categories import classes_by_name
+from detrkit.evaluation.categories import match_categories
 
 logger = logging.getLogger("detrkit")
 
@@ -67,7 +67,7 @@ def aligned(results: Results, truth: Document) -> Sequence[Annotation]:
     Detections of classes that the ground truth does not have are left out, as in an evaluation of the model.
 
     Raises:
-        AnnotationError: The file's images are not those of the ground truth.
+        AnnotationError: The file's images or classes are not those of the ground truth.
     """
     images = _image_ids(results, truth)
     categories = None
@@ -76,13 +76,8 @@ def aligned(results: Results, truth: Document) -> Sequence[Annotation]:
             whole_number(entry, "id", f"a category of {results.name}"): category_name(entry)
             for entry in results.categories
         }
-        categories = classes_by_name(names, truth["categories"])
-        used = {entry.get("category_id") for entry in results.entries}
-        if results.entries and not used & categories.keys():
-            raise AnnotationError(
-                f"none of the classes in {results.name}, such as {next(iter(names.values()))}, is a category "
-                "of the ground truth; check that both are of one data set"
-            )
+        used_categories = {entry["category_id"] for entry in truth["annotations"]}
+        categories = match_categories(names, truth["categories"], used_categories)
     if images is None and categories is None:
         return results.entries
     moved: list[Annotation] = []
