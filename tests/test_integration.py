@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -539,3 +540,15 @@ def test_the_hubs_detr_resnet_101_loads_from_the_hub_and_gives_its_numbers(
     assert longest == 1333
     np.testing.assert_allclose(outputs["logits"], case.outputs["logits"], atol=1e-4)
     np.testing.assert_allclose(outputs["pred_boxes"], case.outputs["pred_boxes"], atol=1e-5)
+
+
+def test_a_pipeline_takes_bytes_and_open_files_as_it_takes_the_path(tiny_detr: Path, tmp_path: Path) -> None:
+    import detrkit
+
+    make_picture(90, 60).save(tmp_path / "photo.png")
+    detect = detrkit.pipeline("object-detection", model=str(tiny_detr), threshold=0.1)
+    expected = detect(str(tmp_path / "photo.png"))
+    content = (tmp_path / "photo.png").read_bytes()
+    assert expected
+    for source in (content, io.BytesIO(content)):
+        assert detect(source) == expected

@@ -69,7 +69,7 @@ def _mappings_of(role: str) -> list[Any]:
 def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
     """``transformers.pipeline`` with detrkit's models, prepared for inference, and image processors.
 
-    Calls take images of any sizes at any ``batch_size``.
+    Calls take images of any sizes at any ``batch_size``, and the bytes of image files and open files too.
 
     Args:
         task: Such as "object-detection".
@@ -105,7 +105,21 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
         if not (spread or pipe.model.is_prepared):
             pipe.model = prepare(pipe.model)
         pipe.get_iterator = partial(_batches_of_one_size, pipe, pipe.get_iterator)
+        pipe.preprocess = partial(_preprocess, pipe.preprocess)
     return pipe
+
+
+def _preprocess(preprocess: Callable[..., Any], image: Any, **options: Any) -> Any:
+    """A pipeline's ``preprocess``, which takes the bytes of a file and an open file too.
+
+    They are turned upright, as Transformers turns a path.
+    """
+    from detrkit.processing.images import load_image
+    from detrkit.processing.sources import BYTES
+
+    if isinstance(image, BYTES) or callable(getattr(image, "read", None)):
+        image = load_image(image, exif_orientation=True)
+    return preprocess(image, **options)
 
 
 def prepare(
