@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from detrkit.training.optimization import AveragedWeights, learning_rate_factor,
 AVERAGE_FILE = "averaged_weights.pt"
 STATE_FILE = "trainer_state.json"
 
+_LITTLE_SPACE = 2**20  # bytes
 _MULTIPLE = 32  # pixels; the stride of a backbone's last feature map
 
 
@@ -197,9 +200,12 @@ class DetectionTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_whole(folder):
                 raise
+            # torch does not say why it could not write.
+            full = isinstance(error, RuntimeError) and shutil.disk_usage(folder.parent).free < _LITTLE_SPACE
             shutil.rmtree(folder, ignore_errors=True)
+            reason = os.strerror(errno.ENOSPC) if full else error
             raise DetrkitError(
-                f"cannot write the checkpoint {folder} ({error}); make room on the disk, then resume from "
+                f"cannot write the checkpoint {folder} ({reason}); make room on the disk, then resume from "
                 "the last checkpoint"
             ) from error
 
