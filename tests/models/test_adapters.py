@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from detrkit import Detector, DetrForObjectDetection
+from detrkit import Detector, DetrForObjectDetection, families
 from detrkit.engines.export import export_model
 from detrkit.errors import CheckpointError, SettingError
 from detrkit.models import adapters
@@ -30,10 +30,8 @@ def adapted(model, layers, **options):
 
 
 def processor_of(family):
-    import detrkit
-
-    name = family.config_class.__name__.replace("Config", "ImageProcessor")
-    return getattr(detrkit, name)(size={"shortest_edge": 64, "longest_edge": 107})
+    entry = families.FAMILIES[family.config_class.model_type]
+    return entry.load(entry.processor)(size={"shortest_edge": 64, "longest_edge": 107})
 
 
 @pytest.fixture

@@ -28,12 +28,16 @@ def is_untouched(module: object) -> bool:
     Not so if it has hooks or another ``forward``, or weights that are computed, quantised or another kind of
     tensor.
     """
+    # Recording a graph puts tensors of another type in the place of parameters. Models with quantised layers
+    # are not recorded.
+    recorded = torch.compiler.is_exporting()
     return (
         isinstance(module, nn.Module)
         and not is_hooked(module)
         and "weight" not in vars(module)  # which would be computed before each call
         and all(
-            parameter is None or (type(parameter) is nn.Parameter and parameter.is_floating_point())
+            parameter is None
+            or ((recorded or type(parameter) is nn.Parameter) and parameter.is_floating_point())
             for parameter in module._parameters.values()
         )
     )
