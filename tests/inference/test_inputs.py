@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detrkit.common.limits import ImageLimits
 from detrkit.inference.inputs import Fingerprints, ImageInput, find_images, image_ids
 
 
@@ -33,11 +34,18 @@ def test_an_image_is_known_by_its_content_or_its_address(tmp_path: Path) -> None
         "/dev/stdin",
         str(tmp_path / "no.jpg"),
     ]
-    found = list(map(Fingerprints([ImageInput(source) for source in sources]), range(len(sources))))
+    known = Fingerprints([ImageInput(source) for source in sources], ImageLimits())
+    found = [known(position) for position in range(len(sources))]
     assert found[0] == found[2] == found[3] != found[1]
     assert found[4] != found[5]
     assert None not in found[:6]
     assert found[6:] == [None, None]
+
+
+def test_a_file_that_is_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(2**40)
+    assert Fingerprints([ImageInput(str(tmp_path / "x.png"))], ImageLimits())(0) is None
 
 
 def test_names_of_many_digits_are_no_ids() -> None:

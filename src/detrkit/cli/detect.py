@@ -70,7 +70,7 @@ def detect(
         if ray is not None:
             raise DetrkitError("--ray reads first frames only; leave out --frames, or --ray")
         inputs = every_frame(inputs, limits)
-    fingerprints = Fingerprints(inputs)
+    fingerprints = Fingerprints(inputs, limits)
     drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
     sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]
     if json_file is None:

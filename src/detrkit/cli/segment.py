@@ -72,7 +72,7 @@ def segment(
         raise DetrkitError("--resume requires --save-dir DIR, the folder to continue")
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     inputs = every_frame(inputs, limits) if frames == "all" else inputs
-    fingerprints = Fingerprints(inputs)
+    fingerprints = Fingerprints(inputs, limits)
     sinks: list[Sink[PanopticSegmentation]] = [_table()]
     if save_dir is not None:
         check_save_dir(save_dir)

@@ -81,28 +81,32 @@ class Fingerprints:
     """What tells a later run whether an image is the one that an earlier run has seen.
 
     For a file it is a hash of its content, taken once: where possible before the image is read. For an
-    address it is a hash of that, and for a pipe there is none.
+    address it is a hash of that. A pipe has none, nor a file that is larger than an image may be.
 
     Args:
         inputs: The images.
+        limits: How large files may be.
     """
 
-    def __init__(self, inputs: Sequence[ImageInput]) -> None:
+    def __init__(self, inputs: Sequence[ImageInput], limits: ImageLimits) -> None:
         self._inputs = inputs
+        self._max_bytes = limits.max_file_bytes
         self._known: dict[int, str | None] = {}
 
     def __call__(self, position: int) -> str | None:
         """The fingerprint of the image at a position; None if it has none or cannot be read."""
         if position not in self._known:
-            self._known[position] = _fingerprint(self._inputs[position])
+            self._known[position] = _fingerprint(self._inputs[position], self._max_bytes)
         return self._known[position]
 
 
-def _fingerprint(item: ImageInput) -> str | None:
+def _fingerprint(item: ImageInput, max_bytes: int | None) -> str | None:
     if item.path is None:
         return f"address:{hashlib.sha256(item.source.encode(errors='backslashreplace')).hexdigest()}"
     try:
-        return content_hash(item.path) if item.path.is_file() else None
+        if not item.path.is_file() or (max_bytes is not None and item.path.stat().st_size > max_bytes):
+            return None
+        return content_hash(item.path)
     except (OSError, ValueError):
         return None
 
