@@ -222,7 +222,7 @@ def test_a_run_without_any_readable_image_leaves_nothing(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     detrkit_here: Run, tiny_detr: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:

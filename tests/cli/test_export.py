@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 
-@pytest.mark.parametrize("to", ["onnx", "openvino"])
+@pytest.mark.parametrize("to", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_an_exported_folder_detects_the_same_without_the_torch_weights(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path, to: str
 ) -> None:
@@ -64,6 +64,7 @@ def test_mistakes_give_one_line_and_status_2(
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_a_folder_and_its_cost_is_told(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -178,7 +178,7 @@ def test_drawings_never_overwrite_the_inputs(detrkit_here: Run, tiny_panoptic: P
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_is_finished_as_if_it_had_not_been(
     detrkit_here: Run, tiny_panoptic: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:

@@ -31,7 +31,7 @@ SMALLEST = {"encoder_layers": 1, "decoder_layers": 1}
 # Recording the deformable ones takes longest, for each level of each layer; two-stage has all that they have.
 MODELS = {
     "detr": ("detr", {}),
-    "conditional_detr": ("conditional_detr", {}),
+    "slow: conditional_detr": ("conditional_detr", {}),
     "two-stage": ("deformable_detr_two_stage", {"num_feature_levels": 2, "decoder_layers": 1}),
     "slow: two-stage-of-four-levels": ("deformable_detr_two_stage", {}),
     "slow: deformable_detr": ("deformable_detr", {}),
@@ -78,6 +78,7 @@ def test_results_are_those_of_pytorch(exported, engine):
         assert_same_outputs(found, expected)
 
 
+@pytest.mark.parametrize("exported", ["detr"], indirect=True)
 def test_sizes_that_come_again_give_the_same(exported, monkeypatch):
     # OpenVINO then runs a graph of that size alone, here from the third time on.
     monkeypatch.setattr("detrkit.engines.openvino_engine._SAVED", 1e9)

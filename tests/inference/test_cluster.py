@@ -67,6 +67,7 @@ def test_results_come_in_order_and_are_those_of_one_machine(
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_segments_and_masks_come_too(cluster: Any, tiny_panoptic: Path, images: list[Path]) -> None:
     detector = RayDetector(tiny_panoptic, address=cluster.address)
     single = Detector.from_pretrained(tiny_panoptic, device="cpu")
@@ -79,6 +80,7 @@ def test_segments_and_masks_come_too(cluster: Any, tiny_panoptic: Path, images: 
     assert (masks != next(single.stream(images[:1], 0.1)).masks).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_stops_no_other(
     cluster: Any, tiny_detr: Path, images: list[Path]
 ) -> None:

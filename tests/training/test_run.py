@@ -142,7 +142,7 @@ def test_half_a_checkpoint_is_passed_over(tmp_path):
     assert not (tmp_path / "checkpoint-12").exists()
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_evaluation_that_fails_loses_nothing(recipe, tmp_path, monkeypatch, epoch):
     train(recipe(output=tmp_path / "whole"))
     measure = run_module._measure
