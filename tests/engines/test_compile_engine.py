@@ -49,3 +49,12 @@ def test_deformable_detr_gives_the_same(tiny_deformable_detr: Path) -> None:
         assert len(eager) > 0
         np.testing.assert_allclose(found.boxes, eager.boxes, atol=1e-2)
         np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_backbone_whose_pooling_rounds_up_is_compiled_too() -> None:
+    picture = make_picture(160, 120)
+    eager = Detector.from_pretrained("blood-cells", device="cpu")(picture, threshold=0.05)
+    found = Detector.from_pretrained("blood-cells", engine="compile", device="cpu")(picture, threshold=0.05)
+    np.testing.assert_allclose(found.boxes, eager.boxes, atol=1e-2)
+    np.testing.assert_allclose(found.scores, eager.scores, atol=1e-4)

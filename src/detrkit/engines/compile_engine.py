@@ -27,5 +27,8 @@ def compile_parts(model: PreTrainedModel) -> None:
         if model.device.type == "cuda":
             replay_recurring(part, torch.compile(part.forward, dynamic=True, fullgraph=True))
         else:
-            # Frozen weights are reordered for oneDNN; elsewhere there is nothing to gain by it.
-            part.compile(dynamic=True, fullgraph=True, options={"freezing": model.device.type == "cpu"})
+            # Frozen weights are reordered for oneDNN; elsewhere there is nothing to gain by it. PyTorch 2.14
+            # fails to reorder them around a pooling that rounds free sizes up.
+            rounds_up = any(getattr(module, "ceil_mode", False) for module in part.modules())
+            freezing = model.device.type == "cpu" and not rounds_up
+            part.compile(dynamic=True, fullgraph=True, options={"freezing": freezing})
