@@ -98,6 +98,8 @@ def _procedure(family: Family, recipe: JsonObject, epoch: float) -> str:
 
 
 def _start(recipe: JsonObject) -> str:
+    if recipe.get("backbone_weights"):
+        return f"With backbone weights from {code(Path(recipe['backbone_weights']).name)}"
     if recipe["from_scratch"]:
         return f"From {'an ImageNet backbone' if recipe['pretrained_backbone'] else 'random weights'}"
     # The path of a local model would tell nobody anything, and may hold the user's name.

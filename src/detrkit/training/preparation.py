@@ -17,7 +17,10 @@ import torch
 from detrkit.checkpoints.identity import model_files
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
+from detrkit.common.files import content_hash
 from detrkit.common.outputs import Output, check_outputs
+from detrkit.common.screening import check_weights_file
+from detrkit.common.terminal import say
 from detrkit.common.text import did_you_mean, first_line, match_names
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
@@ -28,6 +31,7 @@ from detrkit.families import FAMILIES, Family
 from detrkit.models.detection import ModelWithHeads
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.processing.image_processor import DetrImageProcessorBase
+from detrkit.training.backbone_weights import load_backbone_weights, use_pixel_statistics
 from detrkit.training.batch_norm import thaw_batch_norm
 from detrkit.training.recipe import TrainingRecipe
 
@@ -154,12 +158,21 @@ def learning_rates(recipe: TrainingRecipe, model: ModelWithHeads) -> tuple[float
     if rate is None:
         rate = family.learning_rate
     if backbone_rate is None:
-        backbone_rate = rate if _has_random_backbone(recipe) else rate * family.backbone_factor
+        backbone_rate = rate if recipe.has_random_backbone else rate * family.backbone_factor
     return rate, backbone_rate
 
 
-def _has_random_backbone(recipe: TrainingRecipe) -> bool:
-    return recipe.from_scratch and not recipe.pretrained_backbone
+def hash_of(path: Path) -> str:
+    """What tells the weights in a file from others.
+
+    Raises:
+        CheckpointError: The file is missing or cannot contain weights.
+    """
+    check_weights_file(path)
+    try:
+        return content_hash(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; pass another file") from error
 
 
 def image_size(shortest: int | None, longest: int | None) -> dict[str, int]:
@@ -202,7 +215,12 @@ def _new_model(
         model = family.load_model_class(recipe.masks)(config_class(**options))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise SettingError(f"invalid settings for a {recipe.model} model: {first_line(error)}") from error
-    return model, family.load(family.processor)()
+    processor = family.load(family.processor)()
+    if recipe.backbone_weights is not None:
+        say(load_backbone_weights(model, recipe.backbone_weights))
+    if not recipe.has_random_backbone and (line := use_pixel_statistics(model, processor)):
+        say(line)
+    return model, processor
 
 
 def _pretrained_model(
@@ -276,7 +294,7 @@ def choose_trained(model: ModelWithHeads, recipe: TrainingRecipe) -> None:
     """Freezes parameters, and makes batch norm trainable, as the recipe says."""
     live = recipe.live_batch_norm
     if live is None:
-        live = _has_random_backbone(recipe) and recipe.freeze != "backbone"
+        live = recipe.has_random_backbone and recipe.freeze != "backbone"
     if live:
         thaw_batch_norm(model)
     for encoder in (module for module in model.modules() if isinstance(module, ConvEncoder)):

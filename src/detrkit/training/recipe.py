@@ -123,6 +123,10 @@ class TrainingRecipe:
     from_scratch: bool = _model("Train a new model instead of fine-tuning a checkpoint.", default=False)
     backbone: str = _model("timm backbone of a new model.", default="resnet50")
     pretrained_backbone: bool = _model("Use ImageNet weights for the backbone of a new model.", default=False)
+    backbone_weights: Path | None = _model(
+        "Safetensors or PyTorch file with weights for the backbone of a new model, in place of a download.",
+        default=None,
+    )
     d_model: int = _model("Width of a new model's Transformer.", default=256, min=8)
     encoder_layers: int = _model("Encoder layers of a new model.", default=6, min=0)
     decoder_layers: int = _model("Decoder layers of a new model.", default=6, min=1)
@@ -231,11 +235,17 @@ class TrainingRecipe:
             self.masks = True
             if self.train_panoptic_dir is None or self.val_panoptic_dir is None:
                 raise SettingError("pass both --train-panoptic-dir and --val-panoptic-dir, or neither")
-        if self.from_scratch and self.freeze in ("backbone", "detector") and not self.pretrained_backbone:
+        if self.has_random_backbone and self.freeze in ("backbone", "detector"):
             raise SettingError(
                 f"--freeze {self.freeze} would keep random weights fixed; fine-tune a checkpoint, or add "
-                "--pretrained-backbone"
+                "--pretrained-backbone or --backbone-weights FILE"
             )
+        if self.backbone_weights is not None and not self.from_scratch:
+            raise SettingError(
+                "--backbone-weights requires --from-scratch; a checkpoint has weights for its backbone"
+            )
+        if self.backbone_weights is not None and self.pretrained_backbone:
+            raise SettingError("pass either --backbone-weights or --pretrained-backbone, not both")
         if self.live_batch_norm and self.freeze in ("backbone", "detector"):
             raise SettingError(f"--live-batch-norm contradicts --freeze {self.freeze}; leave one of them out")
         if self.freeze == "detector" and not self.masks:
@@ -245,6 +255,11 @@ class TrainingRecipe:
         for text in self.model_option:
             if "=" not in text:
                 raise SettingError(f"--model-option must be NAME=VALUE, not {text!r}")
+
+    @property
+    def has_random_backbone(self) -> bool:
+        """Whether the backbone begins with random weights."""
+        return self.from_scratch and not self.pretrained_backbone and self.backbone_weights is None
 
     def check_data(self) -> None:
         """Raises a SettingError unless the options name training and validation data, each in one way."""
@@ -313,7 +328,8 @@ class TrainingRecipe:
         now = self.to_dict()
         for split, value in (fingerprints or {}).items():
             if before.get("fingerprints", {}).get(split, value) != value:
-                what = "weights" if split == "model" else f"{split} data (other images, boxes or classes)"
+                other = {"model": "weights", "backbone": "backbone weights"}
+                what = other.get(split, f"{split} data (other images, boxes or classes)")
                 raise SettingError(
                     f"the run in {path.parent} was started with other {what}; resume it with what it was "
                     "started with, or start another run in a new folder"

@@ -108,6 +108,8 @@ def _train(
     fingerprints = {"training": fingerprint(train_data), "validation": fingerprint(val_data)}
     if not recipe.from_scratch:
         fingerprints["model"] = str(weights_of(recipe.model))
+    if recipe.backbone_weights is not None:
+        fingerprints["backbone"] = preparation.hash_of(recipe.backbone_weights)
     if checkpoint is not None:
         recipe.check_same(recipe.output / RECIPE_FILE, fingerprints)
     model, processor, train_data = preparation.build_model(recipe, train_data)
