@@ -14,6 +14,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from detrkit.common.limits import ImageLimits as ImageLimits
     from detrkit.hub.upload import push_to_hub as push_to_hub
+    from detrkit.inference.detection_config import DetectionConfig as DetectionConfig
     from detrkit.inference.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import prepare as prepare

@@ -14,6 +14,8 @@ from detrkit.families import FAMILIES
 if TYPE_CHECKING:
     import torch
 
+    from detrkit.inference.predictions import OutputReader
+
 # What a pipeline's post-processing reads of the outputs.
 _PIPELINE_FIELDS = ("logits", "pred_boxes", "pred_masks", "target_size")
 
@@ -106,7 +108,31 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
             pipe.model = prepare(pipe.model)
         pipe.get_iterator = partial(_batches_of_one_size, pipe, pipe.get_iterator)
         pipe.preprocess = partial(_preprocess, pipe.preprocess)
+        if pipe.task == "object-detection" and (reader := _reader_of(pipe, model, kwargs.get("revision"))):
+            pipe.postprocess = partial(_postprocess, reader)
     return pipe
+
+
+def _reader_of(pipe: Any, model: Any, revision: str | None) -> OutputReader | None:
+    """What reads outputs with a model's detection settings; None where it has none of its own."""
+    from detrkit.checkpoints.loading import is_folder, read_detection_config
+    from detrkit.inference.detection_config import DetectionConfig
+    from detrkit.inference.predictions import OutputReader
+
+    name = model if isinstance(model, str) else pipe.model.config.name_or_path
+    if not isinstance(model, str) and not is_folder(name):
+        return None  # a model that was loaded or made by other means
+    config = read_detection_config(name, revision)
+    if config == DetectionConfig():
+        return None
+    processor = pipe.image_processor
+    return OutputReader(
+        processor=processor,
+        names={int(label): str(text) for label, text in pipe.model.config.id2label.items()},
+        has_masks=False,
+        object_limit=processor.object_limit(pipe.model.config.object_queries),
+        config=config,
+    )
 
 
 def _preprocess(preprocess: Callable[..., Any], image: Any, **options: Any) -> Any:
@@ -202,3 +228,26 @@ def _batches_of_one_size(
     given = map(inputs.__getitem__, range(len(inputs))) if hasattr(inputs, "__getitem__") else inputs
     prepared = (pipe.preprocess(item, **preprocess_params) for item in given)
     return run_in_groups(prepared, run, lambda item: tuple(item["pixel_values"].shape), batch_size)
+
+
+def _postprocess(reader: OutputReader, outputs: Any, threshold: float | None = None) -> list[dict[str, Any]]:
+    """A pipeline's ``postprocess`` with the model's detection settings.
+
+    Returns:
+        As Transformers gives it: for each object ``score``, ``label`` (its name) and ``box``, whose ``xmin``,
+        ``ymin``, ``xmax`` and ``ymax`` are whole pixels.
+    """
+    from detrkit.inference.prepared import ImageFrame
+
+    height, width = outputs["target_size"][0].tolist()
+    size = height, width
+    frame = ImageFrame(
+        image_size=size, processed_size=size, padded_size=size, source=None, exif_orientation=True
+    )
+    rule = reader.rule(reader.config.with_options(threshold=threshold))
+    found = reader.candidates(outputs, frame, rule).detections
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    return [
+        {"score": one.score, "label": one.name, "box": dict(zip(corners, map(int, one.box.tolist())))}
+        for one in found
+    ]

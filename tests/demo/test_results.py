@@ -12,6 +12,7 @@ from detrkit.cli import run
 from detrkit.demo import results
 from detrkit.demo.results import Result, ResultStore, read_upload
 from detrkit.errors import DetrkitError, ImageError, SettingError
+from detrkit.inference.running import ModelRunner
 from tests.conftest import make_picture, read_json
 
 
@@ -68,7 +69,7 @@ def test_pictures_have_the_images_size_and_show_what_was_found(result: Result) -
 def test_a_higher_threshold_shows_fewer_without_running_the_model(
     result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Detector, "_run", None)
+    monkeypatch.setattr(ModelRunner, "outputs", None)
     counts = [len(result.boxes(threshold).document["annotations"]) for threshold in (0.1, 0.5, 0.9)]
     assert counts[0] > counts[1] > 0
     rows = [result.boxes(threshold).details.count('<th scope="row">') for threshold in (0.1, 0.5, 0.9)]
@@ -92,7 +93,7 @@ def test_attention_is_asked_for_once_and_drawn_for_the_chosen_objects(
     result: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result.look_inside()
-    monkeypatch.setattr(Detector, "_run", None)
+    monkeypatch.setattr(ModelRunner, "outputs", None)
     result.look_inside()
     objects = result.attending(0.3)
     assert len(objects) == len(result.boxes(0.3).document["annotations"]) >= 2

@@ -798,7 +798,7 @@ def test_candidates_are_the_detections_at_every_threshold_with_their_queries(
     best = detector.processor.query_probabilities(prediction.outputs["logits"])[0][0].amax(-1).numpy()
     np.testing.assert_array_equal(best[candidates.queries], everything.scores)
     middle = float(everything.scores[QUERIES // 2])
-    kept = candidates.above(middle)
+    kept = prediction.objects(middle)
     np.testing.assert_array_equal(kept.detections.scores, prediction.detections(middle).scores)
     np.testing.assert_array_equal(kept.queries, candidates.queries[: len(kept.queries)])
 

@@ -55,7 +55,8 @@ def test_sigmoid_candidates_are_the_best_pairs_of_query_and_class():
 def candidates_of_two_images():
     scores = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4]])
     labels = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    return Candidates(scores, labels, torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(2, 3, 4))
+    queries = torch.arange(3).expand(2, 3)
+    return Candidates(scores, labels, torch.tensor([0.0, 0.25, 0.5, 1.0]).expand(2, 3, 4), queries)
 
 
 @pytest.mark.parametrize(

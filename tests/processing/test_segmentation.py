@@ -116,7 +116,8 @@ def test_instance_masks_equal_the_originals(case):
     assert masks.shape == (len(data["logits"]), 1, *data["orig_size"])
     np.testing.assert_array_equal(np.packbits(masks.numpy()), data["segm_masks_packed"])
 
-    found = processor.detection_masks(outputs, 0.5, size, orig_size)[0]
+    rows = torch.from_numpy(np.flatnonzero(results[0]["scores"] > 0.5))
+    found = processor.detection_masks(outputs, [rows], size, orig_size)[0]
     kept = processor.post_process_object_detection(outputs, 0.5, orig_size)[0]
     assert len(found) == len(kept["scores"])
     np.testing.assert_array_equal(found, masks[results[0]["scores"] > 0.5, 0].bool())
@@ -210,8 +211,9 @@ def test_the_padding_of_a_batch_changes_nothing():
     )
     both = processor.panoptic_maps(batch, [(56, 48), (32, 32)], [(56, 48), (50, 70)])
     torch.testing.assert_close(both[1], alone)
-    found = processor.detection_masks(batch, 0.5, [(56, 48), (32, 32)], [(56, 48), (50, 70)])
-    torch.testing.assert_close(found[1], processor.detection_masks(small, 0.5, sizes, targets)[0])
+    rows = torch.arange(0, small.logits.shape[1], 2)
+    found = processor.detection_masks(batch, [rows, rows], [(56, 48), (32, 32)], [(56, 48), (50, 70)])
+    torch.testing.assert_close(found[1], processor.detection_masks(small, [rows], sizes, targets)[0])
 
 
 def test_classes_to_fuse_have_one_segment_and_ids_stay_unique():
@@ -290,7 +292,9 @@ def test_nothing_found_is_a_map_of_zeros(queries):
         assert not result["segmentation"].any()
         assert result["segments_info"] == []
     assert processor.post_process_segmentation(outputs, [(6, 5)])[0]["masks"].shape == (0, 6, 5)
-    assert processor.detection_masks(outputs, 0.5, [(8, 8)], [(6, 5)])[0].shape == (0, 6, 5)
+    assert processor.detection_masks(outputs, [torch.empty(0, dtype=torch.int64)], [(8, 8)], [(6, 5)])[
+        0
+    ].shape == (0, 6, 5)
     semantic = processor.post_process_semantic_segmentation(outputs, [(6, 5)])[0]
     assert semantic.shape == (6, 5)
     png = processor.post_process_panoptic(outputs, [(8, 8)], [(6, 5)])[0]

@@ -21,7 +21,7 @@ import numpy as np
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
-from detrkit.inference.prepared import check_numbers
+from detrkit.inference.detection_config import Threshold
 from detrkit.results.detections import Detections
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class NothingDetectedError(SettingError):
 def decoder_attention(
     detector: Detector,
     image: ImageSource,
-    threshold: float = 0.5,
+    threshold: Threshold | None = None,
     *,
     layer: int = -1,
     exif_orientation: bool = False,
@@ -225,7 +225,7 @@ def decoder_attention(
     Args:
         detector: A detector that PyTorch runs.
         image: Path, address, PIL image, array or tensor.
-        threshold: Only objects with a higher score.
+        threshold: Only objects with a higher score; by default as the detector's settings say.
         layer: The decoder's layer; negative numbers count from the last.
         exif_orientation: Turn the image as its EXIF entry says.
 
@@ -239,14 +239,14 @@ def decoder_attention(
             PyTorch's eager mode.
         ImageError: The image cannot be found or read.
     """
-    check_numbers(threshold, 1)
+    config = detector.detection_config.with_options(threshold=threshold)
     look = _look(detector, image, exif_orientation)
-    candidates = look.prediction.candidates()
-    found = candidates.above(threshold)
+    found = look.prediction.objects(threshold)
     if len(found.queries) == 0:
+        best = look.prediction.candidates().detections.scores[0]
         raise NothingDetectedError(
-            f"no object scores above {threshold}: the best score is {candidates.detections.scores[0]:.3f}; "
-            "lower the threshold"
+            f"no object scores above {config.describe(bare=True)}: the best score is {best:.3f}; lower the "
+            "threshold"
         )
     boxes = found.detections.boxes.astype(np.float64)
     return look.attention(

@@ -83,12 +83,14 @@ class Side:
 
 def detrkit_side(settings: Settings) -> Side:
     """A :class:`~detrkit.inference.detector.Detector`."""
+    from detrkit.inference.detection_config import DetectionConfig
     from detrkit.inference.detector import Detector
 
     detector = Detector.from_pretrained(
         settings.model, engine=settings.engine, device=settings.device, dtype=settings.dtype
     )
     detector.processor.size = settings.size
+    detector = detector.with_config(DetectionConfig())  # the other side has no overlap filter
     images = settings.images
     pixels = _pixels(settings)
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def detect(
     images: options.Images,
     model: options.Model = "detr-resnet-50",
-    threshold: options.Threshold = 0.5,
+    threshold: options.ObjectThreshold = None,
+    overlap: options.Overlap = None,
+    class_agnostic: options.ClassAgnostic = None,
     max_objects: options.MaxObjects = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -57,10 +59,11 @@ def detect(
     continues a run however it ended. With `--ray`, the images are shared among the machines of a Ray cluster.
     """
     from detrkit.checkpoints.identity import run_info
+    from detrkit.checkpoints.loading import read_detection_config
     from detrkit.checkpoints.registry import resolve_model
 
     inputs, mistakes = find_images(images)
-    resolve_model(model)  # before any work: a misspelt name, with a suggestion
+    name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
     if resume and json_file is None:
         raise DetrkitError("--resume requires --json FILE, the document to continue")
     if ray is not None and save_dir is not None:
@@ -70,29 +73,30 @@ def detect(
         if ray is not None:
             raise DetrkitError("--ray reads first frames only; leave out --frames, or --ray")
         inputs = every_frame(inputs, limits)
+    # The settings of the model are read here and now, so that the document tells them.
+    config = read_detection_config(name, revision).with_options(
+        threshold=threshold, overlap=overlap, class_agnostic=class_agnostic, max_objects=max_objects
+    )
     fingerprints = Fingerprints(inputs, limits)
     drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
     sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]
     if json_file is None:
         sinks.append(_table())
     else:
-        shared: dict[str, Any] = {"dtype": dtype, "exif_orientation": exif_orientation}
-        shared["max_objects"] = max_objects
-        info = run_info("detect", model, engine=engine, revision=revision, threshold=threshold, **shared)
+        shared: dict[str, Any] = {**config.decisions(), "dtype": dtype, "exif_orientation": exif_orientation}
+        info = run_info("detect", model, engine=engine, revision=revision, **shared)
         names = None if drawings is None else drawings.names
         sinks.append(CocoFile(json_file, inputs, info, fingerprints, names, resume=resume))
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
     reader.fingerprints = None if json_file is None else fingerprints
 
-    choices: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size, "max_objects": max_objects}
-
     def start() -> tuple[Detector, Results[Detections]]:
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus, "limits": limits}
-        detector = options.load_detector(model, debug=debug, **setup)
+        detector = options.load_detector(model, debug=debug, **setup).with_config(config)
         if ray is not None:
-            return detector, reader.cluster_results(detector, **choices)
-        stream = partial(detector.stream, masks=False, **choices)
+            return detector, reader.cluster_results(detector, batch_size=batch_size)
+        stream = partial(detector.stream, masks=False, batch_size=batch_size)
         return detector, reader.results(stream, "Detecting")
 
     run_images(reader, mistakes, sinks, start, model=model, overwrite=overwrite, reads_here=ray is None)

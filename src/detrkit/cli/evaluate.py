@@ -61,6 +61,12 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Stop if the data set has problems, instead of leaving out entries."),
 ]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="Leave out the settings chosen for the model: no overlap filter, no calibration."
+    ),
+]
 SegmentThreshold = Annotated[
     float,
     typer.Option(
@@ -90,6 +96,8 @@ def evaluate(
     limit: Limit = None,
     masks: Masks = None,
     max_objects: options.MaxObjects = None,
+    overlap: options.Overlap = None,
+    raw: Raw = False,
     threshold: SegmentThreshold = 0.85,
     strict: Strict = False,
     engine: options.Engine = None,
@@ -135,7 +143,7 @@ def evaluate(
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
-        choices |= {"strict": strict, "errors": errors}
+        choices |= {"overlap": overlap, "raw": raw, "strict": strict, "errors": errors}
         detector = options.load_detector(model, debug=debug, **setup)
         if panoptic_dir is not None and not detector.has_masks:
             raise DetrkitError("this model finds boxes only; leave out --panoptic-dir")
@@ -144,7 +152,7 @@ def evaluate(
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        settings: dict[str, Any] = {"dtype": dtype, "max_objects": max_objects}
+        settings: dict[str, Any] = {"dtype": dtype, "raw": raw}
         if annotations is not None:
             settings["annotations"] = content_hash(annotations)
         if panoptic_dir is not None:
@@ -194,6 +202,9 @@ def _print_numbers(evaluation: Evaluation, per_class: bool) -> None:
 def _summarise(evaluation: Evaluation, save_dir: Path | None, json_file: Path | None) -> None:
     seconds = evaluation.seconds_per_image
     parts = [count(evaluation.images, "image") + ("" if seconds is None else f", {seconds:.3f} s each")]
+    config = evaluation.detection_config
+    if config is not None and config.overlap is not None and config.overlap < 1:
+        parts.append(f"boxes that overlap a better one by more than IoU {config.overlap:g} left out")
     if json_file is not None and str(json_file) != "-":
         parts.append(f"metrics in {json_file}")
     if save_dir is not None:

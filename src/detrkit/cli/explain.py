@@ -48,7 +48,7 @@ def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or URL.")],
     save_dir: Annotated[Path, typer.Option(help="Write the drawings here.")],
     model: options.Model = "detr-resnet-50",
-    threshold: options.Threshold = 0.5,
+    threshold: options.ObjectThreshold = None,
     detections: MaxDetections = 8,
     point: Points = None,
     layer: Layer = -1,
@@ -110,7 +110,7 @@ def explain(
 def _draw_attention(
     detector: Detector,
     image: Image,
-    threshold: float,
+    threshold: float | None,
     layer: int,
     most: int,
     points: Sequence[Sequence[float]],
@@ -145,13 +145,15 @@ def _draw_attention(
         yield "encoder", draw_panels(image, encoder_attention(detector, image, points, layer=layer))
 
 
-def _draw_queries(detector: Detector, reader: ImageReader, threshold: float, batch_size: int) -> Image:
+def _draw_queries(detector: Detector, reader: ImageReader, threshold: float | None, batch_size: int) -> Image:
     """Draws where in the images each query finds objects."""
     from detrkit.attention.drawing import draw_queries
     from detrkit.attention.maps import query_statistics
+    from detrkit.inference.detection_config import DEFAULT_THRESHOLD
 
     images = (image for _, image in reader)
-    statistics = query_statistics(detector, images, threshold, batch_size, total=len(reader.inputs))
+    least = DEFAULT_THRESHOLD if threshold is None else threshold  # of queries, not of decisions
+    statistics = query_statistics(detector, images, least, batch_size, total=len(reader.inputs))
     return draw_queries(statistics)
 
 

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 # More images hardly change the measured ranges.
 _CALIBRATION_IMAGES = 128
 
-_FILES = ("config.json", "preprocessor_config.json", "engine.json", "model.onnx", "model.xml", "model.bin")
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "detection_config.json",
+    "engine.json",
+    "model.onnx",
+    "model.xml",
+    "model.bin",
+)
 _MANIFEST, _MARK = "engine.json", b'{\n  "engine": "'
 
 Int8 = Annotated[
@@ -79,7 +87,7 @@ def export(
     )
     if not debug:
         quiet_libraries()
-    from detrkit.checkpoints.loading import load_pretrained
+    from detrkit.checkpoints.loading import load_pretrained, read_detection_config
     from detrkit.engines.export import check_format, export_model
     from detrkit.evaluation import evaluate_dataset
     from detrkit.inference.detector import Detector
@@ -91,6 +99,7 @@ def export(
     elif calibration is not None:
         sample = _calibration_images(calibration, debug)
     loaded, processor = load_pretrained(name, revision)
+    settings = read_detection_config(name, revision)
     folder = images or calibration
     measure = None
     if annotations is not None and folder is not None:
@@ -98,8 +107,16 @@ def export(
     if dataset is not None:
         measure = partial(evaluate_dataset, dataset=dataset, masks=False)
         # Before the export, as it shows mistakes in annotations.
-        before = measure(Detector(loaded, processor, device="cpu")).stats
-    exported = export_model(loaded, output, to, processor=processor, verify=verify, calibration=sample)
+        before = measure(Detector(loaded, processor, device="cpu").with_config(settings)).stats
+    exported = export_model(
+        loaded,
+        output,
+        to,
+        processor=processor,
+        verify=verify,
+        calibration=sample,
+        detection_config=settings,
+    )
     if verify:
         largest = max(exported.differences.values())
         stage = "Before quantisation, on" if int8 else "On"

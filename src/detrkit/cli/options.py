@@ -26,6 +26,33 @@ Threshold = Annotated[
         "--threshold", "-t", min=0, max=1, help="Keep only objects or segments with a higher score."
     ),
 ]
+ObjectThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        "-t",
+        min=0,
+        max=1,
+        help="Keep only objects with a higher score.  [default: as chosen for the model, or 0.5]",
+    ),
+]
+Overlap = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="IoU above which the lower-scored of two boxes is dropped; 1 keeps all.  [default: as "
+        "chosen for the model, or 1]",
+    ),
+]
+ClassAgnostic = Annotated[
+    bool | None,
+    typer.Option(
+        "--class-agnostic/--per-class-overlap",
+        help="Whether --overlap also drops boxes of another class.  [default: as chosen for the model, or "
+        "not]",
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option(
@@ -45,7 +72,8 @@ MaxObjects = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Keep only the best so many objects of an image.  [default: as many as the model has queries]",
+        help="Keep only the best so many objects of an image.  [default: as chosen for the model, or as many "
+        "as it has queries]",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]

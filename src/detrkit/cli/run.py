@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypeVar
 
 import typer
 
@@ -105,24 +105,17 @@ class ImageReader:
         result.source = self.inputs[position].source
         return position, image, result
 
-    def cluster_results(
-        self, detector: RayDetector, *, threshold: float, batch_size: int, max_objects: int | None
-    ) -> Results[Detections]:
+    def cluster_results(self, detector: RayDetector, *, batch_size: int) -> Results[Detections]:
         """The detections of every image that the workers of a cluster can read, in the order of completion.
 
         Args:
             detector: The workers.
-            threshold: Only objects with a higher score are given.
             batch_size: Maximum number of images at once on each worker.
-            max_objects: The most objects of an image, the best ones.
         """
         from detrkit.results.detections import Detections
 
         sources = [self.inputs[position].source for position in self.todo]
-        options: dict[str, Any] = {"threshold": threshold, "max_objects": max_objects}
-        found = detector.results(
-            sources, batch_size=batch_size, exif_orientation=self.exif_orientation, **options
-        )
+        found = detector.results(sources, batch_size=batch_size, exif_orientation=self.exif_orientation)
         for place, result in with_progress(found, len(sources), "Detecting"):
             if isinstance(result, ImageError):
                 self._report(result)

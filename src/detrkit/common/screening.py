@@ -30,7 +30,10 @@ _MOST_LAYERS = 512  # of all stages of a network; the deepest that are in use ha
 
 _REMEDY = "save or fetch the model again"
 
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+DETECTION_CONFIG = "detection_config.json"
+"""File beside a model that says how its scores become detections."""
+
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", DETECTION_CONFIG)
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 

@@ -138,6 +138,11 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                 )
             with gr.Column(scale=7, min_width=340), gr.Tabs():
                 with gr.Tab("Boxes"):
+                    own = gr.Checkbox(
+                        True,
+                        label="The model's own threshold",
+                        info="As chosen for the model, or 0.5; moving the slider sets another",
+                    )
                     least_score = _threshold("objects", 0.5)
                     boxes = _Tab("objects")
                 with gr.Tab("Panoptic map"):
@@ -161,6 +166,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
         def look(
             upload: tuple[str, str] | None,
             label: str,
+            own: bool,
             score: float,
             segment_score: float,
             old: str | None,
@@ -176,7 +182,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                 # A result holds its model, which would stay in memory after it made room for another one.
                 store.retain(choices.is_loaded)
                 result = Result.of(*upload, detector, label)
-                shown = boxes.show(result.boxes(score))
+                shown = boxes.show(result.boxes(None if own else score))
                 if result.detector.has_masks:
                     shown += segments.show(result.segments(segment_score))
                 else:
@@ -187,24 +193,25 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
                 return clear(text)
             return [store.put(result), *shown, *attention.clear(_NOT_ASKED), no_choice]
 
-        def look_inside(token: str | None, score: float) -> list[Any]:
+        def look_inside(token: str | None, own: bool, score: float) -> list[Any]:
+            least = None if own else score
             if token is None:
                 return [*attention.clear(_WAITING), no_choice]
             try:
                 result = store.get(token)
                 result.look_inside()
-                view, objects = result.attention_together(score), result.attending(score)
+                view, objects = result.attention_together(least), result.attending(least)
             except Exception as error:
                 return [*attention.clear(_said(error)), no_choice]
             return [*attention.show(view), gr.update(choices=[_ALL_OBJECTS, *objects], value=_ALL_OBJECTS)]
 
-        def choose(token: str | None, chosen: str, score: float) -> list[Any]:
+        def choose(token: str | None, chosen: str, own: bool, score: float) -> list[Any]:
             def view(result: Result) -> View | None:
                 if result.attention is None:
                     return None
                 if chosen != _ALL_OBJECTS:
                     return result.attention_of([int(chosen.split(":")[0]) - 1])
-                return result.attention_together(score)
+                return result.attention_together(None if own else score)
 
             return _redraw(store, attention, token, view)
 
@@ -218,7 +225,7 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
         }
         looking: dict[str, Any] = {
             "fn": look,
-            "inputs": [image, model, least_score, least_segment_score, token],
+            "inputs": [image, model, own, least_score, least_segment_score, token],
             "outputs": [token, *boxes.outputs, *segments.outputs, *attention.outputs, choice],
             "trigger_mode": "always_last",
             **model_runs,
@@ -237,16 +244,27 @@ def build_page(choices: ModelChoices, examples: Sequence[Path] = (), queue_size:
         image.clear(forget, [token], looking["outputs"], queue=False, api_visibility="private")
         explain.click(
             look_inside,
-            [token, least_score],
+            [token, own, least_score],
             [*attention.outputs, choice],
             api_visibility="private",
             **model_runs,
         )
-        choice.input(choose, [token, choice, least_score], attention.outputs, **drawing)
-        least_score.change(
-            lambda token, score: _redraw(store, boxes, token, lambda result: result.boxes(score)),
-            [token, least_score],
+        choice.input(choose, [token, choice, own, least_score], attention.outputs, **drawing)
+        own.input(
+            lambda token, own, score: _redraw(
+                store, boxes, token, lambda result: result.boxes(None if own else score)
+            ),
+            [token, own, least_score],
             boxes.outputs,
+            **drawing,
+        )
+        least_score.change(
+            lambda token, score: [
+                False,
+                *_redraw(store, boxes, token, lambda result: result.boxes(score)),
+            ],
+            [token, least_score],
+            [own, *boxes.outputs],
             **drawing,
         )
         least_segment_score.change(

@@ -92,11 +92,15 @@ class Result:
     @classmethod
     def of(cls, path: str, name: str, detector: Detector, model: str) -> Result:
         """Runs a model on an image; an ImageError if it cannot be read or is too large."""
-        prediction = detector.predict(read_upload(path, name), MIN_THRESHOLD)
+        least = min(MIN_THRESHOLD, detector.detection_config.least_threshold)
+        prediction = detector.predict(read_upload(path, name), least)
         return cls(path, name, detector, prediction, model)
 
-    def boxes(self, threshold: float) -> View:
-        """The boxes that score higher than a threshold; the document is that of ``detrkit detect --json``."""
+    def boxes(self, threshold: float | None) -> View:
+        """The boxes that score higher than a threshold, by default the model's own.
+
+        The document is that of ``detrkit detect --json``.
+        """
         from detrkit.inference.inputs import ImageInput, image_ids
         from detrkit.results.coco_document import CocoOutput
 
@@ -112,7 +116,7 @@ class Result:
             drawing=found.draw(read_upload(self.path, self.name)),
             details=_details(
                 "object",
-                threshold,
+                self._described(threshold),
                 ("score", "x", "y", "width", "height"),
                 "Boxes in pixels from the top left corner of the image",
                 rows,
@@ -143,7 +147,7 @@ class Result:
             drawing=found.draw(read_upload(self.path, self.name)),
             details=_details(
                 "segment",
-                threshold,
+                f"{threshold:.2f}",
                 ("kind", "score", "area"),
                 "Segments, things one by one and stuff as one for each class",
                 rows,
@@ -167,19 +171,26 @@ class Result:
 
         if self.attention is None:
             drawing = read_upload(self.path, self.name)
-            self.attention = decoder_attention(self.detector, drawing, MIN_THRESHOLD)
+            self.attention = decoder_attention(self.detector, drawing, self.prediction.min_threshold)
 
-    def attending(self, threshold: float) -> list[str]:
-        """What can be chosen in ``attention_of``: the objects that score higher than a threshold."""
+    def _described(self, threshold: float | None) -> str:
+        """The threshold in words, after "above"."""
+        if threshold is None:
+            return self.detector.detection_config.describe(bare=True)
+        return f"{threshold:.2f}"
+
+    def attending(self, threshold: float | None) -> list[str]:
+        """What can be chosen in ``attention_of``: the objects that ``boxes`` shows."""
         assert self.attention is not None
+        config = self.detector.detection_config.with_options(threshold=threshold)
         found = self.attention.detections
         return [
             f"{place}: {one.name} {one.score:.2f}"
             for place, one in enumerate(found or (), start=1)
-            if one.score > threshold
+            if one.score > config.threshold_of(one.name)
         ]
 
-    def attention_together(self, threshold: float) -> View:
+    def attention_together(self, threshold: float | None) -> View:
         """What the queries of the most confident objects attend to, in one drawing.
 
         Raises:
@@ -187,7 +198,9 @@ class Result:
         """
         objects = self.attending(threshold)
         if not objects:
-            raise SettingError(f"no object scores above {threshold:.2f}; lower the threshold of objects")
+            raise SettingError(
+                f"no object scores above {self._described(threshold)}; lower the threshold of objects"
+            )
         return self.attention_of(range(min(len(objects), _MOST_TOGETHER)))
 
     def attention_of(self, objects: Sequence[int]) -> View:
@@ -264,14 +277,14 @@ def message(text: str) -> str:
 
 def _details(
     noun: str,
-    threshold: float,
+    threshold: str,
     columns: Sequence[str],
     caption: str,
     rows: Sequence[tuple[Color, str, Sequence[str]]],
 ) -> str:
     """Summary, legend (class, colour of its first one, how many) and table."""
     if not rows:
-        return message(f"No {noun} scores above {threshold:.2f}. Lower the threshold to see more.")
+        return message(f"No {noun} scores above {threshold}. Lower the threshold to see more.")
     colors: dict[str, Color] = {}
     for color, name, _ in rows:
         colors.setdefault(name, color)
@@ -282,8 +295,9 @@ def _details(
         f'<tr><th scope="row">{_chip(color)}{html.escape(name)}</th>{_cells(cells)}</tr>'
         for color, name, cells in rows
     )
+    said = html.escape(f"{count(len(rows), noun)} above {threshold}")
     return (
-        f'<p class="detrkit-summary" role="status">{count(len(rows), noun)} above {threshold:.2f}</p>'
+        f'<p class="detrkit-summary" role="status">{said}</p>'
         f"{_legend('classes', keys)}"
         f'<div class="detrkit-table" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table>'
         f"<caption>{html.escape(caption)}</caption><thead><tr>{heads}</tr></thead>"

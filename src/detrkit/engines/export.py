@@ -43,6 +43,7 @@ from detrkit.engines.openvino_engine import convert
 from detrkit.engines.own_copy import own_copy
 from detrkit.engines.thin_images import pad_thin_images
 from detrkit.engines.torch_engine import fold_batch_norm
+from detrkit.inference.detection_config import DetectionConfig
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.layers.plain import is_quantized
 from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
@@ -83,6 +84,7 @@ def export_model(
     processor: Any = None,
     verify: bool = True,
     calibration: Sequence[Any] | None = None,
+    detection_config: DetectionConfig | None = None,
 ) -> Export:
     """Exports a model into a folder that ``Detector.from_pretrained`` runs.
 
@@ -98,6 +100,7 @@ def export_model(
         calibration: Makes it an int8 model (:mod:`detrkit.engines.quantization`), ranges measured on these
             images: of any kind that a ``Detector`` takes, and like those that the model is for. What is
             compared with PyTorch is the model before that.
+        detection_config: The model's detection settings, which are stored with the exported one.
 
     Raises:
         SettingError: There is no such format, or it has no int8, or there are no images to calibrate with.
@@ -118,6 +121,8 @@ def export_model(
         model.config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
+        # Also the defaults: the folder may hold those of an earlier model.
+        (detection_config or DetectionConfig()).save_pretrained(folder)
         onnx_file = folder / "model.onnx"
         _write_onnx(graph, onnx_file)
         least = max(m.find_sides()[1] for m in model.modules() if isinstance(m, ConvEncoder))

@@ -43,6 +43,7 @@ from detrkit.evaluation.error_analysis import ErrorAnalysis, analyse_errors
 from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
 from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
+from detrkit.inference.detection_config import DetectionConfig
 from detrkit.processing.images import load_image
 from detrkit.results.finder import ObjectFinder
 
@@ -67,6 +68,8 @@ class Evaluation:
         panoptic: Panoptic quality, for a panoptic evaluation.
         results: The detections as COCO results, "bbox" and "segm".
         errors: The kinds of mistakes (of masks where there are no boxes), if they were asked for.
+        detection_config: The settings that made the detections. A threshold has no part in it; the overlap
+            filter and the most objects do. None where no detector was run for boxes.
     """
 
     images: int
@@ -76,6 +79,7 @@ class Evaluation:
     panoptic: PanopticResult | None = None
     results: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
     errors: ErrorAnalysis | None = None
+    detection_config: DetectionConfig | None = None
 
     @property
     def stats(self) -> dict[str, float]:
@@ -100,9 +104,12 @@ class Evaluation:
             "panoptic": self.panoptic,
             "errors": self.errors,
         }
+        config = self.detection_config
+        settings = {} if config is None else {"settings": _without_thresholds(config)}
         return {
             "images": self.images,
             "seconds_per_image": self.seconds_per_image,
+            **settings,
             **{name: part.to_dict() for name, part in parts.items() if part is not None},
         }
 
@@ -147,6 +154,8 @@ def evaluate_detector(
     limit: int | None = None,
     masks: bool | None = None,
     max_objects: int | None = None,
+    overlap: float | None = None,
+    raw: bool = False,
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
 ) -> Evaluation:
@@ -162,8 +171,12 @@ def evaluate_detector(
         batch_size: Maximum number of images that go through the model at once.
         limit: Only use the first so many images.
         masks: Whether to evaluate masks too; by default where the model gives and the annotations have them.
-        max_objects: The most detections of an image, the best ones; by default as many as the model has
-            object queries, of which COCO counts the best 100 of each class. The originals take 100.
+        max_objects: The most detections of an image, the best ones; by default as the detector's
+            ``detection_config`` says, or as many as the model has object queries, of which COCO counts the
+            best 100 of each class. The originals take 100.
+        overlap: IoU above which the lower-scored of two boxes is dropped (1 keeps all); by default as
+            ``detection_config`` says.
+        raw: Leave ``detection_config`` out: neither overlap filter nor calibration.
         threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
             whatever their score, as COCO asks.
         strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
@@ -188,6 +201,8 @@ def evaluate_detector(
         limit=limit,
         masks=masks,
         max_objects=max_objects,
+        overlap=overlap,
+        raw=raw,
         threshold=threshold,
         strict=strict,
     )
@@ -201,6 +216,8 @@ def evaluate_dataset(
     limit: int | None = None,
     masks: bool | None = None,
     max_objects: int | None = None,
+    overlap: float | None = None,
+    raw: bool = False,
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
     errors: bool = False,
@@ -217,6 +234,8 @@ def evaluate_dataset(
         limit: Only use the first so many images.
         masks: Whether to evaluate masks too; by default where the model gives and all annotations have them.
         max_objects: The most detections of an image, see :func:`evaluate_detector`.
+        overlap: IoU of the overlap filter, see there.
+        raw: Leave the detector's detection settings out.
         threshold: Only segments with a higher score enter the panoptic quality.
         strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
             them out with a warning.
@@ -248,9 +267,13 @@ def evaluate_dataset(
         dataset = check_dataset(replace(dataset, return_masks=masked), strict=strict).dataset
     if panoptic:
         return _evaluate_panoptic(detector, dataset, batch_size, limit, threshold, strict)
-    return _evaluate_detections(
-        detector, dataset, batch_size, limit, bool(masks), max_objects, strict, errors
-    )
+    config = DetectionConfig() if raw else detector.detection_config
+    detector = detector.with_config(config.with_options(max_objects=max_objects, overlap=overlap))
+    return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), strict, errors)
+
+
+def _without_thresholds(config: DetectionConfig) -> dict[str, object]:
+    return {name: value for name, value in config.decisions().items() if name != "threshold"}
 
 
 def _check_masks(detector: ObjectFinder, *, panoptic: bool, masks: bool | None) -> None:
@@ -309,7 +332,6 @@ def _evaluate_detections(
     batch_size: int,
     limit: int | None,
     masks: bool,
-    max_objects: int | None,
     strict: bool,
     errors: bool,
 ) -> Evaluation:
@@ -321,7 +343,6 @@ def _evaluate_detections(
         threshold=0.0,
         batch_size=batch_size,
         masks=masks,
-        max_objects=max_objects,
         exif_orientation=dataset.upright,
     )
     for place, detections in _results(stream, dataset, len(images), clock, strict):
@@ -333,6 +354,7 @@ def _evaluate_detections(
         masks=evaluator.result("segm") if masks else None,
         results=evaluator.results,
         errors=evaluator.errors() if errors else None,
+        detection_config=detector.detection_config,
     )
 
 

@@ -26,7 +26,7 @@ from detrkit.inference.detector import Detector
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PARAMETERS = {"threshold": 0.5}
+_PARAMETERS = {"threshold": None}
 
 
 class EndpointHandler:
@@ -41,7 +41,8 @@ class EndpointHandler:
 
         Args:
             data: ``inputs`` is a PIL image, the bytes of an image file, or these in base64 (a ``data:`` URL
-                too). ``parameters`` may hold ``threshold``, the minimum score, 0.5 by default.
+                too). ``parameters`` may hold ``threshold``, the minimum score, by default
+                as chosen for the model, or 0.5.
 
         Returns:
             A dict for each object, the best first: ``score``, ``label`` (its name) and ``box`` (``xmin``,
@@ -57,12 +58,13 @@ class EndpointHandler:
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
             kind = type(parameters).__name__
-            raise SettingError(f"parameters must be an object like {_PARAMETERS}, not a {kind}")
+            raise SettingError(f"parameters must be an object like {{'threshold': 0.5}}, not a {kind}")
         unknown = [name for name in parameters if name not in _PARAMETERS]
         if unknown:
             raise SettingError(f"unknown parameter {str(unknown[0])[:100]!r}; the only one is threshold")
         threshold = (_PARAMETERS | dict(parameters))["threshold"]
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+        if threshold is not None and not (number and 0 <= threshold <= 1):
             given = repr(threshold)[:100] if not isinstance(threshold, int) else "another integer"
             raise SettingError(f"threshold must be a number between 0 and 1, not {given}")
         image = _read(data.get("inputs"))

@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -33,6 +34,7 @@ from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, S
 from detrkit.common.limits import ImageLimits
 from detrkit.common.schema import JsonObject
 from detrkit.common.text import first_line, is_url
+from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -76,6 +78,23 @@ class _Settings:
     threads: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What a worker does with images.
+
+    Attributes:
+        segments: Whether it segments, rather than detects.
+        options: Of ``Detector.stream`` or ``stream_segments``.
+        exif_orientation: Turn each image as its EXIF entry says.
+        config: What turns scores into detections.
+    """
+
+    segments: bool
+    options: dict[str, Any]
+    exif_orientation: bool
+    config: DetectionConfig
+
+
 class RayDetector:
     """A model on the machines of a Ray cluster; gives what :class:`detrkit.Detector` gives.
 
@@ -83,6 +102,7 @@ class RayDetector:
         config: The model's configuration.
         names: Class id -> class name.
         has_masks: Whether the model gives masks, so that it can segment.
+        detection_config: What turns scores into detections where a call does not say otherwise.
         workers: Maximum number of processes that hold the model.
         cpus: Cores of each.
         gpus: Graphics cards of each, 0 or 1.
@@ -122,7 +142,7 @@ class RayDetector:
             SettingError: The cluster cannot be reached, or does not have the requested cores.
             CheckpointError: The model cannot be found, read or used.
         """
-        from detrkit.checkpoints.loading import read_model_files
+        from detrkit.checkpoints.loading import read_detection_config, read_model_files
         from detrkit.checkpoints.registry import resolve_model
         from detrkit.engines.names import ENGINES
 
@@ -136,6 +156,8 @@ class RayDetector:
         self.config = files.config
         self.names = {int(label): str(text) for label, text in self.config.id2label.items()}
         self.has_masks = files.has_masks
+        self.detection_config = read_detection_config(name, revision)
+        DetectionRule(self.detection_config, self.names)  # a class that the model does not have
         _connect(ray, address)
         self.workers, self.cpus, self.gpus = _shares(ray.nodes(), workers, cpus, device)
         on_cpu = not self.gpus
@@ -155,11 +177,13 @@ class RayDetector:
     def results(
         self,
         sources: Sequence[str | os.PathLike[str]],
-        threshold: float = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 1,
         *,
         masks: bool = False,
         max_objects: int | None = None,
+        overlap: float | None = None,
+        class_agnostic: bool | None = None,
         segments: bool = False,
         exif_orientation: bool = False,
     ) -> Iterator[tuple[int, Found]]:
@@ -167,10 +191,12 @@ class RayDetector:
 
         Args:
             sources: Paths or addresses of images.
-            threshold: Only objects with a higher score are given.
+            threshold: As for a call of ``Detector``, with segments 0.85 by default.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object.
-            max_objects: The most objects of an image, the best ones.
+            max_objects: As for a call of ``Detector``, like the next two.
+            overlap: See there.
+            class_agnostic: See there.
             segments: Give a ``PanopticSegmentation`` instead of ``Detections``.
             exif_orientation: Turn each image as its EXIF entry says.
 
@@ -185,24 +211,39 @@ class RayDetector:
         from detrkit.inference.predictions import no_masks
         from detrkit.inference.prepared import check_numbers
 
-        check_numbers(threshold, batch_size, max_objects)
+        check_numbers(0, batch_size)
         if (masks or segments) and not self.has_masks:
             raise no_masks()
-        options: dict[str, Any] = {"threshold": threshold, "batch_size": batch_size}
-        if not segments:
-            options |= {"masks": masks, "max_objects": max_objects}
-        return self._results(
-            [_for_workers(source) for source in sources], segments, options, exif_orientation
-        )
+        options: dict[str, Any] = {"batch_size": batch_size}
+        config = self.detection_config
+        if segments:
+            options["threshold"] = 0.85 if threshold is None else threshold
+        else:
+            options["masks"] = masks
+            config = config.with_options(
+                threshold=threshold, max_objects=max_objects, overlap=overlap, class_agnostic=class_agnostic
+            )
+            DetectionRule(config, self.names)  # a class that the model does not have
+        work = _Work(segments=segments, options=options, exif_orientation=exif_orientation, config=config)
+        return self._results([_for_workers(source) for source in sources], work)
+
+    def with_config(self, config: DetectionConfig) -> RayDetector:
+        """The same detector with other detection settings, see :meth:`detrkit.Detector.with_config`."""
+        DetectionRule(config, self.names)
+        other = copy.copy(self)
+        other.detection_config = config
+        return other
 
     def stream(
         self,
         images: Iterable[str | os.PathLike[str]],
-        threshold: float = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 1,
         *,
         masks: bool | None = None,
         max_objects: int | None = None,
+        overlap: float | None = None,
+        class_agnostic: bool | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like ``Detector.stream``: the results in the order of the images, which must be files or addresses.
@@ -210,7 +251,8 @@ class RayDetector:
         Results that came before those of earlier images are held in memory until these are there.
         """
         with_masks = self.has_masks if masks is None else masks
-        options: dict[str, Any] = {"masks": with_masks, "max_objects": max_objects}
+        options: dict[str, Any] = {"masks": with_masks, "max_objects": max_objects, "overlap": overlap}
+        options["class_agnostic"] = class_agnostic
         found = self.results(
             list(images), threshold, batch_size, exif_orientation=exif_orientation, **options
         )
@@ -230,9 +272,7 @@ class RayDetector:
         )
         return _in_order(found, PanopticSegmentation)
 
-    def _results(
-        self, sources: list[str], segments: bool, options: dict[str, Any], exif_orientation: bool
-    ) -> Iterator[tuple[int, Found]]:
+    def _results(self, sources: list[str], work: _Work) -> Iterator[tuple[int, Found]]:
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -244,9 +284,9 @@ class RayDetector:
         context.print_on_execution_start = False
         portions = min(math.ceil(len(sources) / _PORTION), _MOST_PORTIONS)
         rows = [{"position": i, "source": source} for i, source in enumerate(sources)]
-        work = ray.data.from_items(rows, override_num_blocks=portions).map_batches(
+        done = ray.data.from_items(rows, override_num_blocks=portions).map_batches(
             _Worker,
-            fn_constructor_args=(self._settings, segments, options, exif_orientation),
+            fn_constructor_args=(self._settings, work),
             batch_size=None,
             compute=ActorPoolStrategy(min_size=1, max_size=self.workers, max_tasks_in_flight_per_actor=2),
             num_cpus=self.cpus,
@@ -254,7 +294,7 @@ class RayDetector:
         )
         given: set[int] = set()
         try:
-            for batch in work.iter_batches(batch_size=None, batch_format="numpy"):
+            for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
                 for position, result in zip(batch["position"].tolist(), batch["result"]):
                     if position in given:
                         continue
@@ -282,9 +322,7 @@ class _Failure:
 class _Worker:
     """A process that holds the detector and does one portion of the images after another."""
 
-    def __init__(
-        self, settings: _Settings, segments: bool, options: dict[str, Any], exif_orientation: bool
-    ) -> None:
+    def __init__(self, settings: _Settings, work: _Work) -> None:
         import torch
 
         from detrkit.inference.detector import Detector
@@ -295,7 +333,7 @@ class _Worker:
             torch.set_num_threads(settings.threads)
         self.failure: _Failure | None = None
         try:
-            self.detector: Detector = Detector.from_pretrained(
+            detector = Detector.from_pretrained(
                 settings.model,
                 engine=settings.engine,
                 device=settings.device,
@@ -303,14 +341,15 @@ class _Worker:
                 revision=settings.revision,
                 limits=settings.limits,
             )
+            self.detector: Detector = detector.with_config(work.config)
         except DetrkitError as error:
             self.failure = _Failure(str(error))
             return
         stream: Callable[..., Iterator[Detections | PanopticSegmentation]] = self.detector.stream
-        if segments:
+        if work.segments:
             stream = self.detector.stream_segments
-        self.stream = partial(stream, **options)
-        self.exif_orientation = exif_orientation
+        self.stream = partial(stream, **work.options)
+        self.exif_orientation = work.exif_orientation
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int] | list[bytes]]:
         """Positions and sources in, positions and pickled results out."""

@@ -15,8 +15,9 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, overload
 
@@ -27,15 +28,16 @@ from detrkit.engines import check_engine, start, wake
 from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
-from detrkit.inference.predictions import OutputReader, Prediction, no_masks
+from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
+from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import (
     PreparedImage,
     check_numbers,
     is_one_image,
     prepare_image,
     reading_threads,
-    to_device,
 )
+from detrkit.inference.running import Batch, ModelRunner
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 
@@ -46,32 +48,23 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from typing_extensions import Unpack
 
-    from detrkit.models.outputs import ObjectDetectionOutput
     from detrkit.processing.image_processor import DetrImageProcessorBase
     from detrkit.processing.images import ImageSource
 
 _Result = TypeVar("_Result")
 
-# What an argument of a call holds: one image, one or many, many (a str is iterable too, hence the ignores).
+# What a call takes: one image, one or many, many (a str is iterable too, hence the ignores).
 _File: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image"
 _Array: TypeAlias = "np.ndarray | torch.Tensor"
 _Many: TypeAlias = "Iterable[ImageSource]"
 
 
 class _Options(TypedDict, total=False):
-    """Options of a call that are given by name."""
-
     masks: bool | None
     max_objects: int | None
+    overlap: float | None
+    class_agnostic: bool | None
     exif_orientation: bool
-
-
-# Images of one processed size, and what is called with their pixels.
-_Batch: TypeAlias = Sequence[PreparedImage]
-_Model: TypeAlias = "Callable[..., ObjectDetectionOutput]"
-
-# What a prediction keeps of the outputs.
-_RESULT_FIELDS = ("logits", "pred_boxes", "pred_masks")
 
 
 class Detector:
@@ -82,6 +75,7 @@ class Detector:
         processor: The image processor that belongs to it.
         names: Label -> class name.
         limits: How large image files may be and which addresses are asked; can be set.
+        detection_config: What turns scores into detections where a call does not say otherwise; can be set.
     """
 
     def __init__(
@@ -115,7 +109,8 @@ class Detector:
         from detrkit.engines.own_copy import own_copy
 
         check_engine(engine)
-        self._start(own_copy(model), processor, engine, place(engine, device, dtype), limits)
+        placement = place(engine, device, dtype)
+        self._start(own_copy(model), processor, engine, placement, limits, DetectionConfig())
 
     def _start(
         self,
@@ -124,6 +119,7 @@ class Detector:
         engine: str,
         placement: tuple[torch.device, torch.dtype],
         limits: ImageLimits | None,
+        detection_config: DetectionConfig,
     ) -> None:
         """Starts a model on an engine, device and dtype that have been checked."""
         from detrkit.engines.allocator import Excess, keep_memory
@@ -135,6 +131,7 @@ class Detector:
         self.limits = limits or ImageLimits()
         self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
+        self.detection_config = detection_config
         keeps_memory = placement[0].type == "cpu" and keep_memory()
         self._excess = Excess() if keeps_memory else None
         self.model: RunnableModel = start(model, engine, *placement)
@@ -167,7 +164,7 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.checkpoints.loading import manifest_of, read_model_files
+        from detrkit.checkpoints.loading import manifest_of, read_detection_config, read_model_files
         from detrkit.checkpoints.registry import resolve_model
         from detrkit.engines.exported import open_exported
 
@@ -178,9 +175,10 @@ class Detector:
         check_engine(engine)
         placement = place(engine, device, dtype)
         files = read_model_files(name, revision)
+        settings = read_detection_config(name, revision)
         loaded = open_exported(name, engine, files.config, manifest) if manifest else files.load_model()
         detector = cls.__new__(cls)
-        detector._start(loaded, files.load_processor(), engine, placement, limits)
+        detector._start(loaded, files.load_processor(), engine, placement, limits, settings)
         return detector
 
     @property
@@ -192,6 +190,26 @@ class Detector:
     def has_masks(self) -> bool:
         """Whether the model gives masks, so that it can segment."""
         return has_masks(self.model)
+
+    @property
+    def detection_config(self) -> DetectionConfig:
+        """What turns scores into detections where a call does not say otherwise."""
+        return self._detection_config
+
+    @detection_config.setter
+    def detection_config(self, config: DetectionConfig) -> None:
+        DetectionRule(config, self.names)  # a class that the model does not have
+        self._detection_config = config
+
+    def with_config(self, config: DetectionConfig) -> Detector:
+        """The same detector with other detection settings; the model is shared, this one stays as it is.
+
+        Raises:
+            SettingError: The settings name a class that the model does not have.
+        """
+        other = copy.copy(self)
+        other.detection_config = config
+        return other
 
     @property
     def _device(self) -> torch.device:
@@ -212,27 +230,41 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, images: _File, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
+        self,
+        images: _File,
+        threshold: Threshold | None = ...,
+        batch_size: int = ...,
+        **options: Unpack[_Options],
     ) -> Detections: ...
 
     @overload
     def __call__(
-        self, images: _Array, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
+        self,
+        images: _Array,
+        threshold: Threshold | None = ...,
+        batch_size: int = ...,
+        **options: Unpack[_Options],
     ) -> Any: ...
 
     @overload
     def __call__(
-        self, images: _Many, threshold: float = ..., batch_size: int = ..., **options: Unpack[_Options]
+        self,
+        images: _Many,
+        threshold: Threshold | None = ...,
+        batch_size: int = ...,
+        **options: Unpack[_Options],
     ) -> list[Detections]: ...
 
     def __call__(
         self,
         images: ImageSource | _Many,
-        threshold: float = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 1,
         *,
         masks: bool | None = None,
         max_objects: int | None = None,
+        overlap: float | None = None,
+        class_agnostic: bool | None = None,
         exif_orientation: bool = False,
     ) -> Detections | list[Detections]:
         """Finds the objects in one image or in many.
@@ -242,11 +274,14 @@ class Detector:
         Args:
             images: A path, an address, the bytes of a file, an open file, a PIL image, an (H, W, 3) array or
                 a tensor, or many in a list, a generator or a 4-dimensional array.
-            threshold: Only objects with a higher score are given.
+            threshold: Only objects with a higher score are given: a number, or one for each class name. This
+                and the three options of the filter are as ``detection_config`` says where they are None.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object; by default if the model has masks.
-            max_objects: The most objects of an image, the best ones; by default and at most as many as the
-                model has object queries.
+            max_objects: The most objects of an image, the best ones; at most as many as the model has object
+                queries.
+            overlap: IoU above which the lower-scored of two boxes is dropped; 1 keeps all.
+            class_agnostic: Whether boxes of two classes drop each other too.
             exif_orientation: Turn each image as its EXIF entry says; boxes then refer to the turned image. By
                 default boxes refer to the pixels as they are stored, which is what annotation files do.
 
@@ -258,28 +293,29 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: A number is out of range, or the model gives no masks.
         """
-        run = self._detecting(threshold, batch_size, masks, max_objects)
+        options = {"max_objects": max_objects, "overlap": overlap, "class_agnostic": class_agnostic}
+        run = self._detecting(threshold, batch_size, masks, **options)
         return self._one_or_many(images, run, batch_size, exif_orientation, "Detecting")
 
     def stream(
         self,
         images: _Many,
-        threshold: float = 0.5,
+        threshold: Threshold | None = None,
         batch_size: int = 1,
         *,
         masks: bool | None = None,
         max_objects: int | None = None,
+        overlap: float | None = None,
+        class_agnostic: bool | None = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
-        """Like calling the detector with many images, but gives each result when it is ready.
+        """Like calling the detector with many images, but gives each result, in order, when it is ready.
 
         The next images are read and resized in the background, where ``images`` is iterated over too, while
-        the model runs. Only a few batches are held in memory. Arguments and errors are those of a call.
-
-        Returns:
-            An iterator of the ``Detections``, in the order of the images.
+        the model runs. Only a few batches are held in memory. Arguments are those of a call.
         """
-        run = self._detecting(threshold, batch_size, masks, max_objects)
+        options = {"max_objects": max_objects, "overlap": overlap, "class_agnostic": class_agnostic}
+        run = self._detecting(threshold, batch_size, masks, **options)
         return self._stream(images, run, batch_size, exif_orientation)
 
     @overload
@@ -332,11 +368,7 @@ class Detector:
         *,
         exif_orientation: bool = False,
     ) -> Iterator[PanopticSegmentation]:
-        """Like ``segment`` with many images, read ahead as by ``stream``; gives each result when it is ready.
-
-        Returns:
-            An iterator of the segmentations, in the order of the images.
-        """
+        """Like ``segment`` with many images, read ahead as by ``stream``; in order, each when it is ready."""
         return self._stream(images, self._segmenting(threshold, batch_size), batch_size, exif_orientation)
 
     def predict(
@@ -362,50 +394,47 @@ class Detector:
             SettingError: ``min_threshold`` is out of range.
         """
         check_numbers(min_threshold, 1)
-        run = partial(self._predict, min_threshold=min_threshold, masks=self.has_masks, attentions=attentions)
-        return next(run([self._prepare(image, exif_orientation)]))
+        batch, with_masks = [self._prepare(image, exif_orientation)], self.has_masks
+        run = self._runner.predictions
+        return next(run(batch, self._reader, min_threshold, masks=with_masks, attentions=attentions))
 
     def stream_predictions(
-        self,
-        images: _Many,
-        batch_size: int = 1,
-        *,
-        exif_orientation: bool = False,
+        self, images: _Many, batch_size: int = 1, *, exif_orientation: bool = False
     ) -> Iterator[Prediction]:
-        """Like ``predict`` with many images, read ahead as by ``stream``; any threshold, but no masks.
-
-        Returns:
-            An iterator of the predictions, in the order of the images.
-        """
+        """Like ``predict`` with many images, read ahead as by ``stream``; any threshold, but no masks."""
         check_numbers(0, batch_size)
-        run = partial(self._predict, min_threshold=0.0, masks=False)
+        runner, reader = self._runner, self._reader
+        run = partial(runner.predictions, reader=reader, min_threshold=0.0, masks=False, attentions=False)
         return self._stream(images, run, batch_size, exif_orientation)
 
     def _detecting(
-        self, threshold: float, batch_size: int, masks: bool | None, max_objects: int | None
-    ) -> Callable[[_Batch], Iterator[Detections]]:
+        self, threshold: Threshold | None, batch_size: int, masks: bool | None, **options: Any
+    ) -> Callable[[Batch], Iterator[Detections]]:
         """What finds the objects of a batch, its settings checked."""
-        check_numbers(threshold, batch_size, max_objects)
+        check_numbers(0, batch_size)
+        reader, runner = self._reader, self._runner
+        rule = reader.rule(self.detection_config.with_options(threshold=threshold, **options))
         masks = self.has_masks if masks is None else masks
-        model = self._masks_above(threshold) if masks else self._without_masks
-        return lambda batch: self._reader.detections(
-            self._run(batch, model), [item.frame for item in batch], threshold, masks, max_objects
+        model = runner.masks_above(rule.least_score) if masks else runner.without_masks
+        return lambda batch: reader.detections(
+            runner.outputs(batch, model), [item.frame for item in batch], rule, masks
         )
 
     def _segmenting(
         self, threshold: float, batch_size: int
-    ) -> Callable[[_Batch], Iterator[PanopticSegmentation]]:
+    ) -> Callable[[Batch], Iterator[PanopticSegmentation]]:
         """What segments a batch, its settings checked."""
         check_numbers(threshold, batch_size)
-        model = self._masks_above(threshold)
-        return lambda batch: self._reader.segments(
-            self._run(batch, model), [item.frame for item in batch], threshold
+        reader, runner = self._reader, self._runner
+        model = runner.masks_above(threshold)
+        return lambda batch: reader.segments(
+            runner.outputs(batch, model), [item.frame for item in batch], threshold
         )
 
     def _stream(
         self,
         images: _Many,
-        run: Callable[[_Batch], Iterable[_Result]],
+        run: Callable[[Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,
     ) -> Iterator[_Result]:
@@ -418,7 +447,7 @@ class Detector:
     def _one_or_many(
         self,
         images: Any,
-        run: Callable[[_Batch], Iterable[_Result]],
+        run: Callable[[Batch], Iterable[_Result]],
         batch_size: int,
         exif_orientation: bool,
         description: str,
@@ -436,47 +465,15 @@ class Detector:
             source, self.processor, exif_orientation=turn, limits=self.limits, for_gpu=on_gpu
         )
 
-    def _predict(
-        self, batch: _Batch, min_threshold: float, masks: bool, attentions: bool = False
-    ) -> Iterator[Prediction]:
-        """The predictions of images of one processed size."""
-        model = self._masks_above(min_threshold) if masks and not attentions else self._without_masks
-        if attentions:
-            model = partial(model, output_attentions=True, return_dict=True)
-        outputs: Mapping[str, torch.Tensor] = self._run(batch, model)
-        if not attentions:  # predictions may be kept in numbers: without the model's features
-            outputs = {name: outputs[name] for name in _RESULT_FIELDS if outputs.get(name) is not None}
-        for row, item in enumerate(batch):
-            own = outputs if len(batch) == 1 else {name: v[row : row + 1] for name, v in outputs.items()}
-            yield Prediction(own, item.frame, min_threshold, self._reader)
-
     @property
-    def _without_masks(self) -> _Model:
-        """The model, without the mask head that it may have."""
-        return self.model.detector if has_masks(self.model) else self.model
-
-    def _masks_above(self, threshold: float) -> _Model:
-        """The model, with masks of the queries above a threshold."""
-        if not has_masks(self.model):
-            raise no_masks()
-        return partial(self.model.segment, threshold=threshold)
-
-    def _run(self, batch: _Batch, model: _Model) -> ObjectDetectionOutput:
-        """A model's outputs for images of one processed size."""
-        import torch
-
-        scaling = self.processor.pixel_scaling if self._device.type == "cuda" else None
-        inputs = to_device(batch, self._device, self._dtype, scaling)
-        with torch.inference_mode():
-            outputs = model(**inputs)
-        if self._excess is not None:
-            self._excess.check()
-        # Half precision would round box corners to whole pixels and more. A GPU that is asked for each of
-        # these few numbers takes longer than a CPU that has them all; masks stay where they are.
-        place = outputs["logits"].device if outputs.get("pred_masks") is not None else "cpu"
-        for name in ("logits", "pred_boxes"):
-            outputs[name] = outputs[name].float().to(place)
-        return outputs
+    def _runner(self) -> ModelRunner:
+        return ModelRunner(
+            model=self.model,
+            processor=self.processor,
+            device=self._device,
+            dtype=self._dtype,
+            excess=self._excess,
+        )
 
     @property
     def _reader(self) -> OutputReader:
@@ -485,6 +482,7 @@ class Detector:
             names=self.names,
             has_masks=self.has_masks,
             object_limit=self._object_limit,
+            config=self.detection_config,
             is_thing_map=self._is_thing_map,
         )
 

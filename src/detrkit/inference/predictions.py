@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.schema import Category
+from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.inference.prepared import ImageFrame
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
@@ -30,6 +31,7 @@ class OutputReader:
         names: Label -> class name.
         has_masks: Whether the model gives masks.
         object_limit: The most objects that the model gives of an image.
+        config: The detection settings where a call does not say otherwise.
         is_thing_map: Whether a class is a thing, by label; None leaves it to the processor.
     """
 
@@ -37,39 +39,51 @@ class OutputReader:
     names: Mapping[int, str]
     has_masks: bool
     object_limit: int
+    config: DetectionConfig
     is_thing_map: IsThingMap | None = None
+
+    def rule(self, config: DetectionConfig) -> DetectionRule:
+        """Detection settings for this model.
+
+        Raises:
+            SettingError: They name a class that the model does not have.
+        """
+        return DetectionRule(config, self.names)
 
     def detections(
         self,
         outputs: Mapping[str, torch.Tensor],
         frames: Sequence[ImageFrame],
-        threshold: float,
+        rule: DetectionRule,
         with_masks: bool,
-        max_objects: int | None = None,
     ) -> Iterator[Detections]:
-        """The objects above a threshold in each image of a batch, the best ``max_objects`` of them."""
-        limit = self.object_limit if max_objects is None else min(max_objects, self.object_limit)
-        results = self._select(outputs, frames, threshold, limit)
-        if with_masks:
-            masks = self.processor.detection_masks(
-                outputs,
-                threshold,
-                [frame.processed_size for frame in frames],
-                [frame.image_size for frame in frames],
-                padded_size=frames[0].padded_size,
-                top_k=limit,
-            )
-            results = [{**result, "masks": found} for result, found in zip(results, masks)]
-        for result, frame in zip(results, frames):
-            yield self._detections(result, frame)
+        """The objects that detection settings choose in each image of a batch."""
+        chosen = [self._chosen(found, rule) for found in self._candidates(outputs, frames)]
+        if not with_masks:
+            yield from (found.detections for found in chosen)
+            return
+        import torch
 
-    def candidates(self, outputs: Mapping[str, torch.Tensor], frame: ImageFrame) -> Candidates:
-        """All scored boxes of a batch of one image."""
-        [found] = self._select(outputs, [frame], None, self.object_limit)
-        detections = self._detections(found, frame)
-        scores, queries = self.processor.candidate_queries(outputs["logits"], self.object_limit)
-        order = np.argsort(-scores[0].cpu().numpy(), kind="stable")
-        return Candidates(detections, queries[0].cpu().numpy()[order])
+        device = outputs["pred_masks"].device
+        masks = self.processor.detection_masks(
+            outputs,
+            [torch.from_numpy(found.queries).to(device) for found in chosen],
+            [frame.processed_size for frame in frames],
+            [frame.image_size for frame in frames],
+            padded_size=frames[0].padded_size,
+        )
+        for found, image_masks in zip(chosen, masks):
+            yield replace(found.detections, masks=image_masks.cpu().numpy())
+
+    def candidates(
+        self, outputs: Mapping[str, torch.Tensor], frame: ImageFrame, rule: DetectionRule | None = None
+    ) -> Candidates:
+        """The scored boxes of a batch of one image: all of them, or those that detection settings choose."""
+        [found] = self._candidates(outputs, [frame])
+        if rule is not None:
+            return self._chosen(found, rule)
+        order = np.argsort(-found.detections.scores, kind="stable")
+        return Candidates(found.detections[order], found.queries[order])
 
     def segments(
         self, outputs: Mapping[str, torch.Tensor], frames: Sequence[ImageFrame], threshold: float
@@ -109,52 +123,43 @@ class OutputReader:
                 entry["isthing"] = int(is_thing(entry["id"]))
         return listed
 
-    def _select(
-        self,
-        outputs: Mapping[str, torch.Tensor],
-        frames: Sequence[ImageFrame],
-        threshold: float | None,
-        limit: int,
-    ) -> list[dict[str, torch.Tensor]]:
-        """The candidates of each image that are above a threshold, in pixels."""
-        from detrkit.processing.post_processing import select_detections
+    def _candidates(
+        self, outputs: Mapping[str, torch.Tensor], frames: Sequence[ImageFrame]
+    ) -> Iterator[Candidates]:
+        """All scored boxes of each image, in pixels."""
+        found = self.processor.candidates(outputs, self.object_limit)
+        columns = (column.cpu().numpy() for column in found)
+        for scores, labels, boxes, queries, frame in zip(*columns, frames):
+            height, width = frame.image_size
+            detections = Detections(
+                boxes=boxes * np.array([width, height, width, height], np.float32),
+                scores=scores,
+                labels=labels,
+                names=[self.name(label) for label in labels.tolist()],
+                image_size=frame.image_size,
+                source=frame.source,
+                exif_orientation=frame.exif_orientation,
+            )
+            yield Candidates(detections, queries)
 
-        sizes = [frame.image_size for frame in frames]
-        return select_detections(self.processor.candidates(outputs, limit), threshold, sizes)
-
-    def _detections(self, result: Mapping[str, torch.Tensor], frame: ImageFrame) -> Detections:
-        scores = result["scores"].cpu().numpy().astype(np.float32)
-        order = np.argsort(-scores, kind="stable")
-        labels = result["labels"].cpu().numpy().astype(np.int64)[order]
-        masks = result.get("masks")
-        return Detections(
-            boxes=result["boxes"].cpu().numpy().astype(np.float32).reshape(-1, 4)[order],
-            scores=scores[order],
-            labels=labels,
-            names=[self.name(label) for label in labels.tolist()],
-            image_size=frame.image_size,
-            masks=None if masks is None else masks.cpu().numpy()[order],
-            source=frame.source,
-            exif_orientation=frame.exif_orientation,
-        )
+    @staticmethod
+    def _chosen(candidates: Candidates, rule: DetectionRule) -> Candidates:
+        found = candidates.detections
+        places, scores = rule.select(found.scores, found.labels, found.boxes)
+        return Candidates(replace(found[places], scores=scores), candidates.queries[places])
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All scored boxes of one image, before any threshold.
+    """Scored boxes of one image, with the object query behind each.
 
     Attributes:
-        detections: N candidates, the most confident first.
+        detections: N boxes, the most confident first.
         queries: (N,) int64, the number of the object query behind each.
     """
 
     detections: Detections
     queries: np.ndarray
-
-    def above(self, threshold: float) -> Candidates:
-        """Those with a higher score."""
-        kept = self.detections.scores > threshold
-        return Candidates(self.detections[kept], self.queries[kept])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -173,14 +178,35 @@ class Prediction:
     min_threshold: float
     _reader: OutputReader
 
-    def detections(self, threshold: float = 0.5, max_objects: int | None = None) -> Detections:
-        """What calling the detector with this threshold gives, without masks.
+    def detections(
+        self,
+        threshold: Threshold | None = None,
+        max_objects: int | None = None,
+        *,
+        overlap: float | None = None,
+    ) -> Detections:
+        """What calling the detector with these options gives, without masks.
 
         Raises:
-            SettingError: ``threshold`` is lower than what the model was run for.
+            SettingError: An option is out of range, or ``threshold`` lower than what the model was run for.
         """
-        self._check(threshold)
-        return next(self._reader.detections(self.outputs, [self.frame], threshold, False, max_objects))
+        return self.objects(threshold, max_objects, overlap=overlap).detections
+
+    def objects(
+        self,
+        threshold: Threshold | None = None,
+        max_objects: int | None = None,
+        *,
+        overlap: float | None = None,
+    ) -> Candidates:
+        """Like :meth:`detections`, with the object query behind each."""
+        if isinstance(threshold, (int, float)):
+            self._check(threshold)
+        config = self._reader.config.with_options(
+            threshold=threshold, max_objects=max_objects, overlap=overlap
+        )
+        self._check(config.least_threshold)
+        return self._reader.candidates(self.outputs, self.frame, self._reader.rule(config))
 
     def segments(self, threshold: float = 0.85) -> PanopticSegmentation:
         """What ``Detector.segment`` gives with this threshold.
@@ -196,7 +222,7 @@ class Prediction:
         return next(self._reader.segments(self.outputs, [self.frame], threshold))
 
     def candidates(self) -> Candidates:
-        """All scored boxes with the object query behind each.
+        """All scored boxes before any decision, with the object query behind each.
 
         DETR gives one for each query, the other families as many of the best pairs of query and class, or the
         100 best if there are fewer queries.

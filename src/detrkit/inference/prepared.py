@@ -198,14 +198,11 @@ def is_one_image(images: object) -> bool:
     return not isinstance(images, Iterable)  # a PIL image is not iterable; load_image reports anything else
 
 
-def check_numbers(threshold: float, batch_size: int, max_objects: int | None = None) -> None:
+def check_numbers(threshold: float, batch_size: int) -> None:
     """Raises a SettingError for numbers that no detector takes."""
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise SettingError(f"threshold must be between 0 and 1, not {threshold!r}")
-    for name, value in (("batch_size", batch_size), ("max_objects", max_objects)):
-        if value is None and name == "max_objects":
-            continue
-        if not isinstance(value, Integral):
-            raise SettingError(f"{name} must be a whole number, not {value!r}")
-        if value < 1:
-            raise SettingError(f"{name} must be at least 1, not {value}")
+    if not isinstance(batch_size, Integral):
+        raise SettingError(f"batch_size must be a whole number, not {batch_size!r}")
+    if batch_size < 1:
+        raise SettingError(f"batch_size must be at least 1, not {batch_size}")

@@ -28,11 +28,13 @@ class Candidates(NamedTuple):
         scores: float32 (batch, candidates), probabilities.
         labels: int64 (batch, candidates).
         boxes: float32 (batch, candidates, 4), xyxy, normalised to the image.
+        queries: int64 (batch, candidates), the object query behind each.
     """
 
     scores: torch.Tensor
     labels: torch.Tensor
     boxes: torch.Tensor
+    queries: torch.Tensor
 
 
 def output(outputs: Outputs, name: str) -> torch.Tensor:
@@ -56,7 +58,8 @@ def softmax_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int | None 
     check_classes(logits, least=2)
     scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
     scores, queries = best_queries(scores, k)
-    return Candidates(scores, labels.gather(1, queries), _rows(cxcywh_to_xyxy(boxes.float()), queries))
+    corners = _rows(cxcywh_to_xyxy(boxes.float()), queries)
+    return Candidates(scores, labels.gather(1, queries), corners, queries)
 
 
 def best_queries(scores: torch.Tensor, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +83,7 @@ def sigmoid_top_k_detections(logits: torch.Tensor, boxes: torch.Tensor, k: int) 
         The candidates from best to worst; a query can appear with several classes.
     """
     scores, queries, labels = best_pairs(logits, k)
-    return Candidates(scores, labels, _rows(cxcywh_to_xyxy(boxes.float()), queries))
+    return Candidates(scores, labels, _rows(cxcywh_to_xyxy(boxes.float()), queries), queries)
 
 
 def _rows(boxes: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
@@ -134,7 +137,7 @@ def select_detections(
     Raises:
         ValueError: The number of sizes is not that of the images.
     """
-    scores, labels, boxes = candidates
+    scores, labels, boxes, _ = candidates
     if target_sizes is not None:
         boxes = scale_boxes(boxes, target_sizes)
     results = []

@@ -328,25 +328,23 @@ class SegmentationPostProcessing:
     def detection_masks(
         self,
         outputs: Outputs,
-        threshold: float,
+        queries: Sequence[torch.Tensor],
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes,
         mask_threshold: float = 0.5,
         padded_size: Sequence[int] | None = None,
-        top_k: int | None = None,
     ) -> list[torch.Tensor]:
-        """Masks of the detections that :meth:`post_process_object_detection` gives, row by row.
+        """Masks of detections, row by row.
 
         Source: ``PostProcessSegm`` in models/segmentation.py of facebookresearch/detr.
 
         Args:
             outputs: Outputs with ``logits`` and ``pred_masks``.
-            threshold: The threshold of those detections.
+            queries: For each image (n,), the query behind each detection.
             processed_sizes: Sizes of the images as the model saw them.
             target_sizes: Sizes of the results.
             mask_threshold: Probability above which a pixel belongs to a mask, in [0, 1].
             padded_size: Size of the batch with padding.
-            top_k: The most candidates of an image, as for ``candidates``.
 
         Returns:
             For each image bool (n, height, width) on the outputs' device.
@@ -354,14 +352,12 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
-        logits, masks = _logits_and_masks(outputs)
+        _, masks = _logits_and_masks(outputs)
         _check_thresholds(mask_threshold=mask_threshold)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size, nearest=pixel_corners)
         return [
-            instance_masks(image_masks[queries[scores > threshold]], grid, mask_threshold)
-            for scores, queries, image_masks, grid in zip(
-                *self.candidate_queries(logits, top_k), masks, grids
-            )
+            instance_masks(image_masks[rows], grid, mask_threshold)
+            for rows, image_masks, grid in zip(queries, masks, grids)
         ]
 
     def candidate_queries(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+    from typing_extensions import Self
 
+    from detrkit.inference.detection_config import DetectionConfig, Threshold
     from detrkit.results.detections import Detections
     from detrkit.results.panoptic import PanopticSegmentation
 
@@ -18,9 +20,11 @@ class ObjectFinder(Protocol):
 
     Attributes:
         names: Label -> class name.
+        detection_config: What turns scores into detections where a call does not say otherwise.
     """
 
     names: dict[int, str]
+    detection_config: DetectionConfig
 
     @property
     def config(self) -> PretrainedConfig:
@@ -30,14 +34,16 @@ class ObjectFinder(Protocol):
     def has_masks(self) -> bool:
         """Whether the model gives masks."""
 
+    def with_config(self, config: DetectionConfig) -> Self:
+        """The same with other detection settings."""
+
     def stream(
         self,
         images: Sequence[Path],
-        threshold: float,
+        threshold: Threshold | None,
         batch_size: int,
         *,
         masks: bool | None,
-        max_objects: int | None,
         exif_orientation: bool,
     ) -> Iterator[Detections]:
         """The objects in each image, in order; see :meth:`detrkit.Detector.stream`."""

@@ -1,0 +1,262 @@
+"""What turns scores into decisions: thresholds, the overlap filter and the calibration of scores.
+
+Example:
+    ```python
+    from detrkit import DetectionConfig, Detector
+
+    detector = Detector.from_pretrained("blood-cells")
+    detector.detection_config = DetectionConfig(threshold={"RBC": 0.4, "WBC": 0.6}, overlap=0.8)
+    detector.detection_config.save_pretrained("my-model")  # used whenever the model is loaded from there
+    ```
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from detrkit.common.errors import SettingError
+from detrkit.common.files import write_json
+from detrkit.common.schema import JsonObject
+from detrkit.common.screening import DETECTION_CONFIG
+from detrkit.results.overlap import without_overlaps
+
+DEFAULT_THRESHOLD = 0.5
+
+Threshold: TypeAlias = "float | Mapping[str, float]"
+"""A least score, or one for each class name; classes that are not named have ``DEFAULT_THRESHOLD``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig:
+    """How a model's scored boxes become detections; stored beside the model as ``detection_config.json``.
+
+    Without changes it is what the released models had: every box that scores above 0.5.
+
+    Attributes:
+        threshold: Only objects with a higher score are given: a number in [0, 1], or one for each class name.
+            It acts on calibrated scores.
+        overlap: IoU in (0, 1] above which the lower-scored of two boxes is dropped; None keeps all.
+        class_agnostic: Whether boxes of two classes drop each other too.
+        max_objects: The most objects of an image, the best ones; None for as many as the model has queries.
+        calibration: Class name -> points (score, calibrated score) of a rising curve over [0, 1], straight
+            between its points; the scores of other classes stay. None leaves all scores as they are.
+        tile_size: Side in pixels of the square tiles that larger images are cut into; None for no tiles.
+        tile_overlap: How much of a tile's side its neighbours share, from 0 to below 1.
+        chosen: How the settings were chosen: data, counts and numbers, as JSON has them.
+    """
+
+    threshold: Threshold = DEFAULT_THRESHOLD
+    overlap: float | None = None
+    class_agnostic: bool = False
+    max_objects: int | None = None
+    calibration: Mapping[str, Sequence[tuple[float, float]]] | None = None
+    tile_size: int | None = None
+    tile_overlap: float = 0.2
+    chosen: JsonObject = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            SettingError: One is out of range or not of its kind.
+        """
+        if isinstance(self.threshold, Mapping):
+            for name, value in self.threshold.items():
+                _check_number(f"threshold of {name!r}", value, 0, 1)
+        else:
+            _check_number("threshold", self.threshold, 0, 1)
+        if self.overlap is not None:
+            _check_number("overlap", self.overlap, 0, 1)
+            if self.overlap == 0:
+                raise SettingError("overlap must be above 0; None keeps all boxes")
+        if not isinstance(self.class_agnostic, bool):
+            raise SettingError(f"class_agnostic must be true or false, not {self.class_agnostic!r}")
+        _check_count("max_objects", self.max_objects)
+        _check_count("tile_size", self.tile_size)
+        _check_number("tile_overlap", self.tile_overlap, 0, 1)
+        if self.tile_overlap == 1:
+            raise SettingError("tile_overlap must be below 1: tiles would never get on")
+        for name, points in (self.calibration or {}).items():
+            _check_curve(name, points)
+
+    @classmethod
+    def from_dict(cls, values: JsonObject) -> DetectionConfig:
+        """The settings in the content of a ``detection_config.json``.
+
+        Raises:
+            SettingError: A setting does not exist or is out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise SettingError(f"it must hold a JSON object, not a {type(values).__name__}")
+        known = [one.name for one in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise SettingError(
+                f"there is no setting {str(unknown[0])[:100]!r}; there are: {', '.join(known)}"
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | os.PathLike[str], *, revision: str | None = None
+    ) -> DetectionConfig:
+        """The settings that are stored with a model; the defaults where none are.
+
+        Args:
+            model: A Hub id, a folder, or a short name.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            CheckpointError: There is no such model, or its settings cannot be read.
+        """
+        from detrkit.checkpoints.loading import read_detection_config
+        from detrkit.checkpoints.registry import resolve_model
+
+        return read_detection_config(resolve_model(os.fspath(model)), revision)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes ``detection_config.json`` into a folder, replacing the one that is there."""
+        write_json(asdict(self), Path(folder) / DETECTION_CONFIG)
+
+    def with_options(self, **options: Any) -> DetectionConfig:
+        """The same settings but for options that are not None.
+
+        Raises:
+            SettingError: An option is out of range.
+        """
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def threshold_of(self, name: str) -> float:
+        """The threshold of a class."""
+        if isinstance(self.threshold, Mapping):
+            return self.threshold.get(name, DEFAULT_THRESHOLD)
+        return self.threshold
+
+    @property
+    def least_threshold(self) -> float:
+        """The lowest of the thresholds."""
+        if isinstance(self.threshold, Mapping):
+            return min([DEFAULT_THRESHOLD, *self.threshold.values()])
+        return self.threshold
+
+    def decisions(self) -> dict[str, Any]:
+        """What of the settings shapes results, by name, for a document's ``info``."""
+        return {name: value for name, value in asdict(self).items() if name != "chosen"}
+
+    def describe(self, *, bare: bool = False) -> str:
+        """The threshold in words: "threshold 0.5", "thresholds RBC 0.4, WBC 0.6"; ``bare``: no noun."""
+        if not isinstance(self.threshold, Mapping):
+            return f"{self.threshold:g}" if bare else f"threshold {self.threshold:g}"
+        listed = ", ".join(f"{name} {value:g}" for name, value in self.threshold.items())
+        return listed if bare else f"thresholds {listed}"
+
+
+class DetectionRule:
+    """Detection settings for a model's labels; the one place where scored boxes become detections."""
+
+    def __init__(self, config: DetectionConfig, names: Mapping[int, str]) -> None:
+        """Takes over settings.
+
+        Args:
+            config: The settings.
+            names: The model's labels and their class names.
+
+        Raises:
+            SettingError: The settings name a class that the model does not have.
+        """
+        self._config = config
+        given = config.threshold
+        by_name = given if isinstance(given, Mapping) else {}
+        curves = config.calibration or {}
+        known = set(names.values())
+        for name in (*by_name, *curves):
+            if name not in known:
+                listed = ", ".join(sorted(known)[:20])
+                raise SettingError(
+                    f"the detection settings name a class {name!r} that the model does not have; its classes "
+                    f"are: {listed}"
+                )
+        self._threshold = DEFAULT_THRESHOLD if isinstance(given, Mapping) else float(given)
+        self._thresholds = {label: by_name[name] for label, name in names.items() if name in by_name}
+        self._curves = {
+            label: np.asarray(curves[name], np.float64) for label, name in names.items() if name in curves
+        }
+
+    @property
+    def least_score(self) -> float:
+        """The score, before calibration, at or below which no object of any class is kept."""
+        least = [self._config.least_threshold]
+        for label, curve in self._curves.items():
+            below = curve[curve[:, 1] <= self._thresholds.get(label, self._threshold), 0]
+            least.append(float(below.max()) if len(below) else 0.0)
+        return min(least)
+
+    def calibrated(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The calibrated scores (n,) of n candidates; a copy."""
+        scores = scores.copy()
+        for label, curve in self._curves.items():
+            chosen = labels == label
+            scores[chosen] = np.interp(scores[chosen], curve[:, 0], curve[:, 1])
+        return scores
+
+    def select(
+        self, scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chooses among the candidates of an image.
+
+        Args:
+            scores: (n,) float32, as the model gives them.
+            labels: (n,) int64.
+            boxes: (n, 4) float32, xyxy in pixels.
+
+        Returns:
+            The places of the chosen candidates, the best first, and their calibrated scores.
+        """
+        final = self.calibrated(scores, labels)
+        thresholds: Any = self._threshold
+        if self._thresholds:
+            thresholds = np.full(len(labels), self._threshold)
+            for label, value in self._thresholds.items():
+                thresholds[labels == label] = value
+        places = np.flatnonzero(final > thresholds)
+        # Equal after calibration: as the model had them.
+        places = places[np.lexsort((-scores[places], -final[places]))]
+        if self._config.overlap is not None and len(places):
+            rivals = None if self._config.class_agnostic else labels[places]
+            places = places[without_overlaps(boxes[places], self._config.overlap, rivals)]
+        places = places[: self._config.max_objects]
+        return places, final[places]
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+        raise SettingError(f"{name} must be between {low} and {high}, not {value!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise SettingError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise SettingError(f"{name} must be at least 1, not {value}")
+
+
+def _check_curve(name: str, points: object) -> None:
+    try:
+        curve = np.asarray(points, np.float64)
+    except (TypeError, ValueError):
+        curve = np.empty(0)
+    if curve.ndim != 2 or curve.shape[1] != 2 or len(curve) < 2:
+        raise SettingError(f"the calibration of {name!r} must be a list of points (score, calibrated score)")
+    steps = np.diff(curve, axis=0)
+    inside = bool(np.isfinite(curve).all()) and curve.min() >= 0 and curve.max() <= 1
+    if not inside or (steps[:, 0] <= 0).any() or (steps[:, 1] < 0).any():
+        raise SettingError(f"the calibration of {name!r} must rise from point to point within [0, 1]")
