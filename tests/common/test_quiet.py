@@ -1,7 +1,8 @@
+import logging
 import threading
 import warnings
 
-from detrkit.common.quiet import no_warnings
+from detrkit.common.quiet import no_warnings, quiet
 
 
 def test_overlapping_blocks_leave_the_filters_as_they_were():
@@ -21,3 +22,33 @@ def test_overlapping_blocks_leave_the_filters_as_they_were():
         thread.join()
         warnings.warn("something", stacklevel=1)
     assert list(warnings.filters) == before
+
+
+def test_filters_survive_a_library_that_catches_warnings_meanwhile():
+    before = list(warnings.filters)
+    of_a_library = warnings.catch_warnings()
+    with no_warnings():
+        of_a_library.__enter__()
+    of_a_library.__exit__(None, None, None)  # in another thread, it may end after our block
+    assert list(warnings.filters) == before
+
+
+def test_a_filter_of_the_caller_that_equals_ours_stays():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        with no_warnings():
+            assert len(warnings.filters) == len(before) + 1
+        assert list(warnings.filters) == before
+
+
+def test_loggers_get_their_level_back_when_the_last_block_ends():
+    logger = logging.getLogger("some.library")
+    logger.setLevel(logging.INFO)
+    first, second = quiet("some.library"), quiet("some.library")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # before the second, which began after it
+    assert logger.level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logger.level == logging.INFO

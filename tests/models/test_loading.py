@@ -2,12 +2,15 @@
 
 import json
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from detrkit import (
     ConditionalDetrConfig,
@@ -424,3 +427,26 @@ class TestConfig:
             DetrConfig(position_embedding_type="rotary")
         with pytest.raises(ValueError, match="unknown model_type: 'nonsense'"):
             DetrConfig(backbone_config={"model_type": "nonsense"})
+
+
+def test_models_are_loaded_one_at_a_time(tiny_detr, monkeypatch):
+    """Transformers replaces functions of PyTorch while it loads, for all threads: two spoil each other."""
+    load = PreTrainedModel.from_pretrained.__func__
+    inside, together = [], []
+
+    def from_pretrained(cls, *args, **kwargs):
+        inside.append(cls)
+        time.sleep(0.02)
+        together.append(len(inside))
+        try:
+            return load(cls, *args, **kwargs)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    with ThreadPoolExecutor(8) as pool:
+        models = list(pool.map(DetrForObjectDetection.from_pretrained, [tiny_detr] * 8))
+    assert together == [1] * 8
+    expected = models[0].state_dict()
+    for model in models[1:]:
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())

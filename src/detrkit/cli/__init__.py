@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import io
 import signal
 import sys
 import traceback
@@ -38,10 +39,11 @@ from detrkit.common.errors import DetrkitError
 from detrkit.common.terminal import (
     Terminated,
     interrupt_status,
+    libraries_as_they_were,
     log_format,
     log_in_one_line,
     say,
-    show_warnings_in_one_line,
+    warnings_in_one_line,
 )
 
 app = typer.Typer(
@@ -117,14 +119,20 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     arguments, form = _log_format_first(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # A file name need not be valid in the terminal's encoding.
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    if not debug:
-        show_warnings_in_one_line()
-    with log_format(form):
+    in_one_line = contextlib.nullcontext() if debug else warnings_in_one_line()
+    with _any_file_name(), log_format(form), in_one_line, libraries_as_they_were():
         return _run(name_ray_address(arguments), debug)
+
+
+@contextlib.contextmanager
+def _any_file_name() -> Iterator[None]:
+    """Within the block, what the terminal's encoding lacks is escaped; a file name need not be valid."""
+    with contextlib.ExitStack() as restored:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                restored.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="backslashreplace")
+        yield
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -159,7 +167,7 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
 
     Python would print a traceback there and carry on.
     """
-    before = sys.unraisablehook
+    before, of_errors = sys.unraisablehook, sys.excepthook
 
     def interrupt_after(hook_is_running: _thread.LockType, number: signal.Signals) -> None:
         hook_is_running.acquire()
@@ -180,7 +188,7 @@ def _interrupts_that_are_not_lost() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook, sys.excepthook = before, of_errors  # typer sets the latter
 
 
 # What other programs call an option, by its name here.

@@ -113,8 +113,9 @@ def print_table(table: Table) -> None:
         Console(file=sys.stdout, width=100_000, color_system=None).print(table)
 
 
-def show_warnings_in_one_line() -> None:
-    """Prints Python warnings like other messages, without the location in the source."""
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Within the block, Python warnings are printed like other messages, without their location."""
 
     def show(
         message: Warning | str,
@@ -126,7 +127,11 @@ def show_warnings_in_one_line() -> None:
     ) -> None:
         say(str(message), title="Warning")
 
-    warnings.showwarning = show
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 class _Say(logging.Handler):
@@ -158,12 +163,32 @@ class _FirstAttempt(logging.Handler):
             say("No answer from the Hub; trying again for half a minute.")
 
 
+_restored = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def libraries_as_they_were() -> Iterator[None]:
+    """Takes back at the end of the block what :func:`quiet_libraries` did within."""
+    try:
+        yield
+    finally:
+        _restored.close()
+
+
+def _restore_hub_logger(logger: logging.Logger, handlers: list[logging.Handler], propagate: bool) -> None:
+    logger.handlers, logger.propagate = handlers, propagate
+
+
 def quiet_libraries() -> None:
     """Silences the libraries' messages and loading bars; downloads still show their progress bar."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     hub_logger = logging.getLogger("huggingface_hub")
+    _restored.callback(_restore_hub_logger, hub_logger, list(hub_logger.handlers), hub_logger.propagate)
+    _restored.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+    if transformers_logging.is_progress_bar_enabled():
+        _restored.callback(transformers_logging.enable_progress_bar)
     hub_logger.handlers, hub_logger.propagate = [_FirstAttempt(logging.WARNING)], False
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

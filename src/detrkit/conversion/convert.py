@@ -16,6 +16,7 @@ from detrkit.checkpoints.cost import CARD_SIZE, Cost, count_cost
 from detrkit.checkpoints.registry import REGISTRY, ReleasedCheckpoint, find_checkpoint
 from detrkit.common.errors import CheckpointError, DetrkitError
 from detrkit.common.files import atomic_folder
+from detrkit.common.randomness import same_randomness
 from detrkit.conversion.labels import label_names
 from detrkit.conversion.original import Architecture, check_fits, hub_state_dict, read_architecture
 from detrkit.conversion.reading import read_checkpoint
@@ -67,7 +68,8 @@ def convert_checkpoint(
     tensors = read_checkpoint(checkpoint)
     architecture = read_architecture(tensors, entry.family)
     _check_agreement(architecture, entry)
-    model, processor = _build(architecture, entry)
+    with same_randomness():  # weights that are replaced at once
+        model, processor = _build(architecture, entry)
     weights = {key: value.float() for key, value in hub_state_dict(tensors, architecture).items()}
     weights = _without_copies(weights, model)
     check_fits(weights, model.state_dict(), architecture)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detrkit.common.errors import AnnotationError, MissingExtraError, SettingError
+from detrkit.common.quiet import same_environment
 from detrkit.common.schema import Annotation, Document, RunLengths
 from detrkit.common.terminal import make_table
 from detrkit.common.text import percent
@@ -346,8 +347,9 @@ def encode_mask(mask: np.ndarray) -> RunLengths:
 def _library() -> tuple[Any, Any, Any]:
     """faster-coco-eval's data set, evaluator and mask functions."""
     try:
-        from faster_coco_eval import COCO, COCOeval_faster
-        from faster_coco_eval.core import mask
+        with same_environment():
+            from faster_coco_eval import COCO, COCOeval_faster
+            from faster_coco_eval.core import mask
     except ImportError as error:
         raise MissingExtraError("COCO evaluation", "coco") from error
     return COCO, COCOeval_faster, mask

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detrkit.common.quiet import same_environment
 from detrkit.common.schema import Annotation, Document
 from detrkit.common.terminal import make_table
 from detrkit.common.text import percent
@@ -245,6 +246,7 @@ def _ious(shapes: list[Any], others: list[Any], *, crowd: bool) -> np.ndarray:
 
 
 def _mask_module() -> Any:
-    from faster_coco_eval.core import mask
+    with same_environment():
+        from faster_coco_eval.core import mask
 
     return mask

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +42,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
+
+# While Transformers loads a model, it replaces functions of PyTorch and of its own that initialise weights,
+# and PyTorch's default dtype, for all threads. Two at once give models of wrong weights without a word.
+_one_at_a_time = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked process, where the thread that held it does not exist."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
 
 # Transformers 5 keeps learned positions outside the backbone.
 _POSITIONS_V4 = "backbone.position_embedding."
@@ -160,7 +175,7 @@ class DetrFamilyPreTrainedModel(PreTrainedModel):
         is_checked = kwargs.pop("folder_is_checked", False)  # by the loader, which has read its files
         if not is_checked and pretrained_model_name_or_path and Path(pretrained_model_name_or_path).is_dir():
             check_folder(folder)
-        with loading_checkpoint(renames):
+        with _one_at_a_time, loading_checkpoint(renames):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,

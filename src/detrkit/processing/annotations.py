@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from detrkit.common.boxes import xyxy_to_cxcywh
 from detrkit.common.errors import AnnotationError, ImageError, MissingExtraError
+from detrkit.common.quiet import same_environment
 from detrkit.common.schema import Target
 from detrkit.processing.images import load_image
 from detrkit.processing.panoptic_png import rgb_to_id
@@ -354,9 +355,10 @@ def _coco_mask_module() -> ModuleType:
         from pycocotools import mask  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError:
         try:
-            from faster_coco_eval.core import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
-                mask,
-            )
+            with same_environment():
+                from faster_coco_eval.core import (  # type: ignore[import-untyped,import-not-found,unused-ignore]
+                    mask,
+                )
         except ImportError:
             raise MissingExtraError("making masks of COCO polygons", "coco") from None
     return mask

@@ -19,6 +19,7 @@ from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.common.files import content_hash
 from detrkit.common.outputs import Output, check_outputs
+from detrkit.common.quiet import same_environment
 from detrkit.common.screening import check_weights_file
 from detrkit.common.terminal import say
 from detrkit.common.text import did_you_mean, first_line, match_names
@@ -317,8 +318,10 @@ def check_packages() -> None:
     """Raises a MissingExtraError, before any work, if an optional package is not installed."""
     try:
         import accelerate  # noqa: F401
-        import faster_coco_eval  # noqa: F401
         import matplotlib  # noqa: F401
+
+        with same_environment():
+            import faster_coco_eval  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("training", "train") from error
 

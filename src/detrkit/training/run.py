@@ -19,6 +19,7 @@ from detrkit.checkpoints.identity import weights_of
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.files import atomic_folder, write_json
 from detrkit.common.locks import locked
+from detrkit.common.randomness import same_randomness
 from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
@@ -91,10 +92,11 @@ def train(
         check_login()
     preparation.check_packages()
     preparation.check_output(recipe)
-    if os.environ.get("RANK", "0") != "0":  # one of several processes of one run
-        return _train(recipe, train_dataset, val_dataset)
-    with locked(recipe.output / ".lock", recipe.output):
-        return _train(recipe, train_dataset, val_dataset)
+    with same_randomness():
+        if os.environ.get("RANK", "0") != "0":  # one of several processes of one run
+            return _train(recipe, train_dataset, val_dataset)
+        with locked(recipe.output / ".lock", recipe.output):
+            return _train(recipe, train_dataset, val_dataset)
 
 
 def _train(
