@@ -45,3 +45,22 @@ def test_without_a_reading_nothing_happens() -> None:
 def test_the_process_itself_holds_something() -> None:
     held = resident_bytes()
     assert held is None or held > 10 * 2**20
+
+
+def test_memory_is_given_back_after_so_many_new_sizes_however_much_was_kept_before() -> None:
+    memory = Memory()
+    memory.held = 1000
+    excess = Excess(lambda: memory.held, memory.give_back)
+    results = [excess.check((1, number)) for number in range(3 * (Excess.SIZES + 1))]
+    assert memory.given_back == 3
+    assert results[Excess.SIZES]
+    assert not any(results[: Excess.SIZES])
+
+
+def test_sizes_that_recur_are_not_new() -> None:
+    memory = Memory()
+    excess = Excess(lambda: memory.held, memory.give_back)
+    for _ in range(20):
+        for number in range(Excess.SIZES + 5):
+            excess.check((1, number))
+    assert memory.given_back == 1

@@ -6,7 +6,7 @@ forward pass about a third faster. It is a setting of the whole process, so only
 line, :class:`~detrkit.inference.detector.Detector`) make it, never an import.
 
 Images of ever new sizes leave holes between what oneDNN remembers of each size, so what is kept grows with
-the number of sizes: :class:`Excess` gives it back now and then.
+the number of sizes: :class:`Excess` gives it back after so many sizes, and when it has grown too much.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
@@ -39,14 +39,17 @@ def keep_memory() -> bool:
 
 
 class Excess:
-    """Gives kept memory back to the system when it has grown much beyond what the work takes.
+    """Gives kept memory back to the system when it has grown beyond what the work takes.
 
-    Afterwards the next images pay for page faults again, a few tenths of a second, so this must stay rare:
-    what the work takes is the most that is held while the first images after that are run.
+    Afterwards the next images pay for page faults again, a few tenths of a second, so this must stay rare.
+    It happens after ``SIZES`` images of sizes that have not been seen lately, and when what is held has grown
+    much beyond what the work takes: the most that is held while the first images after the last time are run.
+    Growth alone would not do: a level that was measured when much was kept permits as much for ever.
     """
 
     WATCHED = 8  # images that show what the work takes
     GROWTH = 1.25  # how far what is held may grow beyond
+    SIZES = 32  # new sizes whose remains are kept
 
     def __init__(
         self, held: Callable[[], int | None] | None = None, give_back: Callable[[], object] | None = None
@@ -54,21 +57,35 @@ class Excess:
         self._held = held or resident_bytes
         self._give_back = give_back or trim
         self._watched = self._level = 0
+        # Two generations, so that a few sizes which recur are not new each time.
+        self._sizes: set[Hashable] = set()
+        self._earlier: set[Hashable] = set()
 
-    def check(self) -> bool:
-        """To be called after each image; says whether memory was given back."""
+    def check(self, size: Hashable = None) -> bool:
+        """To be called after each image or batch; says whether memory was given back.
+
+        Args:
+            size: What has to be the same for memory to be used again as it is: the shape of the batch.
+        """
         held = self._held()
         if held is None:
             return False
-        if self._watched < self.WATCHED:
-            self._watched += 1
-            self._level = max(self._level, held)
-            return False
-        if held <= self.GROWTH * self._level:
+        if size not in self._earlier:
+            self._sizes.add(size)
+        if len(self._sizes) <= self.SIZES and not self._has_grown(held):
             return False
         self._give_back()
+        if len(self._sizes) > self.SIZES:
+            self._sizes, self._earlier = set(), self._sizes
         self._watched = self._level = 0
         return True
+
+    def _has_grown(self, held: int) -> bool:
+        if self._watched >= self.WATCHED:
+            return held > self.GROWTH * self._level
+        self._watched += 1
+        self._level = max(self._level, held)
+        return False
 
 
 def resident_bytes() -> int | None:

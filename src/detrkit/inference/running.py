@@ -64,7 +64,7 @@ class ModelRunner:
         with torch.inference_mode():
             outputs = callee(**inputs)
         if self.excess is not None:
-            self.excess.check()
+            self.excess.check((len(batch), batch[0].frame.padded_size))
         # Half precision would round box corners to whole pixels and more. A GPU that is asked for each of
         # these few numbers takes longer than a CPU that has them all; masks stay where they are.
         place = outputs["logits"].device if outputs.get("pred_masks") is not None else "cpu"
