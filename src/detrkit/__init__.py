@@ -14,7 +14,6 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from detrkit.common.limits import ImageLimits as ImageLimits
     from detrkit.hub.upload import push_to_hub as push_to_hub
-    from detrkit.inference.detection_config import DetectionConfig as DetectionConfig
     from detrkit.inference.detector import Detector as Detector
     from detrkit.integration import pipeline as pipeline
     from detrkit.integration import prepare as prepare
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     )
     from detrkit.processing.panoptic_png import id_to_rgb as id_to_rgb
     from detrkit.processing.panoptic_png import rgb_to_id as rgb_to_id
+    from detrkit.results.detection_config import DetectionConfig as DetectionConfig
     from detrkit.results.detections import Detections as Detections
     from detrkit.results.panoptic import PanopticSegmentation as PanopticSegmentation
 else:

@@ -61,7 +61,7 @@ def test_points_and_queries_are_drawn_without_any_object(
     assert sorted(path.name for path in out.iterdir()) == ["wide_encoder.png", "wide_queries.png"]
     assert Image.open(out / "wide_encoder.png").size in {(248, 80), (120, 168)}
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("no object scores above 1.0: the best score is 0.")
+    assert lines[0].startswith("no object scores above 1: the best score is 0.")
     assert "broken.jpg" in lines[1]
     assert lines[2:] == [
         f"2 drawings: {out}/wide_encoder.png, {out}/wide_queries.png.",

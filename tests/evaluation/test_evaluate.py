@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit import Detections
+from detrkit import DetectionConfig, Detections
 from detrkit.data import coco as data_coco
 from detrkit.data import documents
 from detrkit.errors import AnnotationError, SettingError
@@ -29,15 +29,17 @@ class PerfectDetector:
     """Finds what is there, and with less confidence a dog, which the data set does not know."""
 
     names = NAMES
+    detection_config = DetectionConfig()
+
+    def with_config(self, config: DetectionConfig) -> PerfectDetector:
+        return self
 
     def __init__(self, *, has_masks: bool = False, dilation: bool = False) -> None:
         self.has_masks = has_masks
         self.config = SimpleNamespace(dilation=dilation)
         self.calls: list[dict] = []
 
-    def stream(
-        self, images, threshold, batch_size, *, masks, max_objects, exif_orientation
-    ) -> Iterator[Detections]:
+    def stream(self, images, threshold, batch_size, *, masks, exif_orientation) -> Iterator[Detections]:
         self.calls.append({"threshold": threshold, "batch_size": batch_size, "masks": masks})
         for path in images:
             width, height = size_of(path)
@@ -176,7 +178,7 @@ def test_limit_takes_the_first_images(data_set: SimpleNamespace) -> None:
 
 def test_everything_goes_into_json(data_set: SimpleNamespace) -> None:
     both = json.loads(json.dumps(evaluate(data_set, PerfectDetector(has_masks=True)).to_dict()))
-    assert both.keys() == {"images", "seconds_per_image", "boxes", "masks"}
+    assert both.keys() == {"settings", "images", "seconds_per_image", "boxes", "masks"}
     assert both["boxes"]["AP"] == 1
     assert both["masks"]["per_class"][0]["name"] == "Cat"
     assert json.loads(json.dumps(evaluate_panoptic(data_set).to_dict()))["panoptic"]["All"]["pq"] == 1

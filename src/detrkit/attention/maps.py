@@ -21,7 +21,7 @@ import numpy as np
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.progress import with_progress
-from detrkit.inference.detection_config import Threshold
+from detrkit.results.detection_config import Threshold
 from detrkit.results.detections import Detections
 
 if TYPE_CHECKING:

@@ -83,8 +83,8 @@ class Side:
 
 def detrkit_side(settings: Settings) -> Side:
     """A :class:`~detrkit.inference.detector.Detector`."""
-    from detrkit.inference.detection_config import DetectionConfig
     from detrkit.inference.detector import Detector
+    from detrkit.results.detection_config import DetectionConfig
 
     detector = Detector.from_pretrained(
         settings.model, engine=settings.engine, device=settings.device, dtype=settings.dtype

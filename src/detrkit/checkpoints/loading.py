@@ -20,10 +20,10 @@ from detrkit.models.adapters import CONFIG, add_adapter, base_of_adapter, model_
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Manifest
-    from detrkit.inference.detection_config import DetectionConfig
     from detrkit.models.configuration import DetrFamilyConfig
     from detrkit.models.detection import ModelWithHeads
     from detrkit.processing.image_processor import DetrImageProcessorBase
+    from detrkit.results.detection_config import DetectionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def read_detection_config(name: str, revision: str | None = None) -> DetectionCo
     Raises:
         CheckpointError: The file cannot be read or used.
     """
-    from detrkit.inference.detection_config import DetectionConfig
+    from detrkit.results.detection_config import DetectionConfig
 
     path: str | os.PathLike[str] | None = Path(name) / DETECTION_CONFIG
     if not is_folder(name):

@@ -149,7 +149,7 @@ def _draw_queries(detector: Detector, reader: ImageReader, threshold: float | No
     """Draws where in the images each query finds objects."""
     from detrkit.attention.drawing import draw_queries
     from detrkit.attention.maps import query_statistics
-    from detrkit.inference.detection_config import DEFAULT_THRESHOLD
+    from detrkit.results.detection_config import DEFAULT_THRESHOLD
 
     images = (image for _, image in reader)
     least = DEFAULT_THRESHOLD if threshold is None else threshold  # of queries, not of decisions

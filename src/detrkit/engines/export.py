@@ -43,11 +43,11 @@ from detrkit.engines.openvino_engine import convert
 from detrkit.engines.own_copy import own_copy
 from detrkit.engines.thin_images import pad_thin_images
 from detrkit.engines.torch_engine import fold_batch_norm
-from detrkit.inference.detection_config import DetectionConfig
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.models.layers.plain import is_quantized
 from detrkit.models.segmentation import SegmentationModel, best_queries, gather_rows
 from detrkit.processing.images import load_image
+from detrkit.results.detection_config import DetectionConfig
 
 # How far outputs may lie from PyTorch's, relative to the largest of them or to 1.
 TOLERANCE = 1e-4

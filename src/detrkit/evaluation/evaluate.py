@@ -43,8 +43,8 @@ from detrkit.evaluation.error_analysis import ErrorAnalysis, analyse_errors
 from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
 from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
-from detrkit.inference.detection_config import DetectionConfig
 from detrkit.processing.images import load_image
+from detrkit.results.detection_config import DetectionConfig
 from detrkit.results.finder import ObjectFinder
 
 logger = logging.getLogger("detrkit")

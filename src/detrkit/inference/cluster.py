@@ -34,7 +34,7 @@ from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, S
 from detrkit.common.limits import ImageLimits
 from detrkit.common.schema import JsonObject
 from detrkit.common.text import first_line, is_url
-from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
+from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 

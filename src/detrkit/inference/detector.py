@@ -28,7 +28,6 @@ from detrkit.engines import check_engine, start, wake
 from detrkit.engines.interface import RunnableModel, has_masks
 from detrkit.engines.placement import place
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
-from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import (
     PreparedImage,
@@ -38,6 +37,7 @@ from detrkit.inference.prepared import (
     reading_threads,
 )
 from detrkit.inference.running import Batch, ModelRunner
+from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.schema import Category
-from detrkit.inference.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.inference.prepared import ImageFrame
+from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from typing_extensions import Self
 
-    from detrkit.inference.detection_config import DetectionConfig, Threshold
+    from detrkit.results.detection_config import DetectionConfig, Threshold
     from detrkit.results.detections import Detections
     from detrkit.results.panoptic import PanopticSegmentation
 

@@ -16,7 +16,7 @@ from detrkit.endpoint import EndpointHandler
 from detrkit.engines.export import export_model
 from detrkit.errors import CheckpointError, SettingError
 from detrkit.evaluation import evaluate_detector
-from detrkit.inference.detection_config import DetectionRule
+from detrkit.results.detection_config import DetectionRule
 from tests.conftest import make_picture
 
 NAMES = {1: "cat", 2: "remote", 3: "couch"}
