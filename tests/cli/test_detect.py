@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,9 @@ def test_without_json_a_table_goes_to_stdout_and_a_summary_to_stderr(
         str(path) in row for row, path in zip(rows, [pictures[0]] * QUERIES + [pictures[1]] * QUERIES)
     ] == [True] * len(rows)
     assert len(rows) == 2 * QUERIES
-    assert done.stderr == f"{2 * QUERIES} objects in 2 images.\n"
+    counts = Counter(row.split()[1] for row in rows)
+    said = ", ".join(f"{name} {number}" for name, number in counts.most_common())
+    assert done.stderr == f"2 images, {2 * QUERIES} objects ({said}) at threshold 0.\n"
 
 
 def test_max_objects_keeps_the_best_of_each_image(
@@ -404,7 +407,7 @@ def test_an_interrupt_keeps_the_results_so_far(tiny_detr: Path, tmp_path: Path) 
     document = read_json(out)
     assert_valid_coco(document)
     assert 0 < len(document["images"]) < 3_000
-    assert f"Interrupted after {len(document['images'])} of 3000 images." in messages
+    assert f"Interrupted after {len(document['images'])} of 3,000 images." in messages
     # A picture may have been drawn whose result the interrupt kept out of the document, but never half a one.
     pictures = sorted(drawn.iterdir())
     assert len(pictures) - len(document["images"]) in (0, 1)

@@ -80,7 +80,7 @@ def test_a_run_goes_on_where_another_ended(
     assert [Path(source).name for source in read] == ["2.png", "3.png", "4.png", "5.png"]
     assert_same_documents(parts, whole)
     assert not journal_of(parts).exists()
-    assert "in 6 images" in done.stderr
+    assert "6 images, " in done.stderr
 
 
 def test_a_run_ends_well_that_was_killed_before_its_document_was_written(

@@ -31,6 +31,10 @@ SEGMENT = ("segment", "shots/a.jpg", "--model", "{model}", "--save-dir", "out")
 ROWS = [
     ((*DETECT, "--json", "out/found.json"), "found.json"),
     ((*DETECT, "--json", "out/found.json"), "found.json.unfinished.jsonl"),
+    ((*DETECT, "--json", "out/found.jsonl"), "found.jsonl"),
+    ((*DETECT, "--csv", "out/found.csv"), "found.csv"),
+    ((*DETECT, "--csv", "out/found.csv"), "found.csv.unfinished.jsonl"),
+    ((*DETECT, "--counts", "out/counts.csv"), "counts.csv"),
     ((*DETECT, "--save-dir", "out"), "a.jpg"),
     (("detect", "shots/b.webp", "--model", "{model}", "--save-dir", "out"), "b.png"),
     (SEGMENT, "panoptic.json"),
@@ -89,6 +93,8 @@ def test_a_file_that_detrkit_did_not_write_stays(
     ("command", "victim"),
     [
         ((*DETECT, "--json", "shots/a.jpg"), "shots/a.jpg"),
+        ((*DETECT, "--csv", "shots/a.jpg"), "shots/a.jpg"),
+        ((*DETECT, "--json", "out/found.json", "--counts", "shots/a.jpg"), "shots/a.jpg"),
         ((*DETECT, "--save-dir", "shots"), "shots/a.jpg"),
         (("detect", "shots", "--model", "{model}", "--save-dir", "shots"), "shots/a.jpg"),
         ((*DETECT, "--json", "{model}/config.json"), "{model}/config.json"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrkit.cli import options
+from detrkit.cli.result_files import DetectionTable, ResultFiles, ResultPaths
 from detrkit.cli.run import ImageReader, Results, run_images
-from detrkit.cli.sinks import CocoFile, Drawings, ResultTable, Sink
+from detrkit.cli.sinks import Drawings, Sink
 from detrkit.common.errors import DetrkitError
 from detrkit.inference.inputs import Fingerprints, every_frame, find_images
 
@@ -34,10 +34,22 @@ def detect(
     revision: options.Revision = None,
     save_dir: Annotated[Path | None, typer.Option(help="Write the images with drawn boxes here.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write one COCO document here; - for stdout.")
+        Path | None,
+        typer.Option(
+            "--json", help="Write one COCO document here, or one line for each image (.jsonl); - for stdout."
+        ),
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Write a table here, one row for each object; - for stdout.")
+    ] = None,
+    counts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--counts", help="Write a table here, one row for each image, one column for each class."
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run with the same --json.")
+        bool, typer.Option("--resume", help="Continue an interrupted run with the same output files.")
     ] = False,
     ray: options.Ray = None,
     ray_workers: options.RayWorkers = None,
@@ -52,10 +64,11 @@ def detect(
 ) -> None:
     """Find the objects in images.
 
-    Prints a table; with `--json`, writes one COCO document (images, categories, annotations) instead.
+    Prints a table. With `--json`, `--csv` or `--counts`, writes files instead: one COCO document (images,
+    categories, annotations), a table of objects, a table of counts.
 
     Images that cannot be read are reported and left out; the exit status is then 1, or 2 if none can be read.
-    An interrupted run writes the results so far and exits with status 130. With the same `--json`, `--resume`
+    An interrupted run writes the results so far and exits with status 130. With the same files, `--resume`
     continues a run however it ended. With `--ray`, the images are shared among the machines of a Ray cluster.
     """
     from detrkit.checkpoints.identity import run_info
@@ -64,8 +77,9 @@ def detect(
 
     inputs, mistakes = find_images(images)
     name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
-    if resume and json_file is None:
-        raise DetrkitError("--resume requires --json FILE, the document to continue")
+    paths = ResultPaths(json_file, csv_file, counts_file)
+    if resume and not paths:
+        raise DetrkitError("--resume requires --json FILE, --csv FILE or --counts FILE, which it continues")
     if ray is not None and save_dir is not None:
         raise DetrkitError("--ray makes no drawings; leave out --save-dir, or --ray")
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
@@ -80,15 +94,16 @@ def detect(
     fingerprints = Fingerprints(inputs, limits)
     drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
     sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]
-    if json_file is None:
-        sinks.append(_table())
+    if not paths:
+        sinks.append(DetectionTable(config.describe()))
     else:
         shared: dict[str, Any] = {**config.decisions(), "dtype": dtype, "exif_orientation": exif_orientation}
         info = run_info("detect", model, engine=engine, revision=revision, **shared)
         names = None if drawings is None else drawings.names
-        sinks.append(CocoFile(json_file, inputs, info, fingerprints, names, resume=resume))
+        said = config.describe()
+        sinks.append(ResultFiles(paths, inputs, info, fingerprints, names, threshold=said, resume=resume))
     reader = ImageReader(inputs, exif_orientation=exif_orientation, debug=debug, limits=limits)
-    reader.fingerprints = None if json_file is None else fingerprints
+    reader.fingerprints = fingerprints if paths else None
 
     def start() -> tuple[Detector, Results[Detections]]:
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
@@ -100,11 +115,3 @@ def detect(
         return detector, reader.results(stream, "Detecting")
 
     run_images(reader, mistakes, sinks, start, model=model, overwrite=overwrite, reads_here=ray is None)
-
-
-def _table() -> ResultTable[Detections]:
-    def rows(detections: Detections) -> Iterator[Sequence[str]]:
-        for found in detections:
-            yield found.name, f"{found.score:.3f}", *(f"{value:.1f}" for value in found.box)
-
-    return ResultTable("object", ["object"], ["score", "x0", "y0", "x1", "y1"], rows)

@@ -16,7 +16,6 @@ from detrkit.common.schema import JsonObject
 from detrkit.common.screening import is_plain_name
 from detrkit.common.terminal import count, make_table, print_table
 from detrkit.inference.inputs import Fingerprints, ImageInput, file_names, image_ids
-from detrkit.results.coco_document import CocoOutput
 from detrkit.results.journal import Journal, match_results
 
 if TYPE_CHECKING:
@@ -130,7 +129,11 @@ class ResultTable(Sink[_Result]):
             if not rows:
                 table.add_row(source, Text("(nothing)", style="dim"))
         print_table(table)
-        return [_counted(sum(len(self._found[position][1]) for position in done), self._noun, done)]
+        return [self.summary(detector, done)]
+
+    def summary(self, detector: Detector, done: Sequence[int]) -> str:
+        """How much there is in the images at these positions."""
+        return _counted(sum(len(self._found[position][1]) for position in done), self._noun, done)
 
 
 class Drawings(Sink[Any]):
@@ -155,74 +158,6 @@ class Drawings(Sink[Any]):
     def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
         """All is written already."""
         return [f"drawings in {self._folder}"]
-
-
-class CocoFile(Sink["Detections"]):
-    """A COCO document, also of an interrupted run, with a journal beside it until the run is complete."""
-
-    def __init__(
-        self,
-        json_file: Path,
-        inputs: Sequence[ImageInput],
-        info: JsonObject,
-        fingerprints: Fingerprints,
-        drawings: Sequence[str] | None = None,
-        *,
-        resume: bool,
-    ) -> None:
-        self._file, self._resume, self._images = json_file, resume, len(inputs)
-        self._output = CocoOutput(
-            json_file,
-            image_ids(inputs),
-            file_names(inputs),
-            info,
-            fingerprint=fingerprints,
-            drawings=drawings,
-        )
-        self.lasts = self._output.lasts
-        self.outputs = [document_output("--json", json_file)]
-        if self._output.journal is not None:
-            self.outputs.append(self._output.journal.output("--json"))
-
-    def nothing_left(self) -> str | None:
-        """The document contains all images and has no journal."""
-        if not (self._resume and self._output.is_complete()):
-            return None
-        images = count(self._images, "image")
-        return f"{self._file} already contains all {images}; leave out --resume to start from scratch."
-
-    def begin(self) -> Collection[int]:
-        """Opens the journal."""
-        if self._resume:
-            self._output.resume()
-        else:
-            self._output.start()
-        self.left_over = self._output.left_over
-        return self._output.done
-
-    def accept(self, position: int, image: Image | None, result: Detections) -> None:
-        """Adds the detections to the journal."""
-        self._output.add(position, result)
-
-    def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
-        """Writes the document; removes the journal if no later run can need it."""
-        objects = self._output.write(detector.names, done)
-        # Who resumes may want to try the images that failed again.
-        retried = self._resume and ending is Ending.WITH_FAILURES
-        if not (self.left_over or retried or ending is Ending.INTERRUPTED):
-            self._output.close()
-        where = [] if str(self._file) == "-" else [f"results in {self._file}"]
-        return [_counted(objects, "object", done), *where]
-
-    def abort(self) -> None:
-        """Removes the journal, unless it is an earlier run's, whose images may only be out of reach now."""
-        if not self._resume:
-            self._output.close()
-
-    def close(self) -> None:
-        """Lets other processes write the document."""
-        if self._output.journal is not None:
-            self._output.journal.close()
 
 
 class PanopticFolder(Sink["PanopticSegmentation"]):

@@ -33,8 +33,18 @@ class TrainingError(DetrkitError, RuntimeError):
 class MissingExtraError(DetrkitError, ImportError):
     """A feature whose optional packages are not installed."""
 
-    def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs packages that are not installed; in the detrkit checkout run: "
-            f"pip install '.[{extra}]'"
-        )
+    def __init__(self, feature: str, extra: str | None = None, *, package: str | None = None) -> None:
+        """Names what is missing.
+
+        Args:
+            feature: What needs it.
+            extra: The extra of detrkit with the packages.
+            package: The package, where no extra has it.
+        """
+        if package is not None:
+            super().__init__(f"{feature} needs {package}, which is not installed; run: pip install {package}")
+        else:
+            super().__init__(
+                f"{feature} needs packages that are not installed; in the detrkit checkout run: "
+                f"pip install '.[{extra}]'"
+            )

@@ -157,7 +157,7 @@ def write_text(parts: Iterable[str], path: Path) -> None:
     if str(path) == "-":
         sys.stdout.writelines(parts)
         return
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         stream.writelines(parts)
 
 

@@ -37,13 +37,13 @@ class Output:
     Attributes:
         option: What the user gave it by, such as ``--json``.
         path: The file; ``-`` for stdout.
-        mark: What a file that detrkit wrote there has near its beginning.
+        mark: What a file that detrkit wrote there has near its beginning; one of them if there are several.
         witness: The file beside it that bears the mark, where its own format has no place for one.
     """
 
     option: str
     path: Path
-    mark: bytes
+    mark: bytes | tuple[bytes, ...]
     witness: str | None = None
 
     @property
@@ -63,11 +63,12 @@ def image_output(option: str, path: Path) -> Output:
     return Output(option, path, PNG_MARK if path.suffix.lower() == ".png" else JPEG_MARK)
 
 
-def has_mark(path: Path, mark: bytes) -> bool:
-    """Whether a file has a mark near its beginning."""
+def has_mark(path: Path, mark: bytes | tuple[bytes, ...]) -> bool:
+    """Whether a file has a mark, or one of several, near its beginning."""
     try:
         with path.open("rb") as file:
-            return mark in file.read(_HEAD)
+            head = file.read(_HEAD)
+            return any(one in head for one in (mark if isinstance(mark, tuple) else (mark,)))
     except OSError:
         return False
 

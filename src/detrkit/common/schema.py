@@ -56,6 +56,9 @@ class Image(TypedDict, total=False):
     file_name: str
     height: int
     width: int
+    video_id: int  # of a frame: an entry of ``videos``
+    frame_index: int  # of a frame, from 0
+    timestamp: float | None  # of a frame, in seconds from the start
 
 
 class Category(TypedDict, total=False):
@@ -79,6 +82,7 @@ class Annotation(TypedDict, total=False):
     segmentation: list[list[float]] | RunLengths  # polygons of x, y, x, y, ..., or run lengths
     keypoints: list[float]
     score: float  # in [0, 1], of a detection
+    track_id: int  # the same for an object in all frames that it was followed through
     file_name: str  # the PNG file of a panoptic annotation
     segments_info: list[Segment]
 

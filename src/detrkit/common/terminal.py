@@ -65,8 +65,8 @@ def say(message: str, *, title: str | None = None, indent: str = "", **facts: ob
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2 images"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun: "1 image", "2,000 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def list_failures(failures: Sequence[str], total: int) -> None:

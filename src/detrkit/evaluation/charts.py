@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ import numpy as np
 from detrkit.common.errors import MissingExtraError
 from detrkit.common.files import atomic_file
 from detrkit.common.outputs import Output
-from detrkit.common.text import spreadsheet_cell
+from detrkit.common.tables import write_csv
 from detrkit.evaluation.coco import IOU_THRESHOLDS, IOU_TYPES, RECALLS, STATISTICS, CocoResult
 from detrkit.evaluation.confusion import ConfusionMatrix
 from detrkit.results.drawing import class_color
@@ -93,14 +91,6 @@ def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     write_figure("precision_recall", draw_precision_recall(result))
     write_figure("confusion_matrix", draw_confusion_matrix(result.confusion))
     return written
-
-
-def write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Writes a table; gives its path."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerows(map(spreadsheet_cell, row) for row in itertools.chain([heading], rows))
-    return path
 
 
 def draw_precision_recall(result: CocoResult) -> Figure:

@@ -126,7 +126,8 @@ class Evaluation:
             MissingExtraError: matplotlib is not installed.
             DetrkitError: A file cannot be written.
         """
-        from detrkit.evaluation.charts import PANOPTIC_TABLE, save_coco_result, write_csv
+        from detrkit.common.tables import write_csv
+        from detrkit.evaluation.charts import PANOPTIC_TABLE, save_coco_result
 
         folder = Path(folder)
         written = []

@@ -13,11 +13,13 @@ from detrkit.common.errors import ImageError, MissingExtraError
 from detrkit.common.schema import Annotation
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
     from PIL.Image import Image
 
     from detrkit.processing.images import ImageSource
     from detrkit.results.panoptic import PanopticSegmentation
+    from detrkit.results.tables import Cell
 
 Index: TypeAlias = slice | np.ndarray | Sequence[int] | Sequence[bool]
 """Chooses among detections."""
@@ -127,6 +129,37 @@ class Detections:
             }
             for i, (box, size) in enumerate(zip(self.boxes, sizes))
         ]
+
+    def to_rows(self) -> list[dict[str, Cell]]:
+        """The detections as rows of a table, those of ``detrkit detect --csv``.
+
+        Returns:
+            For each detection ``file_name`` (the source), ``label``, ``name``, ``score``, the corners ``x0``,
+            ``y0``, ``x1``, ``y1`` and the image's ``width`` and ``height`` in pixels.
+        """
+        columns, rows = self._table()
+        return [dict(zip(columns, row)) for row in rows]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The detections as a ``pandas.DataFrame`` with a row for each, and the columns of :meth:`to_rows`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError("Detections.to_pandas()", package="pandas") from error
+        columns, rows = self._table()
+        return pandas.DataFrame(rows, columns=columns)
+
+    def _table(self) -> tuple[list[str], list[list[Cell]]]:
+        from detrkit.results.tables import object_columns, object_rows
+
+        height, width = self.image_size
+        image = {"file_name": self.source, "width": width, "height": height}
+        names = dict(zip(self.labels.tolist(), self.names))
+        return object_columns(), list(object_rows(image, self.to_coco(), names))
 
     def to_supervision(self) -> supervision.Detections:
         """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.

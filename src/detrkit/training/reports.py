@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from detrkit.common.errors import ImageError
 from detrkit.common.files import atomic_file
+from detrkit.common.tables import write_csv
 from detrkit.data.coco import DetectionDataset
-from detrkit.evaluation.charts import write_csv
 from detrkit.results.drawing import class_color, draw_boxes
 from detrkit.training.history import columns, evaluations
 
