@@ -83,8 +83,10 @@ def test_what_is_no_image_is_told(handler, inputs, message):
     ("parameters", "message"),
     [
         ({"treshold": 0.5}, "unknown parameter 'treshold'"),
-        ({"threshold": "high"}, "must be a number"),
-        ({"threshold": True}, "must be a number"),
+        ({"threshold": "high"}, "must be between 0 and 1"),
+        ({"threshold": True}, "must be between 0 and 1"),
+        ({"overlap": 0}, "overlap must be above 0"),
+        ({"max_objects": 0}, "max_objects must be at least 1"),
         ({"threshold": 2}, "threshold"),
         ([0.5], "must be an object"),
         ({"threshold": float("nan")}, "between 0 and 1"),

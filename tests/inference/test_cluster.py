@@ -14,7 +14,8 @@ import pytest
 from detrkit import Detector
 from detrkit.cli.options import name_ray_address
 from detrkit.errors import ImageError, MissingExtraError, SettingError
-from detrkit.inference.cluster import RayDetector, _shares, is_ray_address
+from detrkit.inference.cluster import RayDetector
+from detrkit.inference.ray_connection import is_ray_address, shares
 from tests.cli.conftest import Run, detrkit, working_directory  # noqa: F401 - fixtures
 from tests.closeness import assert_same_documents
 from tests.conftest import make_picture, wait_until
@@ -223,15 +224,15 @@ def test_workers_share_the_cores(
     nodes: list[dict[str, float]], asked: dict[str, Any], given: tuple[int, int, int]
 ) -> None:
     settings = {"workers": None, "cpus": None, "device": None, **asked}
-    assert _shares(machines(*nodes), **settings) == given
+    assert shares(machines(*nodes), **settings) == given
 
 
 @pytest.mark.parametrize("asked", [{"cpus": 9}, {"cpus": 0}, {"workers": 0}])
 def test_shares_that_no_machine_has_are_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
-        _shares(machines({"CPU": 8}), **{"workers": None, "cpus": None, "device": None, **asked})
+        shares(machines({"CPU": 8}), **{"workers": None, "cpus": None, "device": None, **asked})
     with pytest.raises(SettingError, match="no machine"):
-        _shares([{"Alive": False, "Resources": {"CPU": 8}}], None, None, None)
+        shares([{"Alive": False, "Resources": {"CPU": 8}}], None, None, None)
 
 
 def test_a_missing_package_names_its_extra(tiny_detr: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from detrkit.cli import (
     export,
     models,
     segment,
+    serve,
     train,
 )
 from detrkit.cli.options import name_ray_address
@@ -64,6 +65,7 @@ app.command("convert")(convert.convert)
 app.command("benchmark")(benchmark.benchmark)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
 
 

@@ -194,7 +194,7 @@ def name_ray_address(arguments: list[str]) -> list[str]:
     """Inserts the default address after a ``--ray`` without one, so that an image can follow it."""
     if "--ray" not in arguments:
         return arguments  # most runs need not import what follows
-    from detrkit.inference.cluster import AUTO, is_ray_address
+    from detrkit.inference.ray_connection import AUTO, is_ray_address
 
     named = []
     for i, argument in enumerate(arguments):

@@ -14,6 +14,10 @@ class ImageError(DetrkitError, ValueError):
     """An image that cannot be found, read or used."""
 
 
+class ImageTooLargeError(ImageError):
+    """An image of more pixels or bytes than the limits allow."""
+
+
 class AnnotationError(DetrkitError, ValueError):
     """Annotations that do not fit their image or format."""
 

@@ -142,14 +142,16 @@ class _Say(logging.Handler):
 
 
 @contextlib.contextmanager
-def log_in_one_line() -> Iterator[None]:
-    """Within the block, detrkit's own warnings are printed like other messages."""
-    logger, handler = logging.getLogger("detrkit"), _Say(logging.WARNING)
-    logger.addHandler(handler)
+def log_in_one_line(*loggers: str) -> Iterator[None]:
+    """Within the block, warnings of loggers, by default of detrkit's own, are printed like other messages."""
+    found, handler = [logging.getLogger(name) for name in loggers or ("detrkit",)], _Say(logging.WARNING)
+    for logger in found:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in found:
+            logger.removeHandler(handler)
 
 
 class _FirstAttempt(logging.Handler):

@@ -16,24 +16,20 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
 import os
 import pickle
-import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
+from detrkit.common.errors import DetrkitError, ImageError, SettingError
 from detrkit.common.limits import ImageLimits
-from detrkit.common.schema import JsonObject
-from detrkit.common.text import first_line, is_url
+from detrkit.common.text import is_url
+from detrkit.inference.ray_connection import AUTO, connect, import_ray, shares
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
@@ -49,16 +45,11 @@ Found: TypeAlias = Detections | PanopticSegmentation | ImageError
 
 _Result = TypeVar("_Result", Detections, PanopticSegmentation)
 
-AUTO = "auto"
-LOCAL = "local"
-
 # A worker does so many images at a time, and what it was doing is done again when it is lost: few enough for
 # that, many enough for the cost of handing them over. A long job has larger portions, so that their number
 # stays within what one process can keep track of.
 _PORTION = 16
 _MOST_PORTIONS = 20_000
-# More cores than this do not make one image much faster; another worker does more with them.
-_MOST_CPUS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +139,7 @@ class RayDetector:
 
         if engine not in (None, *ENGINES):  # its packages must be where the workers are, not here
             raise SettingError(f"unknown engine {engine!r}; use one of: {', '.join(ENGINES)}")
-        ray = _import_ray()
+        ray = import_ray()
         name = resolve_model(os.fspath(model))
         if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
             name = os.path.abspath(name)  # noqa: PTH100 - workers have a working directory of their own
@@ -158,8 +149,8 @@ class RayDetector:
         self.has_masks = files.has_masks
         self.detection_config = read_detection_config(name, revision)
         DetectionRule(self.detection_config, self.names)  # a class that the model does not have
-        _connect(ray, address)
-        self.workers, self.cpus, self.gpus = _shares(ray.nodes(), workers, cpus, device)
+        connect(ray, address)
+        self.workers, self.cpus, self.gpus = shares(ray.nodes(), workers, cpus, device)
         on_cpu = not self.gpus
         self._settings = _Settings(
             model=name,
@@ -384,88 +375,6 @@ class _Worker:
             result.source = sources[readable[number]]
             results[readable[number]] = result
         return [results[place] for place in range(len(sources))]
-
-
-def is_ray_address(text: str) -> bool:
-    """Whether a text is what ``RayDetector`` takes for an address, and not the name of a file."""
-    host, _, port = text.removeprefix("ray://").rpartition(":")
-    return text in (AUTO, LOCAL) or (
-        bool(host) and "/" not in host and re.fullmatch("[0-9]{1,5}", port) is not None
-    )
-
-
-def _import_ray() -> ModuleType:
-    # Ray would ask its makers' server, at the end of every run, to count it, and log on
-    # stderr. What stops a job reaches us as an exception.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("detection on a Ray cluster", "ray") from error
-    return ray
-
-
-def _connect(ray: ModuleType, address: str) -> None:
-    if not is_ray_address(address):
-        raise SettingError(
-            f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
-        )
-    if ray.is_initialized():
-        if address in (AUTO, ray.get_runtime_context().gcs_address):
-            return
-        ray.shutdown()
-    try:
-        with _nothing_on_stderr():
-            ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SettingError(
-            f"cannot reach the Ray cluster at {address} ({first_line(error)}); start one with: "
-            "ray start --head"
-        ) from error
-
-
-@contextlib.contextmanager
-def _nothing_on_stderr() -> Iterator[None]:
-    """For what C++ writes there: that it was told to write nothing."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _shares(
-    nodes: Sequence[JsonObject], workers: int | None, cpus: int | None, device: str | None
-) -> tuple[int, int, int]:
-    """How many workers there can be, and the cores and graphics cards of each."""
-    alive = [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if not alive:
-        raise SettingError("the Ray cluster has no machine with a free core")
-    cores = [int(resources["CPU"]) for resources in alive]
-    cards = [int(resources.get("GPU", 0)) for resources in alive]
-    gpus = int(sum(cards) > 0 and device != "cpu")
-    if cpus is None:
-        cpus = min(min(cores), _MOST_CPUS)
-        if gpus:  # every card has its worker
-            cpus = max(1, min(n // card for n, card in zip(cores, cards) if card))
-    if cpus < 1 or cpus > max(cores):
-        raise SettingError(
-            f"no machine of the Ray cluster has {cpus} cores for a worker; the largest has {max(cores)}"
-        )
-    if gpus:
-        room = sum(min(card, n // cpus) for n, card in zip(cores, cards))
-    else:
-        room = sum(n // cpus for n in cores)
-    if workers is not None and workers < 1:
-        raise SettingError(f"there must be at least 1 worker, not {workers}")
-    return max(1, room if workers is None else workers), cpus, gpus
 
 
 def _for_workers(source: str | os.PathLike[str]) -> str:

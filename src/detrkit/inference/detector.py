@@ -394,7 +394,7 @@ class Detector:
             SettingError: ``min_threshold`` is out of range.
         """
         check_numbers(min_threshold, 1)
-        batch, with_masks = [self._prepare(image, exif_orientation)], self.has_masks
+        batch, with_masks = [self.prepare(image, exif_orientation)], self.has_masks
         run = self._runner.predictions
         return next(run(batch, self._reader, min_threshold, masks=with_masks, attentions=attentions))
 
@@ -439,7 +439,7 @@ class Detector:
         exif_orientation: bool,
     ) -> Iterator[_Result]:
         """The result of each image, in order."""
-        prepare = partial(self._prepare, turn=exif_orientation)
+        prepare = partial(self.prepare, exif_orientation=exif_orientation)
         prepared = map_in_threads(prepare, images, reading_threads(self._device))
         ready = read_ahead(prepared, depth=batch_size + 1)
         return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
@@ -454,15 +454,16 @@ class Detector:
     ) -> _Result | list[_Result]:
         """The result for one image, or the list of those for many, with a progress bar."""
         if is_one_image(images):
-            return next(iter(run([self._prepare(images, exif_orientation)])))
+            return next(iter(run([self.prepare(images, exif_orientation)])))
         total = len(images) if hasattr(images, "__len__") else None
         results = self._stream(images, run, batch_size, exif_orientation)
         return list(with_progress(results, total, description))
 
-    def _prepare(self, source: ImageSource, turn: bool) -> PreparedImage:
+    def prepare(self, image: ImageSource, exif_orientation: bool = False) -> PreparedImage:
+        """Reads and resizes an image ahead, in any thread; calls and streams take the result as an image."""
         on_gpu = self._device.type == "cuda"
         return prepare_image(
-            source, self.processor, exif_orientation=turn, limits=self.limits, for_gpu=on_gpu
+            image, self.processor, exif_orientation=exif_orientation, limits=self.limits, for_gpu=on_gpu
         )
 
     @property

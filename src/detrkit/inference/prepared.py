@@ -57,7 +57,7 @@ class PreparedImage:
 
 
 def prepare_image(
-    source: ImageSource,
+    source: ImageSource | PreparedImage,
     processor: Callable[..., BatchFeature],
     *,
     exif_orientation: bool = False,
@@ -67,7 +67,7 @@ def prepare_image(
     """Reads one image and makes the model's input from it.
 
     Args:
-        source: The image.
+        source: The image; one that is prepared already is given back.
         processor: The model's image processor.
         exif_orientation: Turn the image as its EXIF entry says.
         limits: See :func:`detrkit.processing.images.load_image`.
@@ -77,6 +77,8 @@ def prepare_image(
     Raises:
         ImageError: The image cannot be found, read or used.
     """
+    if isinstance(source, PreparedImage):
+        return source
     image: Image | np.ndarray
     channels = getattr(processor, "channels", 3)
     if channels in (1, 3):

@@ -23,7 +23,7 @@ from typing import BinaryIO, TypeAlias
 
 import PIL.Image
 
-from detrkit.common.errors import DetrkitError, ImageError
+from detrkit.common.errors import DetrkitError, ImageError, ImageTooLargeError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import first_line, is_data_url, short_name
 from detrkit.processing.fetching import WEB_SCHEMES, fetch
@@ -59,7 +59,7 @@ def image_errors(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError(f"{name}: there is not enough memory to decode it; shrink it") from error
     except PIL.Image.DecompressionBombError as error:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name}: too many pixels to open safely ({first_line(error)}); shrink it"
         ) from error
     except Exception as error:  # a format's reader can raise anything on a damaged file
@@ -157,7 +157,7 @@ class ImageFile:
     def _check_size(self) -> None:
         limit, (width, height) = self._limits.max_pixels, self.image.size
         if limit is not None and width * height > limit:
-            raise ImageError(
+            raise ImageTooLargeError(
                 f"{self.name}: {width}x{height} exceeds {limit} pixels; shrink it, or raise max_pixels "
                 "(--max-pixels) if you trust it"
             )
@@ -212,6 +212,19 @@ def decode_base64(text: str, name: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64: {error}") from error
+
+
+def decode_text(text: str, name: str) -> bytes:
+    """The bytes of an image file that a text holds: in base64, or as a ``data:`` URL.
+
+    Args:
+        text: The text.
+        name: What errors call it.
+
+    Raises:
+        ImageError: It is neither.
+    """
+    return _data_url_content(text, name) if is_data_url(text) else decode_base64(text, name)
 
 
 def _data_url_content(url: str, name: str) -> bytes:
@@ -293,8 +306,8 @@ def _open_file(path: str, name: str, limits: ImageLimits) -> BinaryIO:
     return Path(path).open("rb")
 
 
-def _too_large(name: str, size: str, limits: ImageLimits) -> ImageError:
-    return ImageError(
+def _too_large(name: str, size: str, limits: ImageLimits) -> ImageTooLargeError:
+    return ImageTooLargeError(
         f"{name}: {size} bytes are more than an image of {limits.max_pixels} pixels needs; "
         "raise max_pixels (--max-pixels) if you trust it"
     )
@@ -304,7 +317,7 @@ def _read_pipe(path: str, name: str, limit: int | None) -> io.BytesIO:
     with Path(path).open("rb") as pipe:
         content = pipe.read() if limit is None else pipe.read(limit + 1)
     if limit is not None and len(content) > limit:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name}: more than {limit} bytes came in; raise max_bytes (--max-bytes) if you trust it"
         )
     return io.BytesIO(content)

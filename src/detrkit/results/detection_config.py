@@ -236,17 +236,23 @@ class DetectionRule:
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        raise SettingError(f"{name} must be between {low} and {high}, not {value!r}")
+    number: Any = value  # Real has no comparison for type checkers
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= number <= high:
+        raise SettingError(f"{name} must be between {low} and {high}, not {_shown(value)}")
 
 
 def _check_count(name: str, value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise SettingError(f"{name} must be a whole number, not {value!r}")
+        raise SettingError(f"{name} must be a whole number, not {_shown(value)}")
     if value < 1:
-        raise SettingError(f"{name} must be at least 1, not {value}")
+        raise SettingError(f"{name} must be at least 1, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    # Requests set these too, to texts of any length and to integers that Python does not print.
+    return "another integer" if isinstance(value, int) and abs(value) > 2**63 else repr(value)[:100]
 
 
 def _check_curve(name: str, points: object) -> None:

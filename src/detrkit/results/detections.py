@@ -123,9 +123,9 @@ class Detections:
                 "id": first_id + i,
                 "image_id": image_id,
                 "category_id": int(self.labels[i]),
-                "bbox": [_shortest(v) for v in (*box[:2], *size)],
-                "area": _shortest(size[0] * size[1]),
-                "score": _shortest(self.scores[i]),
+                "bbox": [shortest_float(v) for v in (*box[:2], *size)],
+                "area": shortest_float(size[0] * size[1]),
+                "score": shortest_float(self.scores[i]),
             }
             for i, (box, size) in enumerate(zip(self.boxes, sizes))
         ]
@@ -238,6 +238,6 @@ def _as_index(index: Index | bool) -> slice | np.ndarray:
     return index.astype(np.int64) if index.size == 0 and index.dtype != bool else index
 
 
-def _shortest(value: np.float32) -> float:
+def shortest_float(value: np.float32) -> float:
     """The float with the fewest digits that is the same float32; keeps JSON files small and exact."""
     return float(str(np.float32(value)))
