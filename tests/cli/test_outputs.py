@@ -24,6 +24,7 @@ TRAIN = (
     *("--val-images", "shots", "--val-annotations", "val.json", "--output", "out"),
 )
 CONVERT = ("convert", "c.pth", "out", "--model", "detr-resnet-50")
+EXPLAIN = ("explain", "shots/a.jpg", "--model", "{model}", "--save-dir", "out")
 EXPORT = ("export", "out", "--model", "{model}", "--to", "onnx")
 DETECT = ("detect", "shots/a.jpg", "--model", "{model}")
 SEGMENT = ("segment", "shots/a.jpg", "--model", "{model}", "--save-dir", "out")
@@ -47,9 +48,15 @@ ROWS = [
         for name in ("boxes_per_class.csv", "boxes_confusion_matrix.png", "masks_results.json")
     ),
     ((*EVALUATE, "--panoptic-dir", "shots", "--save-dir", "out"), "panoptic_per_class.csv"),
-    (("explain", "shots/a.jpg", "--model", "{model}", "--save-dir", "out"), "a_decoder.png"),
-    *((TRAIN, name) for name in ("README.md", "config.json", "recipe.json", "loss.png", "metrics.csv")),
+    *(((*EXPLAIN, "--queries", "shots"), f"a_{name}.png") for name in ("decoder", "encoder", "queries")),
+    *(
+        (TRAIN, name)
+        for name in ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+    ),
+    *((TRAIN, name) for name in ("recipe.json", "metrics.csv", "split.json")),
+    *((TRAIN, name) for name in ("loss.png", "ap.png", "predictions.png")),
     *((CONVERT, name) for name in ("README.md", "config.json", "model.safetensors")),
+    (CONVERT, "preprocessor_config.json"),
     *((EXPORT, name) for name in ("config.json", "engine.json", "model.onnx")),
     (("data", "check", "val.json", "--images", "shots", "--sheet", "out/sheet.jpg"), "sheet.jpg"),
     (("benchmark", "--model", "{model}", "--csv", "out/speed.csv"), "speed.csv"),
@@ -116,10 +123,46 @@ def test_an_input_stays_even_if_overwriting_is_allowed(
     assert (files_of(here), files_of(tiny_detr)) == before
 
 
+@pytest.mark.parametrize("command", [("data", "split"), ("data", "convert")])
+def test_a_folder_that_is_to_be_new_and_is_not_stays(
+    detrkit_here: Run, here: Path, command: tuple[str, ...]
+) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "notes.txt").write_text("somebody's")
+    before = files_of(here)
+    done = detrkit_here(*command, "val.json", "out", "--images", "shots", "--to", "coco")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "out is not an empty folder; choose another one" in done.stderr
+    assert files_of(here) == before
+
+
+def rows_of_the_page() -> list[tuple[str, list[str]]]:
+    """Command and files of each row of the page; a line without a command belongs to the one above."""
+    rows: list[tuple[str, list[str]]] = []
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| ") or set(cells[0]) == {"-"} or cells[0].startswith("command"):
+            continue
+        command = cells[0].partition(" and ")[0].strip("`") or rows[-1][0]
+        rows += [(each.strip(" `"), re.findall(r"`([^`]+)`", cells[1])) for each in command.split("`, `")]
+    return rows
+
+
+@pytest.mark.parametrize(("command", "files"), rows_of_the_page())
+def test_each_row_of_the_page_has_a_test(command: str, files: list[str]) -> None:
+    name, *options = command.split()
+    if name == "data" and options[0] in ("split", "convert"):
+        return  # above
+    tested = [file for given, file in ROWS if given[0] == name]
+    assert tested, command
+    for file in files:
+        pattern = re.escape(file).replace(r"\*", ".*").replace("NAME", r"\w+")
+        assert any(re.search(pattern + "$", other) for other in tested), (command, file)
+
+
 def test_the_page_names_every_command_that_writes() -> None:
-    page = DOCS.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+) ", page, re.MULTILINE)
-    assert set(rows) == {command[0] for command, _ in ROWS}
+    commands = {command.split()[0] for command, _ in rows_of_the_page()}
+    assert commands == {command[0] for command, _ in ROWS}
 
 
 def test_own_results_are_replaced_and_keep_their_modes(

@@ -93,7 +93,9 @@ def split(
     """Split a data set into training and validation images, every class with its share."""
     from detrkit.data.checks import check_dataset
     from detrkit.data.splitting import split_dataset
+    from detrkit.data.writing import check_output
 
+    check_output(output, to)
     found = _splits(data, images)
     whole = next((found[name] for name in ("all", "train") if name in found), None)
     if whole is None or len(found) > 1:
@@ -117,7 +119,9 @@ def convert(
 ) -> None:
     """Write a data set in another format, with all its splits and copies of its images."""
     from detrkit.data.checks import check_dataset
+    from detrkit.data.writing import check_output
 
+    check_output(output, to)
     found = {
         name: check_dataset(_keep_masks(dataset), strict=strict).dataset
         for name, dataset in _splits(data, images).items()

@@ -22,6 +22,14 @@ from detrkit.processing.images import load_image, stored_orientation
 _JPEG_QUALITY = 95
 
 
+def check_output(output: Path, to: str) -> None:
+    """Refuses, with a SettingError, an unknown format and a folder in which files are already."""
+    if to not in _WRITERS:
+        raise SettingError(f"unknown format {to!r}; use one of: {', '.join(_WRITERS)}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SettingError(f"{output} is not an empty folder; choose another one")
+
+
 def write_dataset(
     splits: Mapping[str, DetectionDataset], output: str | os.PathLike[str], to: str
 ) -> dict[str, int]:
@@ -44,10 +52,7 @@ def write_dataset(
         DetrkitError: A file cannot be written.
     """
     output = Path(output)
-    if to not in _WRITERS:
-        raise SettingError(f"unknown format {to!r}; use one of: {', '.join(_WRITERS)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SettingError(f"{output} is not an empty folder; choose another one")
+    check_output(output, to)
     if any(dataset.panoptic_dir is not None for dataset in splits.values()):
         raise SettingError("a panoptic data set cannot be converted; pass its instance annotations")
     left_out = {}
