@@ -211,7 +211,7 @@ def test_masks_become_run_lengths() -> None:
     assert evaluator.result("segm").stats["APlarge"] == 1
     assert evaluator.result("bbox").stats["AP"] == 0
     np.fill_diagonal(masks[0, 50:], True)
-    from detrkit.processing.annotations import decode_run_lengths
+    from detrkit.processing.coco_masks import decode_run_lengths
 
     rle = encode_mask(masks[0])
     assert rle["size"] == [300, 400]

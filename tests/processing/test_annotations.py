@@ -13,14 +13,13 @@ from detrkit.errors import AnnotationError, MissingExtraError
 from detrkit.processing.annotations import (
     boxes_of_masks,
     check_annotations,
-    decode_run_lengths,
-    decode_segmentations,
     normalize_boxes,
     pad_masks,
     prepare_detection,
     prepare_panoptic,
     resize_target,
 )
+from detrkit.processing.coco_masks import decode_run_lengths, decode_segmentations
 from tests.golden import DATA, IMAGES, needs_data
 
 
@@ -202,7 +201,7 @@ def test_polygons_are_drawn_by_the_coco_package_and_united(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", types.SimpleNamespace(mask=mask))
     (decoded,) = decode_segmentations([[[0, 0, 2, 0, 2, 2], [1, 1, 3, 1, 3, 3]]], 3, 4, 9)
     assert calls == [([[0, 0, 2, 0, 2, 2], [1, 1, 3, 1, 3, 3]], 3, 4)]
-    assert decoded.nonzero().tolist() == [[0, 1], [2, 3]]
+    assert np.argwhere(decoded).tolist() == [[0, 1], [2, 3]]
 
 
 def panoptic_case(folder):

@@ -26,7 +26,7 @@ from detrkit.hub.card_released import converted_card
 from detrkit.hub.cards import backbone_title
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.configuration import DetrFamilyConfig
-from detrkit.processing.annotations import COCO_PANOPTIC
+from detrkit.processing.options import COCO_PANOPTIC
 
 # What both the tensors and the registry say; they have to agree.
 _SHARED_FACTS = ("family", "task", "backbone", "num_feature_levels", "with_box_refine", "two_stage")

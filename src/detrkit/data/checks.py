@@ -23,7 +23,7 @@ from detrkit.data.image_files import ImageFiles
 from detrkit.data.image_sizes import ImageSize, read_image_sizes
 from detrkit.data.normalisation import normalise
 from detrkit.data.problems import Findings, Problem, fault_of
-from detrkit.processing.annotations import decode_segmentations
+from detrkit.processing.coco_masks import decode_segmentations
 
 logger = logging.getLogger("detrkit")
 

@@ -23,7 +23,6 @@ from detrkit.common.schema import Annotation, Document, Target
 from detrkit.common.text import did_you_mean, match_names
 from detrkit.data.documents import DocumentSource, name_of, read_lists
 from detrkit.data.problems import Problem
-from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
 from detrkit.processing.images import load_image
 
 Labels: TypeAlias = Mapping[Any, int]
@@ -132,6 +131,9 @@ class DetectionDataset:
             ImageError: The image cannot be read.
             AnnotationError: An annotation does not make sense.
         """
+        # Targets are tensors, which only training needs: evaluation runs without PyTorch.
+        from detrkit.processing.annotations import only_objects, prepare_detection, prepare_panoptic
+
         image = load_image(self.path(index), exif_orientation=self.upright)
         size = (image.height, image.width)
         image_id = self.document["images"][index]["id"]

@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Document
 from detrkit.data.documents import is_number, shortened
 from detrkit.data.problems import Findings
-from detrkit.processing.annotations import boxes_of_masks, decode_segmentations
+from detrkit.processing.coco_masks import decode_segmentations
 
 _NUMBER = re.compile(r"\s*[+-]?(\d{1,18}(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
 _LARGEST_INTEGER = 2**53  # a float above it may stand for several integers
@@ -142,11 +144,11 @@ def _box_of(segmentation: Any) -> list[float] | None:
             height, width = (int(length) for length in segmentation["size"])
             if not 0 < height * width <= 2**28:
                 return None
-            mask = decode_segmentations([segmentation], height, width, "?")
+            (mask,) = decode_segmentations([segmentation], height, width, "?")
         except (AnnotationError, KeyError, TypeError, ValueError, OverflowError):
             return None
         if not mask.any():
             return None
-        x0, y0, x1, y1 = boxes_of_masks(mask)[0].tolist()
-        return [x0, y0, x1 + 1 - x0, y1 + 1 - y0]
+        xs, ys = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (0, 1))
+        return [float(length) for length in (xs[0], ys[0], xs[-1] + 1 - xs[0], ys[-1] + 1 - ys[0])]
     return None

@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detrkit.common.errors import SettingError
 from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 
 if TYPE_CHECKING:
-    import torch
-
     from detrkit.engines.interface import RunnableModel
+    from detrkit.engines.placement import Device, Dtype
 
 
 def check_engine(engine: str) -> None:
@@ -29,7 +28,7 @@ def check_engine(engine: str) -> None:
         runtime(engine)
 
 
-def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.dtype) -> RunnableModel:
+def start(model: RunnableModel, engine: str, device: Device, dtype: Dtype) -> RunnableModel:
     """A model as an engine runs it, with weights of a type; one with masks is a ``RunnableSegmenter``.
 
     The engines of torch change the model they are given. The exported ones take a model that was loaded for
@@ -37,6 +36,11 @@ def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.
     """
     from detrkit.engines.forks import end_helpers, survive_forks
 
+    if engine in EXPORTED_ENGINES:
+        from detrkit.engines.exported import ExportedModel
+
+        if isinstance(model, ExportedModel):
+            return model
     survive_forks()
     try:
         return _start(model, engine, device, dtype)
@@ -44,13 +48,9 @@ def start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.
         end_helpers()  # those that prepared the model: a program may fork before it runs it
 
 
-def _start(model: RunnableModel, engine: str, device: torch.device, dtype: torch.dtype) -> RunnableModel:
+def _start(model: RunnableModel, engine: str, device: Any, dtype: Any) -> RunnableModel:
     """See :func:`start`."""
     if engine in EXPORTED_ENGINES:
-        from detrkit.engines.exported import ExportedModel
-
-        if isinstance(model, ExportedModel):
-            return model
         from detrkit.engines.export import export_for_this_process
 
         return export_for_this_process(model, engine)
@@ -71,6 +71,8 @@ def _start(model: RunnableModel, engine: str, device: torch.device, dtype: torch
 
 def wake(model: RunnableModel, engine: str) -> None:
     """Makes a model that was copied or pickled, after it was started, run as in its own process."""
+    if engine in EXPORTED_ENGINES:
+        return
     from detrkit.engines.forks import end_helpers, survive_forks
 
     survive_forks()

@@ -266,7 +266,8 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
     differences = dict.fromkeys(graph.outputs, 0.0)
     for size in _CHECKED:
         example = graph.example(*size)
-        found = exported.outputs(**dict(zip(graph.inputs, example)))
+        arrays = exported.outputs(**dict(zip(graph.inputs, example)))
+        found = {name: torch.from_numpy(value) for name, value in arrays.items()}
         wanted = dict(zip(graph.outputs, graph(*example)))
         if getattr(exported.config, "two_stage", False):
             found = _in_order_of(wanted, found)

@@ -12,19 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PretrainedConfig
 
 from detrkit.common.errors import CheckpointError, ImageError
 from detrkit.common.screening import is_plain_name, read_model_json
 from detrkit.common.text import first_line
+from detrkit.common.without_torch import is_tensor
+from detrkit.engines.interface import ModelConfig
 from detrkit.engines.names import EXPORTED_ENGINES
-from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
-from detrkit.models.segmentation import gather_rows
 
 MANIFEST = "engine.json"
 
@@ -94,13 +91,15 @@ def runtime(engine: str) -> ModuleType:
     return module
 
 
-def graph_inputs(
-    pixel_values: Tensor, pixel_mask: Tensor | None = None, **inputs: float
-) -> dict[str, np.ndarray]:
-    """A graph's inputs: images, their mask (nothing is padded without one) and the numbers beyond."""
+def graph_inputs(pixel_values: Any, pixel_mask: Any = None, **inputs: float) -> dict[str, np.ndarray]:
+    """A graph's inputs: images, their mask (nothing is padded without one) and the numbers beyond.
+
+    Images and mask are arrays or tensors on the CPU.
+    """
+    pixels = np.asarray(pixel_values)
     if pixel_mask is None:
-        pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[-2:], dtype=torch.long)
-    images = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.long().numpy()}
+        pixel_mask = np.ones((len(pixels), *pixels.shape[-2:]), np.int64)
+    images = {"pixel_values": pixels, "pixel_mask": np.asarray(pixel_mask, np.int64)}
     return images | {name: np.array(float(value), np.float32) for name, value in inputs.items()}
 
 
@@ -167,60 +166,65 @@ def _remove(folder: Path, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+Outputs: TypeAlias = Any
+"""Arrays by name, or the output of a model of detrkit where the images were a tensor."""
+
+
 class ExportedModel:
-    """An exported model, called as a model of detrkit is, with tensors on the CPU.
+    """An exported model, called as a model of detrkit is, with arrays or with tensors on the CPU.
 
     The outputs of ``graph`` have the names in ``outputs``.
     """
 
-    device = torch.device("cpu")
-    dtype = torch.float32
-
-    def __init__(self, graph: Graph, outputs: Sequence[str], config: PretrainedConfig) -> None:
+    def __init__(self, graph: Graph, outputs: Sequence[str], config: ModelConfig) -> None:
         self.config = config
         self.graph = graph
         self._names = outputs
 
-    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
+    def __call__(self, pixel_values: Any, pixel_mask: Any = None) -> Outputs:
         """Detects objects; arguments as of :class:`~detrkit.engines.interface.RunnableModel`."""
-        return ObjectDetectionOutput(**self.outputs(pixel_values, pixel_mask))
+        return _as_given(pixel_values, self.outputs(pixel_values, pixel_mask))
 
-    def outputs(self, pixel_values: Tensor, pixel_mask: Tensor | None, **inputs: float) -> dict[str, Tensor]:
+    def outputs(self, pixel_values: Any, pixel_mask: Any = None, **inputs: float) -> dict[str, np.ndarray]:
         """The graph's outputs by name, of what a call takes and the inputs that the graph has beyond."""
         found = self.graph(graph_inputs(pixel_values, pixel_mask, **inputs))
-        return {name: torch.from_numpy(value) for name, value in zip(self._names, found)}
+        return dict(zip(self._names, found))
 
 
 class ExportedSegmenter(ExportedModel):
     """An exported model with masks, which it computes only for queries that score above a threshold."""
 
-    def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> SegmentationOutput:
+    def __call__(self, pixel_values: Any, pixel_mask: Any = None) -> Outputs:
         """Detects objects and gives the masks of all queries; memory grows with their number."""
         found = self.outputs(pixel_values, pixel_mask, threshold=-1.0)
-        return SegmentationOutput(**{name: found[name] for name in ("logits", "pred_boxes", "pred_masks")})
+        return _as_given(pixel_values, {name: found[name] for name in ("logits", "pred_boxes", "pred_masks")})
 
-    def detector(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
+    def detector(self, pixel_values: Any, pixel_mask: Any = None) -> Outputs:
         """Detects objects without masks; arguments as of a call."""
         # The graph always computes the best query's mask, which takes little beside the rest.
         found = self.outputs(pixel_values, pixel_mask, threshold=1.0)
-        return ObjectDetectionOutput(logits=found["logits"], pred_boxes=found["pred_boxes"])
+        return _as_given(pixel_values, {name: found[name] for name in ("logits", "pred_boxes")})
 
-    def segment(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, threshold: float = 0.85
-    ) -> SegmentationOutput:
+    def segment(self, pixel_values: Any, pixel_mask: Any = None, threshold: float = 0.85) -> Outputs:
         """See :meth:`detrkit.models.segmentation.SegmentationModel.segment`; gives one query at least."""
         found = self.outputs(pixel_values, pixel_mask, threshold=threshold)
         rows = found["query_indices"]
-        return SegmentationOutput(
-            logits=gather_rows(found["logits"], rows),
-            pred_boxes=gather_rows(found["pred_boxes"], rows),
-            pred_masks=found["pred_masks"],
-            query_indices=rows,
-        )
+        for name in ("logits", "pred_boxes"):
+            found[name] = np.take_along_axis(found[name], rows[..., None], axis=1)
+        return _as_given(pixel_values, found)
+
+
+def _as_given(pixel_values: object, found: dict[str, np.ndarray]) -> Outputs:
+    """Outputs of the kind that the images are of."""
+    if not is_tensor(pixel_values):
+        return found
+    from detrkit.engines.tensors import as_output
+
+    return as_output(found)
 
 
 def open_exported(
-    folder: str | os.PathLike[str], engine: str, config: PretrainedConfig, manifest: Manifest | None = None
+    folder: str | os.PathLike[str], engine: str, config: ModelConfig, manifest: Manifest | None = None
 ) -> ExportedModel:
     """Opens the model in a folder for an engine; OpenVINO also runs what was exported for onnxruntime.
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig
 
     from detrkit.models.outputs import ObjectDetectionOutput, SegmentationOutput
+
+
+class ModelConfig(Protocol):
+    """What is asked of a model's configuration, that of Transformers or an exported model's.
+
+    Attributes:
+        model_type: The family's, as ``config.json`` has it.
+        id2label: Label -> class name.
+        num_channels: Channels of the images.
+    """
+
+    model_type: str
+    id2label: Mapping[int, str]
+    num_channels: int
+
+    @property
+    def object_queries(self) -> int:
+        """How many object queries the model has."""
 
 
 class RunnableModel(Protocol):
     """A detection model: eager, compiled or exported."""
 
-    config: PretrainedConfig
+    config: ModelConfig
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> ObjectDetectionOutput:
         """Detects objects.

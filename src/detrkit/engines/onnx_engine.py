@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from detrkit.common.errors import MissingExtraError
+from detrkit.common.without_torch import thread_count
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Run
@@ -31,7 +31,7 @@ def load(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = thread_count()
     options.log_severity_level = 3  # errors; it warns of every size that differs from the last one
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from detrkit.common.errors import MissingExtraError
+from detrkit.common.without_torch import thread_count
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Run
@@ -49,7 +49,7 @@ def load(path: Path) -> Run:
         # Where a CPU has bfloat16, OpenVINO would use it for a float32 model.
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": thread_count(),
     }
     core = openvino.Core()
     model = core.read_model(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from detrkit.common.errors import SettingError
 from detrkit.engines.names import EXPORTED_ENGINES
@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
-def place(
-    engine: str, device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    """Where an engine runs and in which type, checked to be possible."""
+Device: TypeAlias = "str | torch.device"
+Dtype: TypeAlias = "str | torch.dtype"
+
+
+def place(engine: str, device: Device | None, dtype: Dtype | None) -> tuple[Device, Dtype]:
+    """Where an engine runs and in which type, checked to be possible; names for the exported engines."""
     if engine not in EXPORTED_ENGINES:
         return _torch_device(device), _torch_dtype(dtype)
-    place = _torch_device("cpu" if device is None else device), _torch_dtype(dtype)
-    if [str(setting) for setting in place] != ["cpu", "torch.float32"]:
+    on_cpu = device is None or str(device) == "cpu"
+    if not on_cpu or (dtype is not None and str(dtype) not in ("float32", "fp32", "torch.float32")):
         raise SettingError(f"the engine {engine!r} runs on the device 'cpu' and in 'float32' only")
-    return place
+    return "cpu", "float32"
 
 
-def _torch_device(device: str | torch.device | None) -> torch.device:
+def _torch_device(device: Device | None) -> torch.device:
     """The device asked for, or the default one; checked to be there."""
     import torch
 
@@ -44,7 +46,7 @@ def _torch_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
-def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def _torch_dtype(dtype: Dtype | None) -> torch.dtype:
     import torch
 
     if dtype is None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from typing_extensions import Unpack
 
+    from detrkit.engines.placement import Device, Dtype
     from detrkit.processing.image_processor import DetrImageProcessorBase
     from detrkit.processing.images import ImageSource
 
@@ -117,7 +118,7 @@ class Detector:
         model: RunnableModel,
         processor: DetrImageProcessorBase,
         engine: str,
-        placement: tuple[torch.device, torch.dtype],
+        placement: tuple[Device, Dtype],
         limits: ImageLimits | None,
         detection_config: DetectionConfig,
     ) -> None:
@@ -132,7 +133,7 @@ class Detector:
         self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)
         self.detection_config = detection_config
-        keeps_memory = placement[0].type == "cpu" and keep_memory()
+        keeps_memory = str(placement[0]) == "cpu" and keep_memory()
         self._excess = Excess() if keeps_memory else None
         self.model: RunnableModel = start(model, engine, *placement)
 
@@ -213,11 +214,17 @@ class Detector:
 
     @property
     def _device(self) -> torch.device:
-        return getattr(self.model, "device", self._placement[0])  # it may have been moved by hand
+        import torch
+
+        device: Device = getattr(self.model, "device", self._placement[0])  # it may have been moved by hand
+        return torch.device(device)
 
     @property
     def _dtype(self) -> torch.dtype:
-        return getattr(self.model, "dtype", self._placement[1])
+        import torch
+
+        dtype: Dtype = getattr(self.model, "dtype", self._placement[1])
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

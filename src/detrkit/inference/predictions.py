@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from detrkit.processing.image_processor import DetrImageProcessorBase
-    from detrkit.processing.segmentation import IsThingMap
+    from detrkit.processing.panoptic_rule import IsThingMap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +116,7 @@ class OutputReader:
         used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
         listed: list[Category] = [{"id": label, "name": name} for label, name in used.items()]
         if self.has_masks:
-            from detrkit.processing.segmentation import resolve_is_thing_map
+            from detrkit.processing.panoptic_rule import resolve_is_thing_map
 
             is_thing = resolve_is_thing_map(self.is_thing_map, self.processor.is_thing_map)
             for entry in listed:

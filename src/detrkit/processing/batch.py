@@ -1,28 +1,27 @@
-"""A batch of images as one array: pixels and their mask, padding, and the form that was asked for."""
+"""A batch of images as one array: pixels and their mask, with padding."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
-import torch
-from transformers import BatchFeature
 
 from detrkit.common.errors import ImageError
-from detrkit.processing.images import CHANNELS_FIRST, CHANNELS_LAST, DataFormat, Raster
-from detrkit.processing.options import Settings, name_of
+from detrkit.common.without_torch import thread_count
+from detrkit.processing.images import Raster
+from detrkit.processing.options import Settings
 from detrkit.processing.pixels import write_pixels
 from detrkit.processing.resize import MAX_RESIZED_PIXELS, Box, Size, independent_parts
 
-Pixels: TypeAlias = np.ndarray | torch.Tensor | list[np.ndarray]
-"""A batch, or a list of images of different sizes."""
+if TYPE_CHECKING:
+    import torch
 
 
 def make_pixel_mask(sizes: Sequence[Size], padded: Size) -> np.ndarray:
@@ -58,7 +57,7 @@ def make_pixels(
         batch = np.empty((len(sizes), settings.channels, *(padded or sizes[0])), dtype)
 
     jobs = []
-    threads = _threads.get() or torch.get_num_threads()
+    threads = _threads.get() or thread_count()
     for out, raster, size in zip(batch, rasters, sizes):
         inside = out[:, : size[0], : size[1]]
         fill_padding(out, *size, 0)
@@ -142,43 +141,3 @@ def padded_size(sizes: Sequence[Size], pad_size: Size | None) -> Size:
             f"(up to height {largest[0]}, width {largest[1]})"
         )
     return pad_size
-
-
-def pack(
-    data: Mapping[str, Pixels],
-    kind: str | None,
-    device: torch.device | str | None,
-    data_format: DataFormat = None,
-) -> BatchFeature:
-    """Arrays and tensors of a batch in the form that was asked for."""
-    packed: dict[str, np.ndarray | torch.Tensor | list[np.ndarray]] = {}
-    for name, value in data.items():
-        if name == "pixel_values":
-            value = _with_channels(value, data_format)
-        if kind is not None and isinstance(value, list):
-            raise ValueError(
-                "images of different sizes cannot be one tensor; use do_pad=True, or leave return_tensors out"
-            )
-        if kind == "pt":
-            packed[name] = torch.as_tensor(value, device=device)
-        elif kind == "np":
-            packed[name] = _to_array(value)
-        else:
-            packed[name] = [_to_array(single) for single in value]
-    return BatchFeature(packed)
-
-
-def _to_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
-    return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
-
-
-def _with_channels(images: Pixels, data_format: DataFormat) -> Pixels:
-    """A batch, or list of images, with its channels where ``data_format`` wants them."""
-    layout = name_of(data_format)
-    if layout in (None, CHANNELS_FIRST):
-        return images
-    if layout != CHANNELS_LAST:
-        raise ValueError(f"data_format must be {CHANNELS_FIRST!r} or {CHANNELS_LAST!r}, not {layout!r}")
-    if isinstance(images, list):
-        return [np.moveaxis(image, 0, -1) for image in images]
-    return torch.as_tensor(images).movedim(1, -1)

@@ -6,24 +6,19 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import PIL.Image
 import torch
 from transformers import BatchFeature, TensorType
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
-from typing_extensions import Self
 
-from detrkit.common.errors import AnnotationError, ImageError, SettingError
+from detrkit.common.errors import AnnotationError, ImageError
 from detrkit.common.files import atomic_file
 from detrkit.common.schema import Target
 from detrkit.processing.annotations import (
-    COCO_DETECTION,
-    COCO_PANOPTIC,
     check_annotations,
     normalize_boxes,
     pad_masks,
@@ -31,27 +26,20 @@ from detrkit.processing.annotations import (
     prepare_panoptic,
     resize_target,
 )
-from detrkit.processing.batch import Pixels, fill_padding, make_pixel_mask, make_pixels, pack, padded_size
-from detrkit.processing.images import (
-    CHANNELS_LAST,
-    DataFormat,
-    ImageSources,
-    Raster,
-    flatten_images,
-    to_raster,
-)
+from detrkit.processing.batch import fill_padding, make_pixel_mask, padded_size
+from detrkit.processing.images import CHANNELS_LAST, DataFormat, ImageSources, flatten_images
 from detrkit.processing.options import (
-    KNOWN_OPTIONS,
+    COCO_DETECTION,
+    COCO_PANOPTIC,
+    OPTIONS,
     Settings,
-    annotation_format,
-    default,
     height_and_width,
     name_of,
-    pad_size_dict,
     refuse_unknown,
     tensor_kind,
 )
-from detrkit.processing.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelScaling
+from detrkit.processing.packing import Pixels, pack
+from detrkit.processing.panoptic_rule import IsThingMap
 from detrkit.processing.post_processing import (
     Candidates,
     Outputs,
@@ -60,9 +48,12 @@ from detrkit.processing.post_processing import (
     select_detections,
     softmax_detections,
 )
-from detrkit.processing.resize import Resample, Size, SizeOption, normalize_size, pillow_filter, size_for
-from detrkit.processing.segmentation import IsThingMap, normalize_is_thing_map
+from detrkit.processing.preparation import ImagePreparation, Plan, with_options
+from detrkit.processing.resize import Resample, SizeOption, pillow_filter
 from detrkit.processing.segmentation_processor import SegmentationPostProcessing
+
+# A call also takes options that only mean something to other processors of Transformers.
+KNOWN_OPTIONS = OPTIONS | frozenset(ImagesKwargs.__annotations__)
 
 Annotations: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """COCO annotations of one image or of many, from a user and not yet checked."""
@@ -80,7 +71,7 @@ class DetrImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-
     exif_orientation: bool
 
 
-class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
+class DetrImageProcessorBase(ImagePreparation, SegmentationPostProcessing, BaseImageProcessor):
     """Turns images into the network's input and its outputs into detections, with the original's numbers.
 
     Every option can be given once here and again in a call, where it holds for that call only.
@@ -142,22 +133,8 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         num_channels: int | None = None,
         **kwargs: Any,
     ) -> None:
-        old_do_pad = kwargs.pop("pad_and_return_pixel_mask", None)
-        self.format = annotation_format(format)
-        self.do_resize = default(do_resize, True)
-        self.size = normalize_size(size, kwargs.pop("max_size", None))
-        self.resample = PIL.Image.Resampling.BILINEAR if resample is None else resample
-        self.do_rescale = default(do_rescale, True)
-        self.rescale_factor = default(rescale_factor, 1 / 255)
-        self.do_normalize = default(do_normalize, True)
-        self.image_mean = default(image_mean, list(IMAGENET_MEAN))
-        self.image_std = default(image_std, list(IMAGENET_STD))
-        self.do_convert_annotations = default(do_convert_annotations, self.do_normalize)
-        self.do_pad = default(do_pad, default(old_do_pad, True))
-        self.pad_size = None if pad_size is None else pad_size_dict(pad_size)
-        self.exif_orientation = bool(exif_orientation)
-        self.num_channels = num_channels
-        self.is_thing_map = None if is_thing_map is None else normalize_is_thing_map(is_thing_map)
+        options = {name: value for name, value in locals().items() if name in OPTIONS}
+        kwargs = self.take_options({**options, **kwargs})
         # What else a file holds: kept where it says something and hides no method.
         for name in ("image_processor_type", "feature_extractor_type", "processor_class"):
             kwargs.pop(name, None)
@@ -208,26 +185,16 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
             ValueError: Options that are not understood; images of different sizes without padding.
             TypeError: An option that does not exist.
         """
+        refuse_unknown(options, KNOWN_OPTIONS)
         settings, kind = Settings.of(self, options), tensor_kind(return_tensors)
         sources = flatten_images(images)
-        turn = settings.exif_orientation
-        make = partial(to_raster, exif_orientation=turn, channels=settings.channels)
-        rasters = [make(source, input_data_format=input_data_format) for source in sources]
         if device is None and isinstance(sources[0], torch.Tensor):
             device = sources[0].device
-        old_sizes = [_size_of(raster) for raster in rasters]
-        fixed = settings.pad_size if settings.do_pad else None
-        sizes = [s if settings.size is None else size_for(*s, settings.size, fixed) for s in old_sizes]
-        padded = padded_size(sizes, fixed) if settings.do_pad else None
-
+        plan = self.plan(sources, settings, input_data_format)
         targets = None
         if annotations is not None:
-            resizing = (old_sizes, sizes, padded)
-            targets = _make_targets(annotations, *resizing, settings, return_segmentation_masks, masks_path)
-        data: dict[str, Pixels] = {"pixel_values": make_pixels(rasters, sizes, padded, settings)}
-        if padded is not None:
-            data["pixel_mask"] = make_pixel_mask(sizes, padded)
-        encoded = pack(data, kind, device, data_format)
+            targets = _make_targets(annotations, plan, settings, return_segmentation_masks, masks_path)
+        encoded = pack(plan.make(settings), kind, device, data_format)
         if targets is not None:
             encoded["labels"] = [pack(target, kind or "np", device) for target in targets]
         return encoded
@@ -361,12 +328,7 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         return_unused = kwargs.pop("return_unused_kwargs", False)
         given = {k: v for k, v in kwargs.items() if k in KNOWN_OPTIONS}
         unused = {k: v for k, v in kwargs.items() if k not in KNOWN_OPTIONS}
-        values = {**image_processor_dict, **given}
-        if "size" in given and "max_size" not in given:
-            values.pop("max_size", None)  # it belongs to the size that is replaced
-        if "pad_and_return_pixel_mask" in given and "do_pad" not in given:
-            values["do_pad"] = given["pad_and_return_pixel_mask"]
-        processor = cls(**values)
+        processor = cls(**with_options(image_processor_dict, given))
         return (processor, unused) if return_unused else processor
 
     def to_dict(self) -> dict[str, Any]:
@@ -385,61 +347,22 @@ class DetrImageProcessorBase(SegmentationPostProcessing, BaseImageProcessor):
         with atomic_file(json_file_path) as path:
             path.write_text(self.to_json_string(), encoding="utf-8")
 
-    def check(self) -> None:
-        """Looks at the options, which are otherwise looked at with the first image.
-
-        Raises:
-            ValueError: One is out of range.
-            TypeError: One is of a type that it cannot be.
-        """
-        pillow_filter(Settings.of(self, {}).resample)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images that are made."""
-        return Settings.of(self, {}).channels
-
-    def fitted_to(self, channels: int) -> Self:
-        """This processor, or a copy, that makes images of as many channels as a model takes.
-
-        Raises:
-            SettingError: Its means and deviations are those of another number of channels.
-        """
-        if self.channels == channels:
-            return self
-        counts = {np.asarray(statistics).size for statistics in (self.image_mean, self.image_std)}
-        if self.num_channels is not None or not counts <= {1, channels}:
-            raise SettingError(
-                f"the model takes images of {channels} channels, and its image processor makes "
-                f"{self.channels}; give it image_mean and image_std of {channels} numbers, or of one"
-            )
-        fitting = copy.copy(self)
-        fitting.num_channels = channels
-        return fitting
-
-    @property
-    def pixel_scaling(self) -> PixelScaling | None:
-        """What turns bytes into the network's input; None where bytes stay bytes."""
-        return Settings.of(self, {}).scaling
-
 
 def _make_targets(
     annotations: Annotations,
-    old_sizes: Sequence[Size],
-    sizes: Sequence[Size],
-    padded: Size | None,
+    plan: Plan,
     settings: Settings,
     return_masks: bool | None,
     masks_path: str | Path | None,
 ) -> list[Target]:
     annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
-    if len(annotations) != len(sizes):
+    if len(annotations) != len(plan.sizes):
         raise AnnotationError(
-            f"The number of images ({len(sizes)}) and annotations ({len(annotations)}) do not match."
+            f"The number of images ({len(plan.sizes)}) and annotations ({len(annotations)}) do not match."
         )
     check_annotations(annotations, settings.format)
     targets = []
-    for annotation, old_size, size in zip(annotations, old_sizes, sizes):
+    for annotation, old_size, size in zip(annotations, plan.old_sizes, plan.sizes):
         if settings.format == COCO_PANOPTIC:
             with_masks = return_masks is not False
             target = prepare_panoptic(annotation, *old_size, masks_path=masks_path, return_masks=with_masks)
@@ -448,15 +371,8 @@ def _make_targets(
         target = resize_target(target, *size)
         if settings.do_convert_annotations:
             target = normalize_boxes(target)
-        targets.append(target if padded is None else pad_masks(target, *padded))
+        targets.append(target if plan.padded is None else pad_masks(target, *plan.padded))
     return targets
-
-
-def _size_of(raster: Raster) -> Size:
-    """(height, width) of an image."""
-    if isinstance(raster, PIL.Image.Image):
-        return raster.height, raster.width
-    return raster.shape[-2], raster.shape[-1]
 
 
 def _single_images(images: Planes | Sequence[Planes]) -> list[Planes]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import PIL.Image
-import torch
 
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import first_line
+from detrkit.common.without_torch import is_tensor
 from detrkit.processing.sources import (
     BYTES,
     FileSource,
@@ -29,24 +29,18 @@ from detrkit.processing.sources import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from transformers.image_utils import ChannelDimension
 
 logger = logging.getLogger("detrkit")
 
 ImageSource: TypeAlias = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | BinaryIO
-    | PIL.Image.Image
-    | np.ndarray
-    | torch.Tensor
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image | np.ndarray | "
+    "torch.Tensor"
 )
 """One image: a path, a URL, the bytes of a file, an open file, a PIL image, an array or a tensor."""
 
-ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]
+ImageSources: TypeAlias = "ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]"
 """One image, a list (of lists) of them, or a 4-dimensional array; lists of numbers are taken as arrays."""
 
 DataFormat: TypeAlias = "str | ChannelDimension | None"
@@ -110,7 +104,7 @@ def load_image(
             if frame is None and source.tell() == 0 and not _may_be_edited(source):
                 warn_of_frames(source, name)
             return to_rgb(orient(source, exif_orientation, name), name)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if _is_array(source):
         return _array_to_rgb(source)
     with ImageFile(_checked(source), limits) as file:
         if frame is None:
@@ -132,7 +126,7 @@ def load_frames(
         ImageError: The image, or one of its frames, cannot be found, read or used.
     """
     name = source_name(source)
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if _is_array(source):
         yield load_image(source)
     elif isinstance(source, PIL.Image.Image):
         position = source.tell()
@@ -294,7 +288,7 @@ def to_raster(
     """
     if isinstance(source, PIL.Image.Image) and channels == 4 and source.mode == "RGBA":
         source = np.asarray(orient(source, exif_orientation))
-    if not isinstance(source, (np.ndarray, torch.Tensor)):
+    if not _is_array(source):
         if channels not in (1, 3):
             raise ImageError(
                 f"the model takes images of {channels} channels; pass an array with as many"
@@ -348,7 +342,7 @@ def _rgb_raster(array: np.ndarray, input_data_format: DataFormat) -> Raster:
 
 
 def _iterate_images(images: ImageSources) -> Iterator[ImageSource]:
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+    if _is_array(images) and images.ndim == 4:
         yield from images
     elif isinstance(images, (list, tuple)):
         if _is_nested_numbers(images):
@@ -381,13 +375,18 @@ def stored_orientation(image: PIL.Image.Image) -> int:
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
+def _is_array(value: object) -> TypeGuard[np.ndarray | torch.Tensor]:
+    return isinstance(value, np.ndarray) or is_tensor(value)
+
+
 def _to_numpy(source: np.ndarray | torch.Tensor) -> np.ndarray:
     """The array itself, checked for a usable dtype; bfloat16, which NumPy lacks, becomes float32."""
-    if isinstance(source, torch.Tensor):
+    if is_tensor(source):
         source = source.detach().cpu()
-        array: np.ndarray = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+        is_bfloat16 = str(source.dtype) == "torch.bfloat16"
+        array: np.ndarray = (source.float() if is_bfloat16 else source).numpy()
     else:
-        array = source
+        array = source  # type: ignore[assignment,unused-ignore] # torch's types are not checked
     if array.dtype.kind not in "buif":
         raise ImageError(f"an image array cannot be of dtype {array.dtype}; pass uint8, or floats")
     return array

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from transformers.processing_utils import ImagesKwargs
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.text import did_you_mean
-from detrkit.processing.annotations import COCO_DETECTION
 from detrkit.processing.pixels import PixelScaling
 from detrkit.processing.resize import Resample, Size, SizeOption, normalize_size
+
+COCO_DETECTION = "coco_detection"
+COCO_PANOPTIC = "coco_panoptic"
 
 _MOST_PADDING = 4  # times the longest edge of resized images
 
@@ -37,8 +38,8 @@ _KEPT = (
     "is_thing_map",
     "num_channels",
 )
-# A call also takes old names and options that only mean something to other processors.
-KNOWN_OPTIONS = frozenset({*_KEPT, "max_size", "pad_and_return_pixel_mask", *ImagesKwargs.__annotations__})
+OPTIONS = frozenset({*_KEPT, "max_size", "pad_and_return_pixel_mask"})
+"""Options of a processor, old names included."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class Settings:
 
         Raises:
             ValueError: An option is out of range.
-            TypeError: A misspelt option.
         """
-        refuse_unknown(options)
         values = {name: default(options.get(name), getattr(processor, name)) for name in _KEPT}
         if options.get("do_pad") is None:
             values["do_pad"] = default(options.get("pad_and_return_pixel_mask"), values["do_pad"])
@@ -164,7 +163,7 @@ class UnknownOptionError(SettingError, TypeError):
     """An option that does not exist; a TypeError too, which Python raises for unknown arguments."""
 
 
-def refuse_unknown(options: Iterable[str], known: Collection[str] = KNOWN_OPTIONS) -> None:
+def refuse_unknown(options: Iterable[str], known: Collection[str]) -> None:
     """Raises for an option that no image processor of these families has."""
     for name in sorted(set(options) - set(known)):
         suggestion = did_you_mean(name, known) or f"; options are: {', '.join(sorted(known))}"

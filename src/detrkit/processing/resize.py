@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import PIL.Image
-import torch
-import torch.nn.functional as F
 
 from detrkit.common.errors import ImageError
 
@@ -36,8 +34,6 @@ Resample: TypeAlias = "int | str | PIL.Image.Resampling | InterpolationMode | No
 
 # (top, left, bottom, right) in pixels.
 Box: TypeAlias = tuple[int, int, int, int]
-
-_TORCH_MODES = {BILINEAR: "bilinear", PIL.Image.Resampling.BICUBIC: "bicubic"}
 
 _SIZE_KEYS = (
     {"shortest_edge"},
@@ -257,9 +253,8 @@ def resize_part(
 def resize_real(image: np.ndarray, height: int, width: int, resample: Resample = None) -> np.ndarray:
     """Resizes an image of real numbers.
 
-    The same filters as for bytes: bilinear and bicubic by torch with antialiasing, others by Pillow in mode
-    F. There is no rounding to bytes after each of the two passes, so a result differs from that of the bytes
-    by about a level.
+    The same filters as for bytes, in Pillow's mode F. There is no rounding to bytes after each of the two
+    passes, so a result differs from that of the bytes by about a level.
 
     Args:
         image: float32 (channels, height, width).
@@ -273,11 +268,5 @@ def resize_real(image: np.ndarray, height: int, width: int, resample: Resample =
     if image.shape[-2:] == (height, width):
         return image
     kernel = pillow_filter(resample)
-    mode = _TORCH_MODES.get(kernel)
-    if mode is not None:
-        # A view may be read-only, flipped or unaligned, of which torch takes none.
-        usable = image.flags.writeable and image.flags.aligned and min(image.strides) >= 0
-        batch = torch.from_numpy(image if usable else image.copy())[None]
-        return F.interpolate(batch, size=(height, width), mode=mode, antialias=True)[0].numpy()
     planes = [PIL.Image.fromarray(np.ascontiguousarray(p)).resize((width, height), kernel) for p in image]
     return np.stack([np.asarray(plane) for plane in planes])

@@ -9,20 +9,17 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, TypedDict
+from typing import TypedDict
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 
 from detrkit.common.schema import Segment
+from detrkit.processing.panoptic_rule import PanopticRule, list_segments, pixel_centres, settle
 from detrkit.processing.resize import Size
-
-IsThingMap: TypeAlias = Mapping[int, bool] | Mapping[str, bool]
-"""Whether a class is a thing (True) or stuff (False), by label; labels may be strings, as JSON has them."""
 
 
 class LabelledSegment(TypedDict, total=False):
@@ -60,80 +57,24 @@ class PanopticPng(TypedDict):
     segments_info: list[Segment]
 
 
-# Category ids of COCO up to this one are things, those above are stuff.
-_LAST_COCO_THING = 90
-# Segments of at most this many pixels are removed.
-_TINY_AREA = 4
 # Masks that are at full size at once: 130 MiB at 800 x 1333.
 _MASKS_AT_ONCE = 32
 # Logits this close can become equal probabilities when a softmax rounds them.
 _ROUNDED_AWAY = 1e-6
 
 
-def resolve_is_thing_map(*maps: IsThingMap | None) -> Callable[[int], bool]:
-    """Whether a label is a thing: by the first map that is given, or else COCO's.
-
-    Args:
-        *maps: Maps by precedence, such as a call's, a processor's, a model's.
-
-    Returns:
-        A function from a label to whether it is a thing. COCO's things are the category ids up to 90; a label
-        that a given map leaves out is a thing, so that its segments are never merged.
-
-    Raises:
-        ValueError: A map is no mapping from labels to booleans.
-    """
-    for candidate in maps:
-        if candidate is not None:
-            things = normalize_is_thing_map(candidate)
-            return lambda label: things.get(label, True)
-    return lambda label: label <= _LAST_COCO_THING
-
-
-def normalize_is_thing_map(is_thing_map: IsThingMap) -> dict[int, bool]:
-    """A map with int labels and bool values, from one that may have been read from JSON.
-
-    Raises:
-        ValueError: It is no mapping from labels to booleans.
-    """
-    try:
-        return {int(label): bool(thing) for label, thing in is_thing_map.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            "is_thing_map must map labels to True (things) or False (stuff), such as {1: True, 92: False}"
-        ) from error
-
-
-def pixel_centres(length: int, target: int) -> torch.Tensor:
-    """Which of ``length`` pixels Pillow's nearest filter takes for each of ``target``: int64 (target,).
-
-    Pillow adds up a step in double precision; asking it is the only way to have the same rounding.
-    """
-    line = PIL.Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    return torch.from_numpy(np.array(line.resize((target, 1), PIL.Image.Resampling.NEAREST))[0]).long()
-
-
-def pixel_corners(length: int, target: int) -> torch.Tensor:
-    """Which of ``length`` pixels PyTorch's nearest mode takes for each of ``target``: int64 (target,)."""
-    line = torch.arange(length, dtype=torch.float32)[None, None]
-    return F.interpolate(line, size=target, mode="nearest")[0, 0].long()
-
-
 @dataclass(frozen=True)
 class MaskGrid:
-    """How the masks of a batch become pixels of one image: resized, cropped, sampled.
+    """How the masks of a batch become pixels of one image, see :class:`MaskSizes`.
 
     Attributes:
-        padded: What masks are resized to, bilinearly: the batch's size with padding.
-        image: What is cropped from the upper left of that: the image as the model saw it.
-        target: What the image is resized to, by its nearest pixels.
         nearest: Which pixels are the nearest ones, :func:`pixel_centres` or :func:`pixel_corners`.
     """
 
     padded: Size
     image: Size
     target: Size
-    nearest: Callable[[int, int], torch.Tensor] = pixel_centres
+    nearest: Callable[[int, int], np.ndarray] = pixel_centres
 
     def resize(self, masks: torch.Tensor) -> torch.Tensor:
         """Masks (n, h, w) as float32 (n, *image)."""
@@ -150,26 +91,8 @@ class MaskGrid:
         """Values (..., *image) at the image's nearest pixels: (..., *target)."""
         if self.image == self.target:
             return values
-        rows, columns = (self.nearest(*lengths) for lengths in zip(self.image, self.target))
+        rows, columns = (torch.from_numpy(self.nearest(*pair)) for pair in zip(self.image, self.target))
         return values[..., rows.to(values.device), :][..., columns.to(values.device)]
-
-
-@dataclass(frozen=True)
-class PanopticRule:
-    """What decides about panoptic segments beside their masks.
-
-    Attributes:
-        is_thing: Whether a label is a thing.
-        is_merged: Whether a label has at most one segment in an image.
-        mask_threshold: Probability above which a pixel belongs to a query's own mask.
-        overlap_threshold: Share of its own mask that a segment has to win; no segment is measured by it when
-            None.
-    """
-
-    is_thing: Callable[[int], bool]
-    is_merged: Callable[[int], bool]
-    mask_threshold: float = 0.5
-    overlap_threshold: float | None = None
 
 
 def panoptic_segments(
@@ -181,10 +104,7 @@ def panoptic_segments(
 ) -> tuple[torch.Tensor, list[Segment]]:
     """The panoptic segmentation of one image.
 
-    Each pixel goes to the query whose mask has the greatest logit. Of several queries of one merged (stuff)
-    class the first stays and the others are removed; so are those that win four pixels or fewer. What a
-    removed query had won goes to the best of the rest, again and again until nothing is removed. This is the
-    original's rule; merging is no union of masks in it.
+    Each pixel goes to the query whose mask has the greatest logit; :func:`settle` says which queries stay.
 
     Args:
         scores: (n,), of the queries above the threshold.
@@ -198,11 +118,11 @@ def panoptic_segments(
         the order of the queries, ``id`` (from 1), ``category_id``, ``isthing``, ``area`` in pixels and
         ``score``.
     """
-    names, values = labels.tolist(), scores.tolist()
-    queries, winners = _settle(names, masks, grid, rule)
+    names = labels.tolist()
+    contest = _Contest(masks, grid)
+    queries, areas = settle(names, rule, contest)
     if not queries:
         return torch.zeros(grid.target, dtype=torch.int32, device=masks.device), []
-    areas = _areas(winners, len(names))
     if rule.overlap_threshold is not None:
         own_areas = _own_areas(masks[queries], grid, rule.mask_threshold)
         queries = [
@@ -212,43 +132,7 @@ def panoptic_segments(
         ]
     ids = torch.zeros(len(names), dtype=torch.int32)
     ids[queries] = torch.arange(1, len(queries) + 1, dtype=torch.int32)
-    segments: list[Segment] = [
-        {
-            "id": k,
-            "category_id": names[query],
-            "isthing": rule.is_thing(names[query]),
-            "area": areas[query],
-            "score": round(values[query], 6),
-        }
-        for k, query in enumerate(queries, start=1)
-    ]
-    return ids.to(masks.device)[winners], segments
-
-
-def _settle(
-    names: Sequence[int], masks: torch.Tensor, grid: MaskGrid, rule: PanopticRule
-) -> tuple[list[int], torch.Tensor]:
-    """The queries that keep a segment, and the one that wins each pixel, int64 at the target size."""
-    queries = list(range(len(names)))  # those that are left
-    contest = _Contest(masks, grid)
-    first_of_class: dict[int, int] = {}
-    merged = [
-        first_of_class.setdefault(name, k) if rule.is_merged(name) else k for k, name in enumerate(names)
-    ]
-    # Merging is for the first turn: by the second only one query of a merged class is left.
-    merge = torch.tensor(merged, device=masks.device) if len(set(merged)) < len(merged) else None
-    winners = torch.zeros(grid.target, dtype=torch.int64, device=masks.device)
-    while queries:
-        winners = contest.winners(queries)
-        if merge is not None:
-            winners, merge = merge[winners], None
-        winners = grid.sample(winners)
-        areas = _areas(winners, len(names))
-        kept = [query for query in queries if areas[query] > _TINY_AREA]
-        if len(kept) == len(queries):
-            break
-        queries = kept
-    return queries, winners
+    return ids.to(masks.device)[contest.winners], list_segments(queries, names, scores.tolist(), areas, rule)
 
 
 def instance_masks(masks: torch.Tensor, grid: MaskGrid, mask_threshold: float = 0.5) -> torch.Tensor:
@@ -379,8 +263,18 @@ class _Contest:
         self._maps = grid.resize(masks) if 0 < len(masks) <= _MASKS_AT_ONCE else None
         self._best: torch.Tensor | None = None
         self._close: torch.Tensor | None = None
+        # The query that wins each pixel, int64 at the target size.
+        self.winners = torch.zeros(grid.target, dtype=torch.int64, device=masks.device)
 
-    def winners(self, queries: list[int]) -> torch.Tensor:
+    def areas(self, queries: list[int], merged: list[int] | None) -> list[int]:
+        """See :class:`detrkit.processing.panoptic_rule.Contest`."""
+        winners = self._winners(queries)
+        if merged is not None:
+            winners = torch.tensor(merged, device=winners.device)[winners]
+        self.winners = self._grid.sample(winners)
+        return _areas(self.winners, len(self._masks))
+
+    def _winners(self, queries: list[int]) -> torch.Tensor:
         """The winner of each pixel among ``queries``, of which later calls have fewer: int64 (*image)."""
         left = torch.tensor(queries, device=self._masks.device)
         if self._maps is None:

@@ -11,37 +11,41 @@ One convention holds for all maps of segments: int32, ids from 1, and 0 where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import BatchFeature
 
 from detrkit.common.schema import Segment
 from detrkit.processing.options import default
 from detrkit.processing.panoptic_png import encode_panoptic_png
-from detrkit.processing.post_processing import Outputs, TargetSizes, best_queries, check_classes
-from detrkit.processing.resize import Size
-from detrkit.processing.segmentation import (
+from detrkit.processing.panoptic_rule import (
+    PANOPTIC_THRESHOLD,
     IsThingMap,
+    PanopticRule,
+    check_thresholds,
+    logits_and_masks,
+    mask_sizes,
+    pixel_centres,
+    pixel_corners,
+    resolve_is_thing_map,
+)
+from detrkit.processing.post_processing import Outputs, TargetSizes, best_queries, check_classes
+from detrkit.processing.segmentation import (
     LabelledSegment,
     MaskGrid,
     PanopticPng,
-    PanopticRule,
     Segmentation,
     instance_masks,
     instance_segments,
     panoptic_segments,
-    pixel_centres,
-    pixel_corners,
-    resolve_is_thing_map,
     run_lengths,
     semantic_map,
     semantic_scores,
 )
-
-_PANOPTIC_THRESHOLD = 0.85
 
 
 class _Image(NamedTuple):
@@ -66,7 +70,7 @@ class SegmentationPostProcessing:
     def post_process_panoptic_segmentation(
         self,
         outputs: Outputs,
-        threshold: float = _PANOPTIC_THRESHOLD,
+        threshold: float = PANOPTIC_THRESHOLD,
         mask_threshold: float | None = None,
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
@@ -101,7 +105,7 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
-        _check_thresholds(
+        check_thresholds(
             mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         if mask_threshold is not None and overlap_mask_area_threshold is None:
@@ -123,7 +127,7 @@ class SegmentationPostProcessing:
         outputs: Outputs,
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes | None = None,
-        threshold: float = _PANOPTIC_THRESHOLD,
+        threshold: float = PANOPTIC_THRESHOLD,
         is_thing_map: IsThingMap | None = None,
         padded_size: Sequence[int] | None = None,
     ) -> list[tuple[torch.Tensor, list[Segment]]]:
@@ -154,7 +158,7 @@ class SegmentationPostProcessing:
         processed_sizes: TargetSizes,
         target_sizes: TargetSizes | None = None,
         is_thing_map: IsThingMap | None = None,
-        threshold: float = _PANOPTIC_THRESHOLD,
+        threshold: float = PANOPTIC_THRESHOLD,
     ) -> list[PanopticPng]:
         """Panoptic segmentations as PNG files, as Transformers 4 gave them.
 
@@ -219,7 +223,7 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
-        _check_thresholds(
+        check_thresholds(
             mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
         )
         results: list[Segmentation] = []
@@ -256,7 +260,7 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: There are no masks, or sizes do not fit the batch.
         """
-        logits, masks = _logits_and_masks(outputs)
+        logits, masks = logits_and_masks(outputs)
         probabilities, _ = self.query_probabilities(logits)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size)
         maps = [semantic_map(*image) for image in zip(probabilities, masks, grids)]
@@ -275,7 +279,7 @@ class SegmentationPostProcessing:
         Returns:
             For each image ``scores`` (n,), ``labels`` (n,) and ``masks`` (n, height, width), int64, 0 or 1.
         """
-        _check_thresholds(mask_threshold=mask_threshold)
+        check_thresholds(mask_threshold=mask_threshold)
         return [
             {
                 "scores": scores,
@@ -309,8 +313,8 @@ class SegmentationPostProcessing:
             ValueError: There are no masks, sizes or results do not fit the batch, or a threshold is out of
                 range.
         """
-        logits, masks = _logits_and_masks(outputs)
-        _check_thresholds(threshold=threshold)
+        logits, masks = logits_and_masks(outputs)
+        check_thresholds(threshold=threshold)
         _, queries = self.candidate_queries(logits)
         if len(results) != len(masks):
             raise ValueError(f"there are {len(results)} results for {len(masks)} images")
@@ -352,8 +356,8 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: There are no masks, sizes do not fit the batch, or a threshold is out of range.
         """
-        _, masks = _logits_and_masks(outputs)
-        _check_thresholds(mask_threshold=mask_threshold)
+        _, masks = logits_and_masks(outputs)
+        check_thresholds(mask_threshold=mask_threshold)
         grids = _grids(masks, processed_sizes, target_sizes, padded_size, nearest=pixel_corners)
         return [
             instance_masks(image_masks[rows], grid, mask_threshold)
@@ -381,10 +385,7 @@ class SegmentationPostProcessing:
         self, is_thing_map: IsThingMap | None, fused: Collection[int] | None = None
     ) -> PanopticRule:
         """What is a thing, and which classes have at most one segment: stuff unless they are named."""
-        is_thing = resolve_is_thing_map(is_thing_map, self.is_thing_map)
-        if fused is None:
-            return PanopticRule(is_thing, is_merged=lambda label: not is_thing(label))
-        return PanopticRule(is_thing, is_merged={int(label) for label in fused}.__contains__)
+        return PanopticRule.of(resolve_is_thing_map(is_thing_map, self.is_thing_map), fused)
 
     def _images(
         self,
@@ -396,8 +397,8 @@ class SegmentationPostProcessing:
         crop: bool = True,
     ) -> Iterator[_Image]:
         """The images of a batch with their queries above a threshold."""
-        _check_thresholds(threshold=threshold)
-        logits, masks = _logits_and_masks(outputs)
+        check_thresholds(threshold=threshold)
+        logits, masks = logits_and_masks(outputs)
         probabilities, is_object = self.query_probabilities(logits)
         scores, labels = probabilities.max(-1)
         keep = is_object & (scores > threshold)
@@ -429,64 +430,8 @@ def _grids(
     padded_size: Sequence[int] | None = None,
     *,
     crop: bool = True,
-    nearest: Callable[[int, int], torch.Tensor] = pixel_centres,
+    nearest: Callable[[int, int], np.ndarray] = pixel_centres,
 ) -> list[MaskGrid]:
     """How the masks (batch, queries, h, w) become pixels of each image."""
-    targets = None if target_sizes is None else _sizes("target_sizes", target_sizes, len(masks))
-    if processed_sizes is None:
-        plain = targets or [(masks.shape[-2], masks.shape[-1])] * len(masks)
-        return [MaskGrid(padded=size, image=size, target=size, nearest=nearest) for size in plain]
-    images = _sizes("processed_sizes", processed_sizes, len(masks))
-    if not crop:
-        return [
-            MaskGrid(image, image, target, nearest=nearest)
-            for image, target in zip(images, targets or images)
-        ]
-    largest = tuple(max(lengths) for lengths in zip(*images))
-    padded = largest if padded_size is None else _sizes("padded_size", [padded_size], 1)[0]
-    if any(length > limit for length, limit in zip(largest, padded)):
-        raise ValueError(f"padded_size {padded} is smaller than an image of the batch, {largest}")
-    return [
-        MaskGrid(padded, image, target, nearest=nearest) for image, target in zip(images, targets or images)
-    ]
-
-
-def _sizes(name: str, sizes: TargetSizes, count: int) -> list[Size]:
-    """(height, width) of each image as ints."""
-    entries = sizes.tolist() if hasattr(sizes, "tolist") else list(sizes)
-    if len(entries) != count:
-        raise ValueError(
-            f"{name} has {len(entries)} entries for {count} images; pass one (height, width) for each image"
-        )
-    try:
-        pairs = [tuple(int(length) for length in size) for size in entries]
-    except TypeError as error:
-        raise ValueError(f"{name} must hold (height, width) for each image") from error
-    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-        raise ValueError(f"{name} must hold (height, width) for each image, both at least 1; got {pairs}")
-    return [(height, width) for height, width in pairs]
-
-
-def _logits_and_masks(outputs: Outputs) -> tuple[torch.Tensor, torch.Tensor]:
-    def field(name: str) -> torch.Tensor | None:
-        return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-
-    logits, masks = field("logits"), field("pred_masks")
-    if logits is None or masks is None:
-        missing = "logits" if logits is None else "pred_masks"
-        raise ValueError(
-            f"the outputs have no {missing}; segmentation needs those of a model with a mask head, "
-            "such as DetrForSegmentation"
-        )
-    if logits.ndim != 3 or masks.ndim != 4 or logits.shape[:2] != masks.shape[:2]:
-        raise ValueError(
-            "logits must be (batch, queries, classes) and pred_masks (batch, queries, height, width), not "
-            f"{tuple(logits.shape)} and {tuple(masks.shape)}"
-        )
-    return logits, masks
-
-
-def _check_thresholds(**thresholds: float | None) -> None:
-    for name, value in thresholds.items():
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be from 0 to 1, not {value}")
+    sizes = mask_sizes(masks, processed_sizes, target_sizes, padded_size, crop=crop)
+    return [MaskGrid(*each, nearest=nearest) for each in sizes]
