@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy.ndimage import distance_transform_edt, find_objects
 
 from detrkit.results.fonts import Font, font_for, legible
+from detrkit.results.shapes import deepest_pixel, find_boxes
 
 Color = tuple[int, int, int]
 # x0, y0, x1, y1 in pixels, the last column and row not included.
@@ -193,13 +193,14 @@ def _draw_segment_captions(
     """Writes the captions of the largest segments first, each at its segment's deepest point."""
     draw = ImageDraw.Draw(drawing)
     areas = np.bincount(places.ravel(), minlength=len(captions) + 1)[1:]
-    boxes = find_objects(places, max_label=len(captions))
+    boxes = find_boxes(places, len(captions))
     placed: list[_Place] = []
     for i in np.argsort(-areas, kind="stable"):
         font = _fitting_font(captions[i], font_size, drawing.size)
-        if boxes[i] is None or font is None:
+        box = boxes[i]
+        if box is None or font is None:
             continue
-        x, y = _deepest_point(places, int(i) + 1, boxes[i])
+        x, y = _deepest_point(places, int(i) + 1, box)
         width, height = _tag_size(captions[i], font)
         place = _inside((x - width // 2, y - height // 2), (width, height), drawing.size)
         if not any(_overlap(place, other) for other in placed):
@@ -210,9 +211,7 @@ def _draw_segment_captions(
 def _deepest_point(places: np.ndarray, place: int, box: tuple[slice, slice]) -> tuple[int, int]:
     """Column and row of the pixel of a segment that is farthest from its border."""
     step = max(1, (box[0].stop - box[0].start) // 200, (box[1].stop - box[1].start) // 200)
-    inside = np.pad(places[box][::step, ::step] == place, 1)
-    depth = distance_transform_edt(inside)[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    row, column = deepest_pixel(places[box][::step, ::step] == place)
     return int(box[1].start + column * step), int(box[0].start + row * step)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from detrkit.common.schema import Annotation, Segment
 from detrkit.results.detections import image_of, summary
+from detrkit.results.shapes import find_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,10 +116,10 @@ class PanopticSegmentation:
 
 def _bounding_boxes(ids: np.ndarray) -> dict[int, list[int]]:
     """Id -> x, y, width and height in pixels of the smallest box around its segment."""
-    from scipy.ndimage import find_objects
-
     found, compact = np.unique(ids, return_inverse=True)
+    boxes = find_boxes(compact.reshape(ids.shape) + 1, len(found))
     return {
-        number: [x.start, y.start, x.stop - x.start, y.stop - y.start]
-        for number, (y, x) in zip(found.tolist(), find_objects(compact.reshape(ids.shape) + 1))
+        number: [box[1].start, box[0].start, box[1].stop - box[1].start, box[0].stop - box[0].start]
+        for number, box in zip(found.tolist(), boxes)
+        if box is not None
     }
