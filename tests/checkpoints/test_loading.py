@@ -21,6 +21,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         "detrkit.inference.detector.check_engine",
         "detrkit.inference.detector.place",
         "detrkit.checkpoints.loading.check_folder",
+        "detrkit.checkpoints.exported.check_folder",
         "detrkit.models.base.check_folder",
         "detrkit.engines.exported.read_manifest",
     )
@@ -89,7 +90,6 @@ def test_loading_an_exported_folder_takes_each_step_and_reads_each_file_once(
             "place",
             "check_folder",
             "read_manifest",
-            "configuration",
             "config.json",
             "preprocessor_config.json",
             MANIFEST,

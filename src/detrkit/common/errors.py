@@ -52,3 +52,13 @@ class MissingExtraError(DetrkitError, ImportError):
                 f"{feature} needs packages that are not installed; in the detrkit checkout run: "
                 f"pip install '.[{extra}]'"
             )
+
+
+class MissingTorchError(DetrkitError, ImportError):
+    """A feature that needs PyTorch, in an installation for exported models that does without."""
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(
+            f"{feature} needs PyTorch and Transformers, which are not installed: this installation runs "
+            "exported models only; in the detrkit checkout run: pip install ."
+        )

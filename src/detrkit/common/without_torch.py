@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
+import numpy as np
+
+from detrkit.common.errors import MissingTorchError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,10 +26,21 @@ def has_torch() -> bool:
     return "torch" in sys.modules or importlib.util.find_spec("torch") is not None
 
 
+def require_torch(feature: str) -> None:
+    """Raises a MissingTorchError, which begins with the feature's name, where PyTorch is not installed."""
+    if not has_torch():
+        raise MissingTorchError(feature)
+
+
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a tensor; there are none before somebody has imported PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The array itself, or that of a tensor on any device."""
+    return value.cpu().numpy() if is_tensor(value) else np.asarray(value)
 
 
 def thread_count() -> int:

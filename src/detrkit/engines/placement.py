@@ -17,6 +17,11 @@ Device: TypeAlias = "str | torch.device"
 Dtype: TypeAlias = "str | torch.dtype"
 
 
+def is_cuda(device: Device) -> bool:
+    """Whether a device is a CUDA GPU."""
+    return str(device).startswith("cuda")
+
+
 def place(engine: str, device: Device | None, dtype: Dtype | None) -> tuple[Device, Dtype]:
     """Where an engine runs and in which type, checked to be possible; names for the exported engines."""
     if engine not in EXPORTED_ENGINES:

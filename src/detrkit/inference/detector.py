@@ -25,8 +25,10 @@ from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
 from detrkit.common.schema import Category
 from detrkit.engines import check_engine, start, wake
-from detrkit.engines.interface import RunnableModel, has_masks
-from detrkit.engines.placement import place
+from detrkit.engines.interface import ModelConfig, RunnableModel, has_masks
+from detrkit.engines.names import EXPORTED_ENGINES
+from detrkit.engines.placement import is_cuda, place
+from detrkit.families import family_of
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import (
@@ -36,7 +38,8 @@ from detrkit.inference.prepared import (
     prepare_image,
     reading_threads,
 )
-from detrkit.inference.running import Batch, ModelRunner
+from detrkit.inference.running import Batch, ModelRunner, TorchRunner
+from detrkit.processing.array_processor import ArrayImageProcessor
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL.Image import Image
-    from transformers import PretrainedConfig
     from typing_extensions import Unpack
 
     from detrkit.engines.placement import Device, Dtype
@@ -73,7 +75,7 @@ class Detector:
 
     Attributes:
         model: The model as it is run, ready for inference.
-        processor: The image processor that belongs to it.
+        processor: The image processor that belongs to it; an exported model's gives arrays.
         names: Label -> class name.
         limits: How large image files may be and which addresses are asked; can be set.
         detection_config: What turns scores into detections where a call does not say otherwise; can be set.
@@ -116,7 +118,7 @@ class Detector:
     def _start(
         self,
         model: RunnableModel,
-        processor: DetrImageProcessorBase,
+        processor: DetrImageProcessorBase | ArrayImageProcessor,
         engine: str,
         placement: tuple[Device, Dtype],
         limits: ImageLimits | None,
@@ -127,6 +129,9 @@ class Detector:
 
         self._engine, self._placement = engine, placement
         self.names: dict[int, str] = {int(label): str(name) for label, name in model.config.id2label.items()}
+        if engine in EXPORTED_ENGINES:
+            family = family_of(model.config.model_type, "the model")
+            processor = ArrayImageProcessor.of(processor, family.class_scores)
         fit = getattr(processor, "fitted_to", lambda channels: processor)  # Transformers' own do not have it
         self.processor = fit(getattr(model.config, "num_channels", 3))
         self.limits = limits or ImageLimits()
@@ -165,9 +170,9 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.checkpoints.loading import manifest_of, read_detection_config, read_model_files
+        from detrkit.checkpoints.loading import manifest_of, read_detection_config
+        from detrkit.checkpoints.opening import open_model
         from detrkit.checkpoints.registry import resolve_model
-        from detrkit.engines.exported import open_exported
 
         # Mistakes in the settings should not wait for a download.
         name = resolve_model(os.fspath(model))
@@ -175,16 +180,15 @@ class Detector:
         engine = engine or (manifest.engine if manifest else "torch")
         check_engine(engine)
         placement = place(engine, device, dtype)
-        files = read_model_files(name, revision)
+        loaded, processor = open_model(name, revision, engine, manifest)
         settings = read_detection_config(name, revision)
-        loaded = open_exported(name, engine, files.config, manifest) if manifest else files.load_model()
         detector = cls.__new__(cls)
-        detector._start(loaded, files.load_processor(), engine, placement, limits, settings)
+        detector._start(loaded, processor, engine, placement, limits, settings)
         return detector
 
     @property
-    def config(self) -> PretrainedConfig:
-        """The model's configuration."""
+    def config(self) -> ModelConfig:
+        """The model's configuration; an exported model's has the entries of its config.json as attributes."""
         return self.model.config
 
     @property
@@ -213,18 +217,12 @@ class Detector:
         return other
 
     @property
-    def _device(self) -> torch.device:
-        import torch
-
-        device: Device = getattr(self.model, "device", self._placement[0])  # it may have been moved by hand
-        return torch.device(device)
+    def _device(self) -> Device:
+        return getattr(self.model, "device", self._placement[0])  # it may have been moved by hand
 
     @property
-    def _dtype(self) -> torch.dtype:
-        import torch
-
-        dtype: Dtype = getattr(self.model, "dtype", self._placement[1])
-        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    def _dtype(self) -> Dtype:
+        return getattr(self.model, "dtype", self._placement[1])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -468,20 +466,16 @@ class Detector:
 
     def prepare(self, image: ImageSource, exif_orientation: bool = False) -> PreparedImage:
         """Reads and resizes an image ahead, in any thread; calls and streams take the result as an image."""
-        on_gpu = self._device.type == "cuda"
+        on_gpu = is_cuda(self._device)
         return prepare_image(
             image, self.processor, exif_orientation=exif_orientation, limits=self.limits, for_gpu=on_gpu
         )
 
     @property
     def _runner(self) -> ModelRunner:
-        return ModelRunner(
-            model=self.model,
-            processor=self.processor,
-            device=self._device,
-            dtype=self._dtype,
-            excess=self._excess,
-        )
+        if isinstance(self.processor, ArrayImageProcessor):
+            return ModelRunner(self.model, self._excess)
+        return TorchRunner(self.model, self._excess, self.processor, self._device, self._dtype)
 
     @property
     def _reader(self) -> OutputReader:

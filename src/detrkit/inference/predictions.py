@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.schema import Category
+from detrkit.common.without_torch import is_tensor, to_array
 from detrkit.inference.prepared import ImageFrame
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
@@ -18,8 +19,13 @@ from detrkit.results.panoptic import PanopticSegmentation
 if TYPE_CHECKING:
     import torch
 
+    from detrkit.processing.array_processor import ArrayImageProcessor
     from detrkit.processing.image_processor import DetrImageProcessorBase
     from detrkit.processing.panoptic_rule import IsThingMap
+
+
+Outputs: TypeAlias = "Mapping[str, torch.Tensor] | Mapping[str, np.ndarray]"
+"""A model's outputs by name: arrays of an exported model, tensors of any other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +41,7 @@ class OutputReader:
         is_thing_map: Whether a class is a thing, by label; None leaves it to the processor.
     """
 
-    processor: DetrImageProcessorBase
+    processor: DetrImageProcessorBase | ArrayImageProcessor
     names: Mapping[int, str]
     has_masks: bool
     object_limit: int
@@ -52,7 +58,7 @@ class OutputReader:
 
     def detections(
         self,
-        outputs: Mapping[str, torch.Tensor],
+        outputs: Outputs,
         frames: Sequence[ImageFrame],
         rule: DetectionRule,
         with_masks: bool,
@@ -62,21 +68,18 @@ class OutputReader:
         if not with_masks:
             yield from (found.detections for found in chosen)
             return
-        import torch
-
-        device = outputs["pred_masks"].device
         masks = self.processor.detection_masks(
             outputs,
-            [torch.from_numpy(found.queries).to(device) for found in chosen],
+            [_like(outputs["pred_masks"], found.queries) for found in chosen],
             [frame.processed_size for frame in frames],
             [frame.image_size for frame in frames],
             padded_size=frames[0].padded_size,
         )
         for found, image_masks in zip(chosen, masks):
-            yield replace(found.detections, masks=image_masks.cpu().numpy())
+            yield replace(found.detections, masks=to_array(image_masks))
 
     def candidates(
-        self, outputs: Mapping[str, torch.Tensor], frame: ImageFrame, rule: DetectionRule | None = None
+        self, outputs: Outputs, frame: ImageFrame, rule: DetectionRule | None = None
     ) -> Candidates:
         """The scored boxes of a batch of one image: all of them, or those that detection settings choose."""
         [found] = self._candidates(outputs, [frame])
@@ -86,7 +89,7 @@ class OutputReader:
         return Candidates(found.detections[order], found.queries[order])
 
     def segments(
-        self, outputs: Mapping[str, torch.Tensor], frames: Sequence[ImageFrame], threshold: float
+        self, outputs: Outputs, frames: Sequence[ImageFrame], threshold: float
     ) -> Iterator[PanopticSegmentation]:
         """The panoptic segmentation of each image of a batch."""
         maps = self.processor.panoptic_maps(
@@ -99,7 +102,7 @@ class OutputReader:
         )
         for (ids, segments), frame in zip(maps, frames):
             yield PanopticSegmentation(
-                ids=ids.cpu().numpy().astype(np.int32, copy=False),
+                ids=to_array(ids).astype(np.int32, copy=False),
                 segments=segments,
                 names=[self.name(segment["category_id"]) for segment in segments],
                 image_size=frame.image_size,
@@ -123,12 +126,10 @@ class OutputReader:
                 entry["isthing"] = int(is_thing(entry["id"]))
         return listed
 
-    def _candidates(
-        self, outputs: Mapping[str, torch.Tensor], frames: Sequence[ImageFrame]
-    ) -> Iterator[Candidates]:
+    def _candidates(self, outputs: Outputs, frames: Sequence[ImageFrame]) -> Iterator[Candidates]:
         """All scored boxes of each image, in pixels."""
         found = self.processor.candidates(outputs, self.object_limit)
-        columns = (column.cpu().numpy() for column in found)
+        columns = (to_array(column) for column in found)
         for scores, labels, boxes, queries, frame in zip(*columns, frames):
             height, width = frame.image_size
             detections = Detections(
@@ -173,7 +174,7 @@ class Prediction:
         min_threshold: The lowest threshold that the model was run for.
     """
 
-    outputs: Mapping[str, torch.Tensor]
+    outputs: Outputs
     frame: ImageFrame
     min_threshold: float
     _reader: OutputReader
@@ -235,6 +236,15 @@ class Prediction:
                 f"threshold must be between {self.min_threshold}, which the model was run for, and 1, "
                 f"not {threshold}"
             )
+
+
+def _like(outputs: torch.Tensor | np.ndarray, rows: np.ndarray) -> torch.Tensor | np.ndarray:
+    """Rows of the kind that outputs are of, and where these are."""
+    if not is_tensor(outputs):
+        return rows
+    import torch
+
+    return torch.from_numpy(rows).to(outputs.device)
 
 
 def no_masks() -> SettingError:

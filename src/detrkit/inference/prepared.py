@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
+from detrkit.engines.placement import is_cuda
+from detrkit.processing.array_processor import ArrayImageProcessor
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from transformers import BatchFeature
 
+    from detrkit.engines.placement import Device
+    from detrkit.processing.image_processor import DetrImageProcessorBase
     from detrkit.processing.images import ImageSource
     from detrkit.processing.pixels import PixelScaling
+
+
+_TENSORS = {"return_tensors": "pt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +52,20 @@ class PreparedImage:
     """One image ready for the model.
 
     Attributes:
-        pixel_values: (1, 3, height, width), float32, or uint8 where the device is to scale them.
+        pixel_values: (1, 3, height, width), float32, or uint8 where the device is to scale them; an array for
+            an exported model, a tensor for any other.
         pixel_mask: (1, height, width), nonzero where pixels are real; None where all are.
         frame: Sizes and source of the image.
     """
 
-    pixel_values: torch.Tensor
-    pixel_mask: torch.Tensor | None
+    pixel_values: torch.Tensor | np.ndarray
+    pixel_mask: torch.Tensor | np.ndarray | None
     frame: ImageFrame
 
 
 def prepare_image(
     source: ImageSource | PreparedImage,
-    processor: Callable[..., BatchFeature],
+    processor: DetrImageProcessorBase | ArrayImageProcessor,
     *,
     exif_orientation: bool = False,
     limits: ImageLimits | None = None,
@@ -93,10 +100,10 @@ def prepare_image(
         with image_threads(1):
             inputs = processor(images=[image], return_tensors="pt", do_rescale=False, do_normalize=False)
     else:
-        inputs = processor(images=[image], return_tensors="pt")
+        inputs = processor(images=[image], **({} if isinstance(processor, ArrayImageProcessor) else _TENSORS))
     pixel_values, mask = inputs["pixel_values"], inputs.get("pixel_mask")
     if for_gpu:
-        pixel_values = pixel_values.pin_memory()
+        pixel_values = cast("torch.Tensor", pixel_values).pin_memory()
     padded_size = pixel_values.shape[-2], pixel_values.shape[-1]
     processed_size = padded_size
     if mask is not None and bool(mask.all()):
@@ -116,11 +123,21 @@ def prepare_image(
     )
 
 
-def reading_threads(device: torch.device) -> int:
+def reading_threads(device: Device) -> int:
     """How many threads prepare images for a model on a device."""
     # A GPU takes a few hundred images a second, of which a thread prepares fifty to a hundred. A model on a
     # CPU needs the cores itself.
-    return min(8, os.cpu_count() or 1) if device.type == "cuda" else 1
+    return min(8, os.cpu_count() or 1) if is_cuda(device) else 1
+
+
+def to_arrays(batch: Sequence[PreparedImage]) -> dict[str, np.ndarray]:
+    """An exported model's inputs for images of one padded size."""
+    inputs = {"pixel_values": np.concatenate([item.pixel_values for item in batch])}
+    if any(item.pixel_mask is not None for item in batch):
+        whole = np.ones((1, *batch[0].frame.padded_size), np.int64)
+        masks = [whole if item.pixel_mask is None else item.pixel_mask for item in batch]
+        inputs["pixel_mask"] = np.concatenate(masks)
+    return inputs
 
 
 def to_device(
@@ -138,7 +155,8 @@ def to_device(
 
     from detrkit.kernels.constants import constant
 
-    pixels = torch.cat([item.pixel_values.to(device, non_blocking=True) for item in batch])
+    images = [cast("torch.Tensor", item.pixel_values) for item in batch]
+    pixels = torch.cat([image.to(device, non_blocking=True) for image in images])
     mask = None
     if any(item.pixel_mask is not None for item in batch):
         whole = torch.ones(1, *batch[0].frame.padded_size, dtype=torch.long)

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from detrkit.engines.interface import RunnableModel, has_masks
+from detrkit.engines.placement import is_cuda
 from detrkit.inference.predictions import OutputReader, Prediction, no_masks
-from detrkit.inference.prepared import PreparedImage, to_device
+from detrkit.inference.prepared import PreparedImage, to_arrays, to_device
 
 if TYPE_CHECKING:
     import torch
 
     from detrkit.engines.allocator import Excess
-    from detrkit.models.outputs import ObjectDetectionOutput
     from detrkit.processing.image_processor import DetrImageProcessorBase
 
 # Images of one processed size, and what is called with their pixels.
 Batch: TypeAlias = Sequence[PreparedImage]
-Callee: TypeAlias = "Callable[..., ObjectDetectionOutput]"
+Callee: TypeAlias = Callable[..., Any]
 
 # What a prediction keeps of the outputs.
 _RESULT_FIELDS = ("logits", "pred_boxes", "pred_masks")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ModelRunner:
-    """Runs a model on batches.
+    """Runs a model on batches: an exported one as it is on arrays, any other by :class:`TorchRunner`.
 
     Attributes:
         model: The model.
-        processor: Its image processor.
-        device: Where the model runs.
-        dtype: Type of the pixels that it takes.
         excess: Gives memory back that a CPU's allocator holds too much of.
     """
 
     model: RunnableModel
-    processor: DetrImageProcessorBase
-    device: torch.device
-    dtype: torch.dtype
     excess: Excess | None
 
     @property
@@ -55,22 +49,15 @@ class ModelRunner:
             raise no_masks()
         return partial(self.model.segment, threshold=threshold)
 
-    def outputs(self, batch: Batch, callee: Callee) -> ObjectDetectionOutput:
-        """What one of these two gives for images of one processed size."""
-        import torch
-
-        scaling = self.processor.pixel_scaling if self.device.type == "cuda" else None
-        inputs = to_device(batch, self.device, self.dtype, scaling)
-        with torch.inference_mode():
-            outputs = callee(**inputs)
+    def outputs(self, batch: Batch, callee: Callee) -> Any:
+        """What one of these two gives for images of one processed size, by name."""
+        outputs = self._run(batch, callee)
         if self.excess is not None:
             self.excess.check((len(batch), batch[0].frame.padded_size))
-        # Half precision would round box corners to whole pixels and more. A GPU that is asked for each of
-        # these few numbers takes longer than a CPU that has them all; masks stay where they are.
-        place = outputs["logits"].device if outputs.get("pred_masks") is not None else "cpu"
-        for name in ("logits", "pred_boxes"):
-            outputs[name] = outputs[name].float().to(place)
         return outputs
+
+    def _run(self, batch: Batch, callee: Callee) -> Any:
+        return callee(**to_arrays(batch))
 
     def predictions(
         self, batch: Batch, reader: OutputReader, min_threshold: float, *, masks: bool, attentions: bool
@@ -83,9 +70,38 @@ class ModelRunner:
             # Thresholds act on calibrated scores; those of segments do not.
             rule = reader.rule(reader.config.with_options(threshold=min_threshold))
             callee = self.masks_above(min(rule.least_score, min_threshold))
-        outputs: Mapping[str, torch.Tensor] = self.outputs(batch, callee)
+        outputs = self.outputs(batch, callee)
         if not attentions:  # predictions may be kept in numbers: without the model's features
             outputs = {name: outputs[name] for name in _RESULT_FIELDS if outputs.get(name) is not None}
         for row, item in enumerate(batch):
             own = outputs if len(batch) == 1 else {name: v[row : row + 1] for name, v in outputs.items()}
             yield Prediction(own, item.frame, min_threshold, reader)
+
+
+@dataclass(frozen=True)
+class TorchRunner(ModelRunner):
+    """Runs a model of PyTorch.
+
+    Attributes:
+        processor: The model's image processor.
+        device: Where the model runs.
+        dtype: Type of the pixels that it takes.
+    """
+
+    processor: DetrImageProcessorBase
+    device: torch.device
+    dtype: torch.dtype
+
+    def _run(self, batch: Batch, callee: Callee) -> Any:
+        import torch
+
+        scaling = self.processor.pixel_scaling if is_cuda(self.device) else None
+        inputs = to_device(batch, self.device, self.dtype, scaling)
+        with torch.inference_mode():
+            outputs = callee(**inputs)
+        # Half precision would round box corners to whole pixels and more. A GPU that is asked for each of
+        # these few numbers takes longer than a CPU that has them all; masks stay where they are.
+        place = outputs["logits"].device if outputs.get("pred_masks") is not None else "cpu"
+        for name in ("logits", "pred_boxes"):
+            outputs[name] = outputs[name].float().to(place)
+        return outputs

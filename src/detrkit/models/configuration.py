@@ -16,22 +16,11 @@ from transformers.configuration_utils import SubConfigSpec
 
 from detrkit.common.errors import CheckpointError
 from detrkit.common.screening import check_config
+from detrkit.models.ranges import check_ranges
 
 if TYPE_CHECKING:
     from transformers import TimmBackboneConfig
 
-# Name of a size -> its least and its largest value. Published models stay far below the latter; what exceeds
-# them is an accident or an attack, and is refused before memory is spent.
-_RANGES: dict[str, tuple[int, int]] = {
-    **dict.fromkeys(("num_queries", "two_stage_num_proposals"), (1, 10_000)),
-    "num_labels": (1, 100_000),
-    "d_model": (1, 8_192),
-    **dict.fromkeys(("encoder_layers", "decoder_layers"), (0, 100)),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), (1, 65_536)),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "num_channels"), (1, 1_024)),
-    **dict.fromkeys(("encoder_n_points", "decoder_n_points"), (1, 64)),
-    "num_feature_levels": (1, 16),
-}
 _MAX_BACKBONE_NUMBER = 65_536
 _MAX_BACKBONE_DEPTH = 1_000
 _DEPTHS = frozenset({"depth", "depths", "layers", "num_layers", "num_hidden_layers", "num_blocks"})
@@ -134,7 +123,7 @@ class DetrFamilyConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Brings the backbone's description into one form and checks what would fail later without a clue."""
-        _check_ranges({**vars(self), **kwargs})
+        check_ranges({**vars(self), **kwargs})
         _check_backbone(self.backbone_config)
         _check_backbone(self.backbone_kwargs)
         _check_names(vars(self), is_timm=self.use_timm_backbone is not False)
@@ -246,13 +235,6 @@ class DetrFamilyConfig(PreTrainedConfig):
         if output.get("backbone_kwargs") is None:
             output.pop("backbone_kwargs", None)
         return output
-
-
-def _check_ranges(values: Mapping[str, object]) -> None:
-    for name, (least, largest) in _RANGES.items():
-        value = values.get(name)
-        if value is not None and not (isinstance(value, (int, float)) and least <= value <= largest):
-            raise ValueError(f"{name} must be between {least} and {largest}, not {value!r}")
 
 
 def _check_names(values: Mapping[str, object], is_timm: bool) -> None:

@@ -1,0 +1,40 @@
+"""A model of any kind with its image processor: exported, or one of PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detrkit.common.without_torch import require_torch
+
+if TYPE_CHECKING:
+    from detrkit.engines.exported import Manifest
+    from detrkit.engines.interface import RunnableModel
+    from detrkit.processing.array_processor import ArrayImageProcessor
+    from detrkit.processing.image_processor import DetrImageProcessorBase
+
+
+def open_model(
+    name: str, revision: str | None, engine: str, manifest: Manifest | None
+) -> tuple[RunnableModel, DetrImageProcessorBase | ArrayImageProcessor]:
+    """The model of a Hub id or folder, and its image processor.
+
+    Args:
+        name: The Hub id or folder.
+        revision: Branch, tag or commit on the Hub.
+        engine: What will run the model.
+        manifest: That of an exported model's folder; None for any other.
+
+    Raises:
+        CheckpointError: One of them cannot be found, read or used.
+        MissingExtraError: They need packages that are not installed.
+    """
+    if manifest is not None:
+        from detrkit.checkpoints.exported import read_exported_files
+
+        exported = read_exported_files(name, manifest)
+        return exported.load_model(engine), exported.load_processor()
+    require_torch(f"{name} is not an exported model; running it")
+    from detrkit.checkpoints.loading import read_model_files
+
+    files = read_model_files(name, revision)
+    return files.load_model(), files.load_processor()
