@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import math
+import shutil
 import struct
 import tempfile
 import warnings
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from detrkit.checkpoints.loading import read_model_files
 from detrkit.conversion.reading import read_checkpoint
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
+from detrkit.data.voc import read_voc
+from detrkit.data.yolo import read_yolo
 from detrkit.errors import DetrkitError, MissingExtraError
 from detrkit.evaluation import evaluate_results
 from detrkit.families import FAMILIES
@@ -215,10 +219,7 @@ def coco(data: bytes) -> None:
     dataset = DetectionDataset.from_coco(
         _images(), path, panoptic_dir=_images() if panoptic else None, return_masks=data[:1] >= b"\x40"
     )
-    checked = check_dataset(dataset).dataset
-    for index in range(min(len(checked), 4)):
-        _, target = checked[index]
-        assert bool(torch.as_tensor(target["boxes"]).isfinite().all())
+    _looked_through(dataset)
 
 
 RESULTS: list[dict[str, Any]] = [
@@ -235,6 +236,118 @@ def evaluation(data: bytes) -> None:
     results.write_bytes(json_text(RESULTS, data[half:]))
     numbers = evaluate_results(truth, results).stats
     assert all(-1 <= value <= 1 for value in numbers.values())
+
+
+# YOLO and Pascal VOC
+
+YOLO: dict[str, Any] = {"path": ".", "train": "images", "val": "list.txt", "names": ["cell", "plate"]}
+ROWS: list[list[Any]] = [[0, 0.5, 0.5, 0.3, 0.4], [1, 0.1, 0.1, 0.6, 0.1, 0.6, 0.7], [1, 0.9, 0.9, 0.2, 0.2]]
+VOC: dict[str, Any] = {
+    "filename": "1.png",
+    "size": {"width": 12, "height": 9, "depth": 3},
+    "object": [
+        {"name": "cell", "bndbox": {"xmin": 2, "ymin": 2, "xmax": 6, "ymax": 7}, "difficult": 0},
+        {
+            **{"name": "plate", "bndbox": {"xmin": 1, "ymin": 1, "xmax": 12, "ymax": 9}},
+            "polygon": {"x1": 1, "y1": 1, "x2": 12, "y2": 1, "x3": 12, "y3": 9},
+        },
+    ],
+}
+
+
+@cache
+def _data_folder(name: str, inside: str) -> Path:
+    """A folder for a data set of a format, with two images in a folder of it."""
+    shutil.copytree(_images(), folder() / name / inside)
+    return folder() / name
+
+
+def _looked_through(dataset: DetectionDataset) -> None:
+    """What every reader's data set goes through: the check, and the targets of a training."""
+    checked = check_dataset(dataset).dataset
+    for index in range(min(len(checked), 4)):
+        _, target = checked[index]
+        assert bool(torch.as_tensor(target["boxes"]).isfinite().all())
+
+
+def yolo(data: bytes) -> None:
+    """A data.yaml, a list of images, or the labels of an image: bytes, or good ones that they change."""
+    root, choices = _data_folder("yolo", "images"), Choices(data)
+    kind, masks = choices.number(5), bool(choices.number(2))
+    rest = data[choices.place :]
+    settings, listed = json.dumps(YOLO).encode(), b"images/1.png\n./images/2.png\n"
+    labels = _rows(ROWS)
+    if kind == 0:  # no place outside of the folder, which would be searched
+        settings = rest.replace(b"/", b"").replace(b"..", b"")
+    elif kind == 1:
+        settings = json.dumps(edited(YOLO, Choices(rest))).encode()
+    elif kind == 2:
+        listed = rest
+    elif kind == 3:
+        labels = rest
+    else:
+        labels = _rows(edited(ROWS, Choices(rest)))
+    (root / "data.yaml").write_bytes(settings)
+    (root / "list.txt").write_bytes(listed)
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "labels" / "1.txt").write_bytes(labels)
+    _looked_through(read_yolo(root, "val" if kind == 2 else "train", return_masks=masks))
+
+
+def _rows(rows: Any) -> bytes:
+    lines = (row if isinstance(row, list) else [row] for row in rows) if isinstance(rows, list) else [[rows]]
+    text = "\n".join(" ".join(map(str, line)) for line in lines)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def yolo_seeds() -> list[bytes]:
+    raw = [f"\0\1names: {what}\ntrain: images\n" for what in ("[a]", "{0: a, x: b}", "!!int ''", "&a [*a]")]
+    raw += ["\2\0images/1.png\n", "\3\1" + "0 .5 .5 .2 .2\n1 nan 0 0 0\n"]
+    return [*(text.encode() for text in raw), *_branching_seeds(5)]
+
+
+def voc(data: bytes) -> None:
+    """The XML of an image: bytes, or a good one that they change."""
+    root, choices = _data_folder("voc", "JPEGImages"), Choices(data)
+    raw, masks = choices.number(2), bool(choices.number(2))
+    rest = data[choices.place :]
+    notes = root / "Annotations"
+    notes.mkdir(exist_ok=True)
+    content = rest if raw else _xml(edited(VOC, Choices(rest)))
+    (notes / "1.xml").write_bytes(content)
+    (notes / "2.xml").write_bytes(_xml(VOC))
+    _looked_through(read_voc(root / "JPEGImages", notes, return_masks=masks))
+
+
+def _xml(document: Any) -> bytes:
+    """An annotation file whose elements are called and filled as in a document."""
+    root = ElementTree.Element("annotation")
+    _fill(root, document)
+    return ElementTree.tostring(root, "us-ascii")
+
+
+def _fill(element: ElementTree.Element, content: Any) -> None:
+    if not isinstance(content, dict):
+        element.text = str(content)
+        return
+    for name, value in content.items():
+        for each in value if isinstance(value, list) else [value]:
+            _fill(ElementTree.SubElement(element, name), each)
+
+
+def voc_seeds() -> list[bytes]:
+    texts = (b"", b"<annotation/>", b'<?xml version="1.0" encoding="x"?><a/>')
+    return [*(b"\1\1" + text for text in (*texts, _xml(VOC))), *_branching_seeds(2)]
+
+
+def _branching_seeds(branches: int) -> list[bytes]:
+    """Bytes that lead into each branch of a target whose first choice is one of so many."""
+    return [
+        bytes([branch, mask, *range(start, start + 40)])
+        for branch in range(branches)
+        for mask in (0, 1)
+        for start in (0, 90, 200)
+    ]
 
 
 # Configurations
@@ -363,6 +476,8 @@ class Target:
 TARGETS = {
     "image": Target(image, image_seeds, longest=4096),
     "coco": Target(coco),
+    "yolo": Target(yolo, yolo_seeds),
+    "voc": Target(voc, voc_seeds, longest=1024),
     "evaluation": Target(evaluation),
     "config": Target(config),
     "checkpoint": Target(checkpoint, checkpoint_seeds, longest=8192),

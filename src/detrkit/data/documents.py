@@ -1,9 +1,10 @@
-"""Reading COCO's JSON documents, with one clear message for an invalid one."""
+"""Reading COCO's JSON documents and other tools' lists, with one clear message for an invalid one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from detrkit.common.errors import AnnotationError
@@ -126,3 +127,16 @@ def field(entry: Mapping[str, object], key: str, what: str) -> Any:
     if key not in entry:
         raise AnnotationError(f"{what} has no {key!r} (it has {', '.join(map(str, entry)) or 'nothing'})")
     return entry[key]
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that hold something, with their numbers from 1.
+
+    Raises:
+        AnnotationError: It cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

@@ -13,7 +13,7 @@ from typing import Any
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Document
 from detrkit.data.coco import DetectionDataset
-from detrkit.data.documents import read_lists
+from detrkit.data.documents import read_lines, read_lists
 from detrkit.data.image_files import ImageFiles, image_files_in
 from detrkit.data.voc import read_voc
 from detrkit.data.yolo import SPLITS, read_labels, read_settings, read_yolo, split_of
@@ -224,7 +224,7 @@ def _voc(folder: Path, split: str, return_masks: bool) -> DetectionDataset | Non
         listed = folder / "ImageSets" / "Main" / f"{name}.txt"
         if listed.is_file():
             # A second column says whether an image shows one class; it has no say here.
-            stems = [line.split()[0] for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
+            stems = [line.split()[0] for _, line in read_lines(listed)]
             return _voc_in(folder, pairs, return_masks, stems)
         nested = [(f"{images}/{name}", f"{notes}/{name}") for images, notes in pairs if images]
         found = _voc_in(folder, nested, return_masks)
@@ -249,7 +249,7 @@ def _labels_without_settings(folder: Path, split: str, return_masks: bool) -> De
     names = next((folder / name for name in ("classes.txt", "obj.names") if (folder / name).is_file()), None)
     if names is None:
         return None
-    classes = [line.strip() for line in names.read_text("utf-8-sig").splitlines() if line.strip()]
+    classes = [line for _, line in read_lines(names)]
     of_split = (
         ["images"]
         if split == WHOLE

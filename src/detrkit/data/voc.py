@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,11 +128,12 @@ def _is_empty(path: Path) -> bool:
 
 
 def _numbers(texts: Sequence[str | None]) -> list[float]:
-    """The numbers of texts; none if one of them is none."""
+    """The numbers of texts; none if one of them is not a finite number."""
     try:
-        return [float(text) for text in texts if text is not None] if None not in texts else []
+        numbers = [float(text) for text in texts if text is not None]
     except ValueError:
         return []
+    return numbers if len(numbers) == len(texts) and all(map(math.isfinite, numbers)) else []
 
 
 def _polygon(element: ElementTree.Element | None) -> list[float]:

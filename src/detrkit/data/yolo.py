@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from detrkit.common.errors import AnnotationError
 from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.data.coco import DetectionDataset
+from detrkit.data.documents import read_lines
 from detrkit.data.image_files import image_files_in
 from detrkit.data.image_sizes import ImageSize, read_image_sizes
 from detrkit.data.problems import Findings
@@ -25,6 +26,8 @@ SPLITS = {
 """What tools call the splits of a data set."""
 
 _IMAGES, _LABELS = "images", "labels"
+# What PyYAML raises at a value that is not of the type it claims, such as !!int ''.
+_YAML_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _LARGEST_FRACTION = 1.01  # tools round
 
 
@@ -76,7 +79,7 @@ def read_settings(path: Path) -> Mapping[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (*_YAML_ERRORS, RecursionError, yaml.YAMLError) as error:
         raise AnnotationError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping) or not isinstance(settings.get("names"), (Mapping, list)):
         raise AnnotationError(f"{path} is not a YOLO data file: it has no names")
@@ -114,7 +117,7 @@ def read_labels(
     listed = settings["names"]
     names = dict(listed) if isinstance(listed, Mapping) else dict(enumerate(listed))
     categories: list[Category] = [
-        {"id": int(number), "name": name} for number, name in names.items() if str(number).isdecimal()
+        {"id": int(number), "name": name} for number, name in names.items() if _is_class(number)
     ]
     document: Document = {"images": [], "annotations": [], "categories": categories}
     known = {category["id"] for category in categories}
@@ -152,6 +155,11 @@ def read_labels(
         problems=findings.problems(),
         format="YOLO",
     )
+
+
+def _is_class(number: object) -> bool:
+    text = str(number)
+    return text.isdecimal() and len(text) < 10  # Python refuses to read very long numbers
 
 
 def _rows(
@@ -218,12 +226,12 @@ def _images(data_yaml: Path, settings: Mapping[str, Any], value: str, split: str
     tails = [base / Path(*inside.parts[start:]) for start in range(len(inside.parts))]
     candidates = [root / value, base / value, *tails]
     for candidate in candidates:
-        if candidate.is_dir():
+        if os.path.isdir(candidate):  # noqa: PTH112 - raises at no name, however long
             nested = candidate / _IMAGES
             return image_files_in(nested if nested.is_dir() else candidate)
-        if candidate.is_file() and candidate.suffix == ".txt":
+        if _is_file(candidate) and candidate.suffix == ".txt":
             return _listed(candidate, root)
-        if candidate.is_file():
+        if _is_file(candidate):
             return [candidate]
     raise AnnotationError(f"{data_yaml}: folder {candidates[0]} of the split {split!r} not found")
 
@@ -231,18 +239,21 @@ def _images(data_yaml: Path, settings: Mapping[str, Any], value: str, split: str
 def _listed(path: Path, root: Path) -> list[Path]:
     """The images that a text file lists, relative to itself or the root, or as on another machine."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        name = line.strip().replace("\\", "/")
-        if not name:
-            continue
+    for number, line in read_lines(path):
+        name = line.replace("\\", "/")
         inside = [part for part in Path(name).parts if part not in ("..", ".", "/")]
         tails = [Path(*inside[start:]) for start in range(len(inside))]
         candidates = [folder / tail for tail in [Path(name), *tails] for folder in (path.parent, root)]
-        image = next((candidate for candidate in candidates if candidate.is_file()), None)
+        image = next((candidate for candidate in candidates if _is_file(candidate)), None)
         if image is None:
             raise AnnotationError(f"{path} line {number}: image {name} not found")
         found.append(image)
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; a name that no file can have is none."""
+    return os.path.isfile(path)  # noqa: PTH113 - raises at no name, however long
 
 
 def _label_file(image: Path) -> Path | None:
