@@ -43,11 +43,12 @@ NOT_RUN = {
     "docs/large-jobs.md": 3,
     "docs/performance.md": 7,
     "docs/reproduce.md": 3,
+    "docs/serve.md": 6,
     "docs/several-gpus.md": 1,
     "docs/start.md": 1,
     "docs/tables.md": 1,
-    "docs/tutorials/deploy.md": 2,
-    "docs/tutorials/fine-tune.md": 1,
+    "docs/tutorials/deploy.md": 4,
+    "docs/tutorials/fine-tune.md": 2,
 }
 
 #: Files that are there when a page's blocks have been run.
