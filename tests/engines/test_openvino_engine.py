@@ -71,3 +71,12 @@ def test_a_graph_that_had_to_go_must_pay_anew(clock: Clock) -> None:
     assert graphs.run(pictures(1))[0] == "all"
     assert graphs.run(pictures(5))[0] == "5"
     assert graphs.run(pictures(2))[0] == "2"
+
+
+def test_what_is_known_of_sizes_stays_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "_SIZES_KEPT", 3)
+    graphs = _Graphs(clock.compile, "all")
+    for width in [1, 1, 2, 3, 4, 5]:
+        graphs.run(pictures(width))
+    assert len(graphs._calls) == len(graphs._seconds) == 3
+    assert graphs.run(pictures(1))[0] == "all"  # its two calls are forgotten

@@ -6,6 +6,7 @@ import importlib.util
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 # and holds the weights once more.
 _SAVED = 0.2
 _GRAPHS_KEPT = 4
+_SIZES_KEPT = 1000  # of which it is known how often they came
+
+# What the graph for all sizes prepares for a size, it keeps: 5000 operators of each kind by default, which is
+# all of hundreds of sizes. One size takes about a hundred.
+_OPERATORS_KEPT = {"CPU_RUNTIME_CACHE_CAPACITY": 256}
 
 
 def check_installed() -> None:
@@ -52,6 +58,8 @@ def load(path: Path) -> Run:
         "INFERENCE_NUM_THREADS": thread_count(),
     }
     core = openvino.Core()
+    with suppress(RuntimeError):  # a setting that OpenVINO does not document
+        core.set_property("CPU", _OPERATORS_KEPT)
     model = core.read_model(path)
     graphs = _Graphs(lambda specialised: core.compile_model(specialised, "CPU", settings), model)
     return graphs.run
@@ -77,15 +85,21 @@ class _Graphs:
         inputs = dict(inputs)
         kind = _kind_of(inputs)
         if kind not in self._for_one_size and not self._pays(kind):
-            self._calls[kind] += 1
             started = time.perf_counter()
             outputs = self._for_all_sizes(inputs, share_inputs=True).to_tuple()
-            self._seconds[kind] += time.perf_counter() - started
+            self._count(kind, time.perf_counter() - started)
             return outputs
         graph = self._graph(kind, inputs)
         if not kind.padded:
             del inputs[_MASK]
         return graph(inputs, share_inputs=True).to_tuple()
+
+    def _count(self, kind: _Kind, seconds: float) -> None:
+        self._calls[kind] += 1
+        self._seconds[kind] += seconds
+        for oldest in list(self._calls)[:-_SIZES_KEPT]:
+            self._calls.pop(oldest, None)
+            self._seconds.pop(oldest, None)
 
     def _pays(self, kind: _Kind) -> bool:
         return self._calls[kind] > 1 and self._seconds[kind] * _SAVED >= self._to_make
@@ -97,7 +111,7 @@ class _Graphs:
             self._to_make = time.perf_counter() - started
             if len(self._for_one_size) > _GRAPHS_KEPT:
                 left, _ = self._for_one_size.popitem(last=False)
-                del self._seconds[left]  # it has to earn the next one again
+                self._seconds.pop(left, None)  # it has to earn the next one again
         self._for_one_size.move_to_end(kind)
         return self._for_one_size[kind]
 
