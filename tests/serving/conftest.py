@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit import DetectionConfig, Detections, ImageLimits, PanopticSegmentation
+from detrkit import DetectionConfig, Detections, DetrConfig, ImageLimits, PanopticSegmentation
 from detrkit.inference.prepared import ImageFrame, PreparedImage, read_image
 from detrkit.serving.app import build_app
 from detrkit.serving.local import LocalBackend
@@ -31,11 +31,21 @@ def number_image(number: int, width: int = 40, height: int = 30) -> bytes:
     return file.getvalue()
 
 
+def image_number(image: PreparedImage | Image.Image) -> int:
+    return image.getpixel((0, 0))[0] if isinstance(image, Image.Image) else image.pixel_values
+
+
+def size_of(image: PreparedImage | Image.Image) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else image.frame.image_size
+
+
 class NumberReader:
     """Stands in for a detector: one object, whose score is the image's number in hundredths.
 
     Attributes:
         batches: Numbers of the images that were run together.
+        images: All that were run.
         options: Of each run.
         gate: Runs wait until it is set.
     """
@@ -44,8 +54,9 @@ class NumberReader:
     detection_config = DetectionConfig(threshold=0.25)
 
     def __init__(self, *, has_masks: bool = False, limits: ImageLimits = LIMITS) -> None:
-        self.has_masks, self.limits, self.model = has_masks, limits, self
+        self.has_masks, self.limits, self.config = has_masks, limits, DetrConfig()
         self.batches: list[list[int]] = []
+        self.images: list[Any] = []
         self.options: list[dict[str, Any]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -66,8 +77,9 @@ class NumberReader:
         return PreparedImage(pixel_values=read.getpixel((0, 0))[0], pixel_mask=None, frame=frame)
 
     def _run(self, images: list[PreparedImage], options: dict[str, Any]) -> list[int]:
-        numbers = [image.pixel_values for image in images]
-        assert len({image.frame.padded_size for image in images}) == 1
+        numbers = [image_number(image) for image in images]
+        assert len({size_of(image) for image in images}) == 1
+        self.images += images
         self.batches.append(numbers)
         self.options.append(options)
         assert self.gate.wait(60)
@@ -82,18 +94,18 @@ class NumberReader:
                 scores=np.array([number / 100], np.float32),
                 labels=np.array([1]),
                 names=["number"],
-                image_size=image.frame.image_size,
+                image_size=size_of(image),
             )
 
     def stream_segments(self, images: list[PreparedImage], **options: Any) -> Iterator[PanopticSegmentation]:
         for number, image in zip(self._run(images, options), images):
-            ids = np.zeros(image.frame.image_size, np.int32)
+            ids = np.zeros(size_of(image), np.int32)
             ids[2:5, 3:9] = number
             yield PanopticSegmentation(
                 ids=ids,
                 segments=[{"id": number, "category_id": 1, "isthing": True, "area": 18, "score": 0.9}],
                 names=["number"],
-                image_size=image.frame.image_size,
+                image_size=size_of(image),
             )
 
 

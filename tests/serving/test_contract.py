@@ -74,10 +74,8 @@ def test_options_reach_the_detector_and_are_its_own_otherwise(running: Running) 
     assert running.detect(IMAGE, "?threshold=25e-2&overlap=1&max_objects=3").status_code == 200
     assert running.detect(IMAGE).status_code == 200
     given = {"threshold": 0.25, "overlap": 1, "max_objects": 3}
-    assert running.reader.options == [
-        {"batch_size": 1, "masks": False, **given},
-        {"batch_size": 1, "masks": False},
-    ]
+    always = {"batch_size": 4, "masks": False}
+    assert running.reader.options == [always | given, always]
 
 
 @pytest.mark.parametrize(
@@ -234,10 +232,19 @@ def test_segments_come_with_their_png(start: Start) -> None:
     ids = rgb_to_id(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["panoptic"])))))
     assert ids.shape == (30, 40)
     assert (ids == 50).sum() == 18
-    assert running.reader.options == [{"batch_size": 1, "threshold": 0.3}]
+    assert running.reader.options == [{"batch_size": 4, "threshold": 0.3}]
     refused = running.client.post("/v1/segment?overlap=0.5", **post)
     assert refused.status_code == 400
     assert "unknown parameter 'overlap'" in error_of(refused)
+
+
+def test_a_model_that_works_in_tiles_gets_the_image_as_it_is(start: Start) -> None:
+    reader = NumberReader()
+    reader.detection_config = DetectionConfig(tile_size=20)
+    running = start(reader)
+    assert running.detect(IMAGE).json()["objects"][0]["score"] == 0.5
+    assert reader.images[0].size == (40, 30)
+    assert running.detect(IMAGE[:60]).status_code == 400
 
 
 def test_models_are_chosen_by_name_and_the_first_is_the_default(start: Start) -> None:

@@ -77,7 +77,7 @@ def test_a_replica_that_dies_under_load_loses_no_request(
         refused = running.detect(b"no image")
         assert refused.status_code == 400
         assert "Pillow" in error_of(refused)
-        assert running.client.get("/v1/model").json()["architecture"] == "DetrForObjectDetection"
+        assert running.client.get("/v1/model").json()["family"] == "detr"
         [victim] = replicas()
         with ThreadPoolExecutor(16) as pool:
             answers = [pool.submit(running.detect, content, "?threshold=0.3") for _ in range(300)]

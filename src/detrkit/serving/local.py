@@ -8,11 +8,13 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.schema import JsonObject
 from detrkit.inference.predictions import no_masks
+from detrkit.inference.prepared import read_image
 from detrkit.inference.requests import (
     RequestOptions,
     object_entries,
@@ -27,11 +29,14 @@ from detrkit.serving.problems import refusal
 from detrkit.serving.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from detrkit.inference.detector import Detector
     from detrkit.inference.prepared import PreparedImage
 
 Load: TypeAlias = "Callable[[str, ModelSettings], Detector]"
 
+_Image: TypeAlias = "PreparedImage | Image"
 _Found: TypeAlias = Detections | PanopticSegmentation
 _Made = TypeVar("_Made")
 
@@ -75,7 +80,7 @@ class LocalBackend:
         """
         self._settings, self._load = settings, load
         self._detectors: dict[str, Detector] = {}
-        self._batcher: Batcher[PreparedImage, _Found] = Batcher(
+        self._batcher: Batcher[_Image, _Found] = Batcher(
             self._run, size=settings.batch_size, max_wait=settings.max_wait
         )
 
@@ -94,13 +99,8 @@ class LocalBackend:
         if task.kind == "segment" and not detector.has_masks:
             raise refusal(no_masks())
 
-        def read() -> tuple[Hashable, PreparedImage]:
-            content = task.upload.image(self._settings.limits.max_bytes)
-            prepared = detector.prepare(content, exif_orientation=self._settings.exif_orientation)
-            return _BatchKind(task.kind, task.model, task.options, prepared.frame.padded_size), prepared
-
         try:
-            finished = await self._batcher.submit(read)
+            finished = await self._batcher.submit(partial(self._read, task, detector))
         except (ImageError, SettingError) as error:
             raise refusal(error) from error
         return Answer(await asyncio.to_thread(_document, finished.result), finished.times)
@@ -109,22 +109,36 @@ class LocalBackend:
         """See :meth:`detrkit.serving.backend.Backend.describe`."""
         detector = self._detectors[model]
         return {
-            "architecture": type(detector.model).__name__,
+            "family": detector.config.model_type,
             "classes": [{"label": one["id"], "name": one["name"]} for one in detector.categories()],
             "masks": detector.has_masks,
             "detection_config": detector.detection_config.decisions(),
         }
 
+    def _read(self, task: Task, detector: Detector) -> tuple[_BatchKind, _Image]:
+        """The image of a task, and what it has in common with those that it can be run with."""
+        content, turn = task.upload.image(self._settings.limits.max_bytes), self._settings.exif_orientation
+        image: _Image
+        if task.kind == "detect" and detector.detection_config.tile_size is not None:
+            # The detector cuts tiles from the image as it is, and prepares these.
+            image = read_image(content, exif_orientation=turn, limits=detector.limits)
+            size = image.size
+        else:
+            image = detector.prepare(content, exif_orientation=turn)
+            size = image.frame.padded_size
+        return _BatchKind(task.kind, task.model, task.options, size), image
+
     def _load_all(self) -> dict[str, Detector]:
         return {name: self._load(model, self._settings) for name, model in self._settings.models.items()}
 
-    def _run(self, kind: Hashable, images: Sequence[PreparedImage]) -> Sequence[_Found]:
+    def _run(self, kind: Hashable, images: Sequence[_Image]) -> Sequence[_Found]:
         """The results of images of one processed size."""
         assert isinstance(kind, _BatchKind)
         detector, options = self._detectors[kind.model], kind.options.given()
+        size = self._settings.batch_size
         if kind.kind == "segment":
-            return list(detector.stream_segments(images, batch_size=len(images), **options))
-        return list(detector.stream(images, batch_size=len(images), masks=False, **options))
+            return list(detector.stream_segments(images, batch_size=size, **options))
+        return list(detector.stream(images, batch_size=size, masks=False, **options))
 
 
 def _document(found: _Found) -> JsonObject:

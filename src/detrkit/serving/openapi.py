@@ -170,7 +170,7 @@ def _schemas() -> JsonObject:
             {
                 "model": _TEXT,
                 "models": _list(_TEXT),
-                "architecture": _TEXT,
+                "family": _TEXT,
                 "classes": _list(_object({"label": _INTEGER, "name": _TEXT})),
                 "masks": {"type": "boolean"},
                 "detection_config": {"type": "object", "description": "What turns scores into decisions."},
