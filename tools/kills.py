@@ -1,17 +1,21 @@
-"""Commands that are killed at random moments, and what they leave behind.
+"""Commands that are killed at random moments or run out of disk space, and what they leave behind.
 
-``python -m tools.kills --kills 100`` kills that many, spread over the commands, and after each looks at
-the files: none may lie half-written under its final name. Where a command can go on, it does, until it is
-through; the results must then be those of a run that nothing disturbed.
+``python -m tools.kills --kills 100 --full-disks 50`` disturbs that many, spread over the commands, and after
+each looks at the files: none may be half-written under its final name, and the inputs must be what they were.
+Where a command can be resumed, it is, until it is through; the results must then be those of a run that
+nothing disturbed. A full disk is a small file system in memory, which takes root; otherwise a limit on the
+size of a file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ from tests.conftest import make_picture, read_json
 from tests.conversion.synthetic import detr_checkpoint
 from tests.tiny import FAMILIES
 from tests.training.conftest import make_dataset
+
+from detrkit.common.files import content_hash
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -52,6 +58,7 @@ class Job:
             and go.
         compared: Turns the files of a finished run into what must be equal.
         progress: Pieces of work that are done, from the files of an unfinished run.
+        check_inputs: Raises an AssertionError if an input is not what it was.
     """
 
     arguments: Callable[[Path], list[Any]]
@@ -59,6 +66,7 @@ class Job:
     settled: Callable[[str], bool]
     compared: Callable[[dict[str, bytes]], Any] = field(default=lambda files: files)
     progress: Callable[[dict[str, bytes]], set[str]] = field(default=lambda files: set())
+    check_inputs: Callable[[], None] = lambda: None
 
 
 def jobs(work: Path) -> dict[str, Job]:
@@ -146,45 +154,63 @@ def _without_time(files: dict[str, bytes]) -> Any:
     return {**files, "numbers.json": numbers}
 
 
+@dataclass
+class Whole:
+    """A run that nothing disturbed.
+
+    Attributes:
+        files: What it wrote, by name.
+        begin: Seconds after which it began to write, or a little less.
+        duration: Seconds that it took.
+    """
+
+    files: dict[str, bytes]
+    begin: float
+    duration: float
+
+    @classmethod
+    def of(cls, job: Job, folder: Path) -> Whole:
+        folder.mkdir(parents=True)
+        started = time.monotonic()
+        process = _start(job, folder, resume=False)
+        first_change = None
+        while process.poll() is None:
+            if first_change is None and any(folder.rglob("*")):
+                first_change = time.monotonic() - started
+            time.sleep(0.005)
+        duration = time.monotonic() - started
+        assert process.returncode == 0, process.communicate()
+        # Before it writes anything a command cannot leave anything; most kills are to fall later.
+        return cls(contents(folder), 0.8 * (first_change or duration), duration)
+
+
 def campaign(
-    job: Job, kills: int, work: Path, choose: random.Random, say: Callable[[str], None]
+    job: Job, kills: int, whole: Whole, work: Path, choose: random.Random, say: Callable[[str], None]
 ) -> Counter[str]:
     """Kills a command so many times; gives how the kills fell.
 
     Raises:
         AssertionError: A kill left something it must not leave, or the end is not that of an undisturbed run.
     """
-    whole = work / "whole"
-    whole.mkdir(parents=True)
-    started = time.monotonic()
-    process = _start(job, whole, resume=False)
-    first_change = None
-    while process.poll() is None:
-        if first_change is None and any(whole.rglob("*")):
-            first_change = time.monotonic() - started
-        time.sleep(0.005)
-    duration = time.monotonic() - started
-    assert process.returncode == 0, process.communicate()
-    wanted = contents(whole)
-    # Before it writes anything a command cannot leave anything; most kills are to fall later.
-    begin = 0.8 * (first_change or duration)
+    wanted = whole.files
     tally: Counter[str] = Counter()
     attempt, done, out = 0, set(), work / "out 0"
     out.mkdir()
     resumed = False
     while tally["killed"] < kills:
         process = _start(job, out, resume=resumed)
-        moment = choose.uniform(begin, 1.02 * duration)
+        moment = choose.uniform(whole.begin, 1.02 * whole.duration)
         kind = choose.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
         try:
             _, messages = process.communicate(timeout=moment)
             assert process.returncode == 0, messages
         except subprocess.TimeoutExpired:
             process.send_signal(kind)
-            _, messages = process.communicate(timeout=120)
+            _, messages = process.communicate(timeout=600)
             tally["killed"] += process.returncode != 0
             tally[kind.name] += process.returncode != 0
         assert "Traceback" not in messages, messages
+        job.check_inputs()
         found = contents(out)
         if process.returncode == 0:
             assert job.compared(found) == job.compared(wanted)
@@ -202,12 +228,69 @@ def campaign(
             shutil.rmtree(out)
             out.mkdir()
         resumed = job.resume is not None and any(out.iterdir())
-        say(f"{tally['killed']} of {kills} killed after {moment:.1f} of {duration:.1f} s: {len(found)} files")
-    process = _start(job, out, resume=resumed)
-    _, messages = process.communicate(timeout=300)
+        say(f"{tally['killed']} of {kills} killed after {moment:.1f} s: {len(found)} files")
+    if kills:
+        _go_through(job, out, wanted, resume=resumed)
+    return tally
+
+
+def full_disks(
+    job: Job, rounds: int, whole: Whole, work: Path, choose: random.Random, say: Callable[[str], None]
+) -> Counter[str]:
+    """Runs a command so many times with less space than its files take, then again with enough.
+
+    Raises:
+        AssertionError: As for :func:`campaign`, or the command did not end with one clear line.
+    """
+    tally: Counter[str] = Counter()
+    total = sum(-(-len(data) // _PAGE) for data in whole.files.values())
+    for number in range(rounds):
+        out = work / f"small {number}"
+        out.mkdir()
+        pages = choose.randint(1, max(1, total - 1))
+        with _small_disk(out, pages * _PAGE) as (limit, enlarge):
+            process = _start(job, out, resume=False, largest_file=limit)
+            _, messages = process.communicate(timeout=1200)
+            tally["full" if process.returncode else "enough"] += 1
+            assert "Traceback" not in messages, messages
+            if process.returncode:
+                last = messages.strip().splitlines()[-1]
+                assert process.returncode == 2, (process.returncode, messages)
+                assert any(word in last for word in ("No space left", "File too large", "disk")), messages
+            job.check_inputs()
+            found = contents(out)
+            _check_settled(job, found, whole.files)
+            tally["with work done"] += bool(process.returncode and found)
+            enlarge()
+            resume = bool(process.returncode and job.resume is not None and any(out.iterdir()))
+            _go_through(job, out, whole.files, resume=resume)
+        shutil.rmtree(out)
+        say(f"{number + 1} of {rounds} with {pages * _PAGE} bytes: {len(found)} files, {process.returncode}")
+    return tally
+
+
+_PAGE = 4096
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path, size: int) -> Iterator[tuple[int | None, Callable[[], None]]]:
+    """A file system of a size in a folder: a limit on files if there can be none, and what makes it large."""
+    if os.geteuid():
+        yield size, lambda: None
+        return
+    options = f"size={size + 8 * _PAGE}"  # folders take space too
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield None, lambda: subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True) and None
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def _go_through(job: Job, out: Path, wanted: dict[str, bytes], *, resume: bool) -> None:
+    process = _start(job, out, resume=resume)
+    _, messages = process.communicate(timeout=1200)
     assert process.returncode == 0, messages
     assert job.compared(contents(out)) == job.compared(wanted)
-    return tally
 
 
 def _check_settled(job: Job, found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
@@ -231,7 +314,13 @@ def _unnumbered(entry: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in entry.items() if key != "id"})
 
 
-def _start(job: Job, out: Path, *, resume: bool) -> subprocess.Popen[str]:
+def _start(job: Job, out: Path, *, resume: bool, largest_file: int | None = None) -> subprocess.Popen[str]:
+    def prepare() -> None:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, signal.SIG_DFL)
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     arguments = [*job.arguments(out), *((job.resume or []) if resume else [])]
     return subprocess.Popen(
         [sys.executable, "-m", "detrkit", *map(str, arguments)],
@@ -239,7 +328,7 @@ def _start(job: Job, out: Path, *, resume: bool) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: [signal.signal(k, signal.SIG_DFL) for k in (signal.SIGINT, signal.SIGTERM)],
+        preexec_fn=prepare,
     )
 
 
@@ -248,6 +337,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="In all, shared by the commands.")
+    parser.add_argument("--full-disks", type=int, default=0, help="In all, shared by the commands.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--commands", nargs="+", default=["detect", "segment", "convert", "evaluate", "train", "export"]
@@ -256,16 +346,34 @@ def main() -> None:
     choose = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="detrkit-kills-") as work:
         known = jobs(Path(work))
+        inputs = _hashes(Path(work))
+
+        def check_inputs() -> None:
+            assert _hashes(Path(work), inputs) == inputs, "an input has changed"
+
         for number, name in enumerate(args.commands):
-            share = args.kills // len(args.commands) + (number < args.kills % len(args.commands))
-            tally = campaign(
-                known[name],
-                share,
-                Path(work) / name,
-                choose,
-                lambda line, name=name: print(f"{name}: {line}", file=sys.stderr, flush=True),
-            )
-            print(f"{name}: {dict(tally)}", flush=True)
+            job, place = replace(known[name], check_inputs=check_inputs), Path(work) / name
+            whole = Whole.of(job, place / "whole")
+            for kind, disturb, total in (
+                ("killed", campaign, args.kills),
+                ("full disks", full_disks, args.full_disks),
+            ):
+                share = total // len(args.commands) + (number < total % len(args.commands))
+                tally = disturb(
+                    job,
+                    share,
+                    whole,
+                    place,
+                    choose,
+                    lambda line, name=name: print(f"{name}: {line}", file=sys.stderr, flush=True),
+                )
+                print(f"{name}, {kind}: {dict(tally)}", flush=True)
+
+
+def _hashes(work: Path, names: Iterable[Path] | None = None) -> dict[Path, str | None]:
+    """The files below a folder, or these, with what is the same while they are."""
+    paths = [path for path in work.rglob("*") if path.is_file()] if names is None else list(names)
+    return {path: content_hash(path) if path.is_file() else None for path in paths}
 
 
 if __name__ == "__main__":
