@@ -52,8 +52,8 @@ class Program:
 
 
 @contextmanager
-def serving(log: Path, *arguments: object) -> Iterator[Program]:
-    """Starts the program and waits until it is ready."""
+def serving(log: Path, *arguments: object, wait: bool = True) -> Iterator[Program]:
+    """Starts the program, and waits until it is ready or only until it listens."""
     command = [sys.executable, "-m", "detrkit", "serve", "--port", "0", *map(str, arguments)]
     with (
         log.open("w") as stderr,
@@ -70,7 +70,7 @@ def serving(log: Path, *arguments: object) -> Iterator[Program]:
             assert process.stdout is not None
             program = Program(process, process.stdout.readline().strip(), log)
             assert program.address.startswith("http://127.0.0.1:"), program.said()
-            while get(f"{program.address}/health/ready")[0] != 200:
+            while wait and get(f"{program.address}/health/ready")[0] != 200:
                 assert process.poll() is None, program.said()
                 time.sleep(0.1)
             yield program
@@ -112,6 +112,14 @@ def test_it_serves_until_sigterm_and_answers_what_it_accepted(tiny_detr: Path, t
     assert statuses.count(200) >= 3
     assert "Stopped; all accepted requests were answered." in said
     assert "Traceback" not in said
+
+
+def test_sigterm_while_the_models_are_loaded_ends_it_at_once(tiny_detr: Path, tmp_path: Path) -> None:
+    with serving(tmp_path / "log", "--model", tiny_detr, wait=False) as program:
+        program.process.send_signal(signal.SIGTERM)
+        assert program.process.wait(60) == 0, program.said()
+    assert "Stopping; requests under way: 0" in program.said()
+    assert "Traceback" not in program.said()
 
 
 @pytest.mark.slow

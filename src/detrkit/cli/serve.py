@@ -73,7 +73,7 @@ def serve(
 
     require_packages()
     from detrkit.serving.local import LocalBackend
-    from detrkit.serving.server import address, listen, run_server
+    from detrkit.serving.server import listen, run_server
     from detrkit.serving.service import Service
 
     named = name_models(models or ["detr-resnet-50"])
@@ -96,11 +96,6 @@ def serve(
     with listen(host, port) as listening:
         service = Service(
             LocalBackend(settings), named, ServiceSettings(limits=limits, queue_size=queue_size)
-        )
-        print(address(listening), flush=True)
-        say(
-            f"Serving {', '.join(named)} at {address(listening)}. Press Ctrl-C to stop.",
-            address=address(listening),
         )
         run_server(service, listening)
     say("Stopped; all accepted requests were answered.")

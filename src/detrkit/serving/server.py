@@ -53,7 +53,8 @@ def address(listening: socket.socket) -> str:
 def run_server(service: Service, listening: socket.socket) -> None:
     """Serves until SIGTERM or an interrupt; the requests that were accepted are answered first.
 
-    Until then new ones are refused with status 503. A second signal ends the process at once.
+    Until then new ones are refused with status 503. A second signal ends the process at once. The address is
+    printed on stdout.
 
     Args:
         service: What answers; its models are loaded while the server already listens.
@@ -117,6 +118,9 @@ async def _serve(service: Service, app: ASGIApp, listening: socket.socket) -> No
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, _on_signal, service, number)
+    where = address(listening)
+    print(where, flush=True)  # from now on a signal stops the server as it should
+    say(f"Serving {', '.join(service.models)} at {where}. Press Ctrl-C to stop.", address=where)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     ended = asyncio.ensure_future(service.ended.wait())
     await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
