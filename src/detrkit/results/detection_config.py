@@ -226,12 +226,12 @@ class DetectionRule:
             for label, value in self._thresholds.items():
                 thresholds[labels == label] = value
         places = np.flatnonzero(final > thresholds)
-        # Equal after calibration: as the model had them.
-        places = places[np.lexsort((-scores[places], -final[places]))]
+        places = places[np.argsort(-scores[places], kind="stable")]
         if self._config.overlap is not None and len(places):
+            # As the model ranks them: the curves of two classes need not be made for a comparison.
             rivals = None if self._config.class_agnostic else labels[places]
             places = places[without_overlaps(boxes[places], self._config.overlap, rivals)]
-        places = places[: self._config.max_objects]
+        places = places[np.argsort(-final[places], kind="stable")][: self._config.max_objects]
         return places, final[places]
 
 
