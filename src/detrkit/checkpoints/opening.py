@@ -38,3 +38,21 @@ def open_model(
 
     files = read_model_files(name, revision)
     return files.load_model(), files.load_processor()
+
+
+def open_processor(name: str, revision: str | None) -> DetrImageProcessorBase | ArrayImageProcessor:
+    """The image processor alone of a Hub id or folder.
+
+    Raises:
+        CheckpointError: It cannot be found, read or used.
+        MissingExtraError: It needs packages that are not installed.
+    """
+    from detrkit.checkpoints.loading import manifest_of, read_model_files
+
+    manifest = manifest_of(name)
+    if manifest is not None:
+        from detrkit.checkpoints.exported import read_exported_files
+
+        return read_exported_files(name, manifest).load_processor()
+    require_torch(f"{name} is not an exported model; running it")
+    return read_model_files(name, revision).load_processor()

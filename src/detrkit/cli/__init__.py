@@ -23,7 +23,6 @@ import typer
 from detrkit import __version__
 from detrkit.cli import (
     benchmark,
-    calibrate,
     convert,
     data,
     demo,
@@ -59,7 +58,6 @@ app = typer.Typer(
 app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
-app.command("calibrate")(calibrate.calibrate)
 app.command("explain")(explain.explain)
 app.command("train")(train.train)
 app.command("models")(models.models)

@@ -27,6 +27,7 @@ def detect(
     overlap: options.Overlap = None,
     class_agnostic: options.ClassAgnostic = None,
     max_objects: options.MaxObjects = None,
+    tiles: options.Tiles = None,
     engine: options.Engine = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -73,7 +74,9 @@ def detect(
     """
     from detrkit.checkpoints.identity import run_info
     from detrkit.checkpoints.loading import read_detection_config
+    from detrkit.checkpoints.opening import open_processor
     from detrkit.checkpoints.registry import resolve_model
+    from detrkit.inference.tiles import read_tiles, with_tiles
 
     inputs, mistakes = find_images(images)
     name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
@@ -91,6 +94,7 @@ def detect(
     config = read_detection_config(name, revision).with_options(
         threshold=threshold, overlap=overlap, class_agnostic=class_agnostic, max_objects=max_objects
     )
+    config = with_tiles(config, read_tiles(tiles), partial(open_processor, name, revision))
     fingerprints = Fingerprints(inputs, limits)
     drawings = None if save_dir is None else Drawings(save_dir, inputs, resume=resume)
     sinks: list[Sink[Detections]] = [] if drawings is None else [drawings]

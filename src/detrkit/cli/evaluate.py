@@ -97,6 +97,7 @@ def evaluate(
     masks: Masks = None,
     max_objects: options.MaxObjects = None,
     overlap: options.Overlap = None,
+    tiles: options.Tiles = None,
     raw: Raw = False,
     threshold: SegmentThreshold = 0.85,
     strict: Strict = False,
@@ -138,12 +139,14 @@ def evaluate(
     else:
         resolve_model(model)  # before any work: a misspelt name, with a suggestion
         from detrkit.evaluation import evaluate_dataset
+        from detrkit.inference.tiles import read_tiles
 
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
         choices |= {"overlap": overlap, "raw": raw, "strict": strict, "errors": errors}
+        choices["tiles"] = read_tiles(tiles)
         detector = options.load_detector(model, debug=debug, **setup)
         if panoptic_dir is not None and not detector.has_masks:
             raise DetrkitError("this model finds boxes only; leave out --panoptic-dir")

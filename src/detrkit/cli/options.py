@@ -76,6 +76,15 @@ MaxObjects = Annotated[
         "as it has queries]",
     ),
 ]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE|auto",
+        help="Cut larger images into overlapping tiles of this side in pixels, or height x width such as "
+        "480x640; auto for tiles like the images that the model was trained on, 0 for none.  [default: as "
+        "chosen for the model, or none]",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 ExifOrientation = Annotated[
     bool,

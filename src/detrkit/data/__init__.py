@@ -27,6 +27,7 @@ from detrkit.common.lazy import lazy_names
 if TYPE_CHECKING:
     from detrkit.data.checks import check_dataset as check_dataset
     from detrkit.data.coco import DetectionDataset as DetectionDataset
+    from detrkit.data.scale import training_scale as training_scale
     from detrkit.data.voc import read_voc as read_voc
     from detrkit.data.yolo import read_yolo as read_yolo
 else:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from detrkit.common.errors import AnnotationError, ImageError, SettingError
 from detrkit.common.files import atomic_file
@@ -46,9 +46,6 @@ from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
 from detrkit.processing.images import load_image
 from detrkit.results.detection_config import DetectionConfig
 from detrkit.results.finder import ObjectFinder
-
-if TYPE_CHECKING:
-    from detrkit.results.detections import Detections
 
 logger = logging.getLogger("detrkit")
 
@@ -159,6 +156,7 @@ def evaluate_detector(
     masks: bool | None = None,
     max_objects: int | None = None,
     overlap: float | None = None,
+    tiles: int | str | Sequence[int] | None = None,
     raw: bool = False,
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
@@ -180,7 +178,9 @@ def evaluate_detector(
             best 100 of each class. The originals take 100.
         overlap: IoU above which the lower-scored of two boxes is dropped (1 keeps all); by default as
             ``detection_config`` says.
-        raw: Leave ``detection_config`` out: neither overlap filter nor calibration.
+        tiles: Cut larger images into tiles, as for a call of the detector.
+        raw: Leave ``detection_config`` out: neither overlap filter nor calibration, and tiles only where
+            ``tiles`` asks for them.
         threshold: Only segments with a higher score enter the panoptic quality. Boxes and masks count
             whatever their score, as COCO asks.
         strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
@@ -206,6 +206,7 @@ def evaluate_detector(
         masks=masks,
         max_objects=max_objects,
         overlap=overlap,
+        tiles=tiles,
         raw=raw,
         threshold=threshold,
         strict=strict,
@@ -221,6 +222,7 @@ def evaluate_dataset(
     masks: bool | None = None,
     max_objects: int | None = None,
     overlap: float | None = None,
+    tiles: int | str | Sequence[int] | None = None,
     raw: bool = False,
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
@@ -239,6 +241,7 @@ def evaluate_dataset(
         masks: Whether to evaluate masks too; by default where the model gives and all annotations have them.
         max_objects: The most detections of an image, see :func:`evaluate_detector`.
         overlap: IoU of the overlap filter, see there.
+        tiles: Cut larger images into tiles, see there.
         raw: Leave the detector's detection settings out.
         threshold: Only segments with a higher score enter the panoptic quality.
         strict: Raise an error if the data set has problems or an image cannot be read, instead of leaving
@@ -271,8 +274,9 @@ def evaluate_dataset(
         dataset = check_dataset(replace(dataset, return_masks=masked), strict=strict).dataset
     if panoptic:
         return _evaluate_panoptic(detector, dataset, batch_size, limit, threshold, strict)
-    config = DetectionConfig() if raw else detector.detection_config
-    detector = detector.with_config(config.with_options(max_objects=max_objects, overlap=overlap))
+    config = detector.detection_config
+    config = DetectionConfig(chosen=config.chosen) if raw else config
+    detector = detector.with_config(config.with_options(max_objects=max_objects, overlap=overlap), tiles)
     return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), strict, errors)
 
 
@@ -340,10 +344,17 @@ def _evaluate_detections(
     errors: bool,
 ) -> Evaluation:
     evaluator = CocoEvaluator(dataset, detector.names)
+    images = dataset.document["images"][:limit]
     clock = _Clock()
-    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "masks": masks, "strict": strict}
-    for place, detections in detections_of(detector, dataset, clock=clock, **options):
-        evaluator.add(dataset.document["images"][place]["id"], detections)
+    stream = partial(
+        detector.stream,
+        threshold=0.0,
+        batch_size=batch_size,
+        masks=masks,
+        exif_orientation=dataset.upright,
+    )
+    for place, detections in _results(stream, dataset, len(images), clock, strict):
+        evaluator.add(images[place]["id"], detections)
     return Evaluation(
         images=len(evaluator.image_ids),
         seconds_per_image=clock.seconds / len(evaluator.image_ids),
@@ -353,32 +364,6 @@ def _evaluate_detections(
         errors=evaluator.errors() if errors else None,
         detection_config=detector.detection_config,
     )
-
-
-def detections_of(
-    detector: ObjectFinder,
-    dataset: DetectionDataset,
-    *,
-    batch_size: int,
-    limit: int | None,
-    strict: bool,
-    masks: bool = False,
-    clock: _Clock | None = None,
-) -> Iterator[tuple[int, Detections]]:
-    """Place and detections, whatever their score, of a checked data set's images, but for unreadable ones.
-
-    Raises:
-        ImageError: No image can be read, or ``strict`` is set and one cannot.
-    """
-    stream = partial(
-        detector.stream,
-        threshold=0.0,
-        batch_size=batch_size,
-        masks=masks,
-        exif_orientation=dataset.upright,
-    )
-    number = len(dataset.document["images"][:limit])
-    yield from _results(stream, dataset, number, clock or _Clock(), strict)
 
 
 def _evaluate_panoptic(

@@ -30,6 +30,7 @@ from detrkit.common.errors import DetrkitError, ImageError, SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import is_url
 from detrkit.inference.ray_connection import AUTO, connect, import_ray, shares
+from detrkit.inference.tiles import Tiles, with_tiles
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.panoptic import PanopticSegmentation
@@ -175,6 +176,7 @@ class RayDetector:
         max_objects: int | None = None,
         overlap: float | None = None,
         class_agnostic: bool | None = None,
+        tiles: Tiles = None,
         segments: bool = False,
         exif_orientation: bool = False,
     ) -> Iterator[tuple[int, Found]]:
@@ -185,9 +187,10 @@ class RayDetector:
             threshold: As for a call of ``Detector``, with segments 0.85 by default.
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object.
-            max_objects: As for a call of ``Detector``, like the next two.
+            max_objects: As for a call of ``Detector``, like the next three.
             overlap: See there.
             class_agnostic: See there.
+            tiles: See there.
             segments: Give a ``PanopticSegmentation`` instead of ``Detections``.
             exif_orientation: Turn each image as its EXIF entry says.
 
@@ -214,16 +217,22 @@ class RayDetector:
             config = config.with_options(
                 threshold=threshold, max_objects=max_objects, overlap=overlap, class_agnostic=class_agnostic
             )
+            config = with_tiles(config, tiles, self._load_processor)
             DetectionRule(config, self.names)  # a class that the model does not have
         work = _Work(segments=segments, options=options, exif_orientation=exif_orientation, config=config)
         return self._results([_for_workers(source) for source in sources], work)
 
-    def with_config(self, config: DetectionConfig) -> RayDetector:
+    def with_config(self, config: DetectionConfig, tiles: Tiles = None) -> RayDetector:
         """The same detector with other detection settings, see :meth:`detrkit.Detector.with_config`."""
         DetectionRule(config, self.names)
         other = copy.copy(self)
-        other.detection_config = config
+        other.detection_config = with_tiles(config, tiles, self._load_processor)
         return other
+
+    def _load_processor(self) -> object:
+        from detrkit.checkpoints.opening import open_processor
+
+        return open_processor(self._settings.model, self._settings.revision)
 
     def stream(
         self,
@@ -235,6 +244,7 @@ class RayDetector:
         max_objects: int | None = None,
         overlap: float | None = None,
         class_agnostic: bool | None = None,
+        tiles: Tiles = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like ``Detector.stream``: the results in the order of the images, which must be files or addresses.
@@ -243,7 +253,7 @@ class RayDetector:
         """
         with_masks = self.has_masks if masks is None else masks
         options: dict[str, Any] = {"masks": with_masks, "max_objects": max_objects, "overlap": overlap}
-        options["class_agnostic"] = class_agnostic
+        options |= {"class_agnostic": class_agnostic, "tiles": tiles}
         found = self.results(
             list(images), threshold, batch_size, exif_orientation=exif_orientation, **options
         )

@@ -22,23 +22,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, overload
 
 from detrkit.common.limits import ImageLimits
-from detrkit.common.progress import with_progress
 from detrkit.common.schema import Category
 from detrkit.engines import check_engine, start, wake
 from detrkit.engines.interface import ModelConfig, RunnableModel, has_masks
 from detrkit.engines.names import EXPORTED_ENGINES
-from detrkit.engines.placement import is_cuda, place
+from detrkit.engines.placement import place
 from detrkit.families import family_of
-from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.predictions import OutputReader, Prediction
-from detrkit.inference.prepared import (
-    PreparedImage,
-    check_numbers,
-    is_one_image,
-    prepare_image,
-    reading_threads,
-)
+from detrkit.inference.prepared import PreparedImage, check_numbers
 from detrkit.inference.running import Batch, ModelRunner, TorchRunner
+from detrkit.inference.streams import BatchRun, ImageStreams, detecting
+from detrkit.inference.tiles import Tiles, with_tiles
 from detrkit.processing.array_processor import ArrayImageProcessor
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
@@ -67,6 +61,7 @@ class _Options(TypedDict, total=False):
     max_objects: int | None
     overlap: float | None
     class_agnostic: bool | None
+    tiles: Tiles
     exif_orientation: bool
 
 
@@ -206,14 +201,18 @@ class Detector:
         DetectionRule(config, self.names)  # a class that the model does not have
         self._detection_config = config
 
-    def with_config(self, config: DetectionConfig) -> Detector:
+    def with_config(self, config: DetectionConfig, tiles: Tiles = None) -> Detector:
         """The same detector with other detection settings; the model is shared, this one stays as it is.
 
+        Args:
+            config: The settings.
+            tiles: As for a call; takes the place of what the settings say of tiles.
+
         Raises:
-            SettingError: The settings name a class that the model does not have.
+            SettingError: The settings name a class that the model does not have, or ``tiles`` is no size.
         """
         other = copy.copy(self)
-        other.detection_config = config
+        other.detection_config = with_tiles(config, tiles, lambda: self.processor)
         return other
 
     @property
@@ -270,6 +269,7 @@ class Detector:
         max_objects: int | None = None,
         overlap: float | None = None,
         class_agnostic: bool | None = None,
+        tiles: Tiles = None,
         exif_orientation: bool = False,
     ) -> Detections | list[Detections]:
         """Finds the objects in one image or in many.
@@ -284,9 +284,11 @@ class Detector:
             batch_size: Maximum number of images that go through the model at once.
             masks: Whether to give a mask for each object; by default if the model has masks.
             max_objects: The most objects of an image, the best ones; at most as many as the model has object
-                queries.
+                queries, in each tile.
             overlap: IoU above which the lower-scored of two boxes is dropped; 1 keeps all.
             class_agnostic: Whether boxes of two classes drop each other too.
+            tiles: Cut larger images into overlapping tiles: of this side in pixels or of this height and
+                width, "auto" for tiles like the images of the training, 0 for none.
             exif_orientation: Turn each image as its EXIF entry says; boxes then refer to the turned image. By
                 default boxes refer to the pixels as they are stored, which is what annotation files do.
 
@@ -299,8 +301,8 @@ class Detector:
             SettingError: A number is out of range, or the model gives no masks.
         """
         options = {"max_objects": max_objects, "overlap": overlap, "class_agnostic": class_agnostic}
-        run = self._detecting(threshold, batch_size, masks, **options)
-        return self._one_or_many(images, run, batch_size, exif_orientation, "Detecting")
+        run = self._detecting(threshold, masks, tiles, **options)
+        return self._images(batch_size, exif_orientation).one_or_many(images, run, "Detecting")
 
     def stream(
         self,
@@ -312,6 +314,7 @@ class Detector:
         max_objects: int | None = None,
         overlap: float | None = None,
         class_agnostic: bool | None = None,
+        tiles: Tiles = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
         """Like calling the detector with many images, but gives each result, in order, when it is ready.
@@ -320,8 +323,8 @@ class Detector:
         the model runs. Only a few batches are held in memory. Arguments are those of a call.
         """
         options = {"max_objects": max_objects, "overlap": overlap, "class_agnostic": class_agnostic}
-        run = self._detecting(threshold, batch_size, masks, **options)
-        return self._stream(images, run, batch_size, exif_orientation)
+        run = self._detecting(threshold, masks, tiles, **options)
+        return self._images(batch_size, exif_orientation).results(images, run)
 
     @overload
     def segment(  # type: ignore[overload-overlap]
@@ -362,8 +365,8 @@ class Detector:
             ImageError: An image cannot be found or read.
             SettingError: ``threshold`` or ``batch_size`` are out of range, or the model gives no masks.
         """
-        run = self._segmenting(threshold, batch_size)
-        return self._one_or_many(images, run, batch_size, exif_orientation, "Segmenting")
+        streams = self._images(batch_size, exif_orientation)
+        return streams.one_or_many(images, self._segmenting(threshold), "Segmenting")
 
     def stream_segments(
         self,
@@ -374,7 +377,7 @@ class Detector:
         exif_orientation: bool = False,
     ) -> Iterator[PanopticSegmentation]:
         """Like ``segment`` with many images, read ahead as by ``stream``; in order, each when it is ready."""
-        return self._stream(images, self._segmenting(threshold, batch_size), batch_size, exif_orientation)
+        return self._images(batch_size, exif_orientation).results(images, self._segmenting(threshold))
 
     def predict(
         self,
@@ -407,69 +410,32 @@ class Detector:
         self, images: _Many, batch_size: int = 1, *, exif_orientation: bool = False
     ) -> Iterator[Prediction]:
         """Like ``predict`` with many images, read ahead as by ``stream``; any threshold, but no masks."""
-        check_numbers(0, batch_size)
         runner, reader = self._runner, self._reader
         run = partial(runner.predictions, reader=reader, min_threshold=0.0, masks=False, attentions=False)
-        return self._stream(images, run, batch_size, exif_orientation)
+        return self._images(batch_size, exif_orientation).results(images, run)
 
     def _detecting(
-        self, threshold: Threshold | None, batch_size: int, masks: bool | None, **options: Any
-    ) -> Callable[[Batch], Iterator[Detections]]:
-        """What finds the objects of a batch, its settings checked."""
-        check_numbers(0, batch_size)
-        reader, runner = self._reader, self._runner
-        rule = reader.rule(self.detection_config.with_options(threshold=threshold, **options))
-        masks = self.has_masks if masks is None else masks
-        model = runner.masks_above(rule.least_score) if masks else runner.without_masks
-        return lambda batch: reader.detections(
-            runner.outputs(batch, model), [item.frame for item in batch], rule, masks
-        )
+        self, threshold: Threshold | None, masks: bool | None, tiles: Tiles, **options: Any
+    ) -> BatchRun[Detections]:
+        """What finds the objects of images, its settings checked."""
+        config = self.detection_config.with_options(threshold=threshold, **options)
+        return detecting(self._runner, self._reader, with_tiles(config, tiles, lambda: self.processor), masks)
 
-    def _segmenting(
-        self, threshold: float, batch_size: int
-    ) -> Callable[[Batch], Iterator[PanopticSegmentation]]:
+    def _segmenting(self, threshold: float) -> Callable[[Batch], Iterator[PanopticSegmentation]]:
         """What segments a batch, its settings checked."""
-        check_numbers(threshold, batch_size)
+        check_numbers(threshold, 1)
         reader, runner = self._reader, self._runner
         model = runner.masks_above(threshold)
         return lambda batch: reader.segments(
             runner.outputs(batch, model), [item.frame for item in batch], threshold
         )
 
-    def _stream(
-        self,
-        images: _Many,
-        run: Callable[[Batch], Iterable[_Result]],
-        batch_size: int,
-        exif_orientation: bool,
-    ) -> Iterator[_Result]:
-        """The result of each image, in order."""
-        prepare = partial(self.prepare, exif_orientation=exif_orientation)
-        prepared = map_in_threads(prepare, images, reading_threads(self._device))
-        ready = read_ahead(prepared, depth=batch_size + 1)
-        return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=batch_size)
-
-    def _one_or_many(
-        self,
-        images: Any,
-        run: Callable[[Batch], Iterable[_Result]],
-        batch_size: int,
-        exif_orientation: bool,
-        description: str,
-    ) -> _Result | list[_Result]:
-        """The result for one image, or the list of those for many, with a progress bar."""
-        if is_one_image(images):
-            return next(iter(run([self.prepare(images, exif_orientation)])))
-        total = len(images) if hasattr(images, "__len__") else None
-        results = self._stream(images, run, batch_size, exif_orientation)
-        return list(with_progress(results, total, description))
+    def _images(self, batch_size: int, exif_orientation: bool) -> ImageStreams:
+        return ImageStreams(self.processor, self._device, self.limits, batch_size, exif_orientation)
 
     def prepare(self, image: ImageSource, exif_orientation: bool = False) -> PreparedImage:
         """Reads and resizes an image ahead, in any thread; calls and streams take the result as an image."""
-        on_gpu = is_cuda(self._device)
-        return prepare_image(
-            image, self.processor, exif_orientation=exif_orientation, limits=self.limits, for_gpu=on_gpu
-        )
+        return self._images(1, exif_orientation).prepare(image)
 
     @property
     def _runner(self) -> ModelRunner:

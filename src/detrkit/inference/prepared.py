@@ -86,14 +86,8 @@ def prepare_image(
     """
     if isinstance(source, PreparedImage):
         return source
-    image: Image | np.ndarray
-    channels = getattr(processor, "channels", 3)
-    if channels in (1, 3):
-        image = read_image(source, exif_orientation=exif_orientation, limits=limits)
-        size = image.height, image.width
-    else:
-        image = _many_channels(source, channels, exif_orientation)
-        size = image.shape[1:]
+    image = read_pixels(source, processor, exif_orientation=exif_orientation, limits=limits)
+    size = image.shape[1:] if isinstance(image, np.ndarray) else (image.height, image.width)
     if for_gpu:
         from detrkit.processing.batch import image_threads
 
@@ -121,6 +115,24 @@ def prepare_image(
             exif_orientation=exif_orientation,
         ),
     )
+
+
+def read_pixels(
+    source: ImageSource,
+    processor: DetrImageProcessorBase | ArrayImageProcessor,
+    *,
+    exif_orientation: bool = False,
+    limits: ImageLimits | None = None,
+) -> Image | np.ndarray:
+    """Reads one image: in mode RGB, or (channels, height, width) for a model of more channels than colours.
+
+    Raises:
+        ImageError: The image cannot be found, read or used.
+    """
+    channels = getattr(processor, "channels", 3)
+    if channels in (1, 3):
+        return read_image(source, exif_orientation=exif_orientation, limits=limits)
+    return _many_channels(source, channels, exif_orientation)
 
 
 def reading_threads(device: Device) -> int:
@@ -203,7 +215,8 @@ def read_image(
 
     image = load_image(source, exif_orientation=exif_orientation, limits=limits)
     if image.info or image.format is not None:
-        image = image.copy()
+        # Another image of the same pixels: a copy of a large one would take as much memory again.
+        image = image._new(image.im)
         image.info = {}
     return image
 

@@ -25,7 +25,7 @@ from detrkit.common.errors import SettingError
 from detrkit.common.files import write_json
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import DETECTION_CONFIG
-from detrkit.results.overlap import without_overlaps
+from detrkit.results.overlap import Views, without_overlaps, without_repeats
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -44,11 +44,14 @@ class DetectionConfig:
             It acts on calibrated scores.
         overlap: IoU in (0, 1] above which the lower-scored of two boxes is dropped; None keeps all.
         class_agnostic: Whether boxes of two classes drop each other too.
-        max_objects: The most objects of an image, the best ones; None for as many as the model has queries.
+        max_objects: The most objects of an image, the best ones; None for as many as the model has queries,
+            in each tile.
         calibration: Class name -> points (score, calibrated score) of a rising curve over [0, 1], straight
             between its points; the scores of other classes stay. None leaves all scores as they are.
-        tile_size: Side in pixels of the square tiles that larger images are cut into; None for no tiles.
-        tile_overlap: How much of a tile's side its neighbours share, from 0 to below 1.
+        tile_size: Side in pixels of the square tiles that larger images are cut into, or their height and
+            width; None for no tiles.
+        tile_overlap: How much of a tile its neighbours share at least, in parts of its sides, from 0 to below
+            1.
         chosen: How the settings were chosen: data, counts and numbers, as JSON has them.
     """
 
@@ -57,7 +60,7 @@ class DetectionConfig:
     class_agnostic: bool = False
     max_objects: int | None = None
     calibration: Mapping[str, Sequence[tuple[float, float]]] | None = None
-    tile_size: int | None = None
+    tile_size: int | Sequence[int] | None = None
     tile_overlap: float = 0.2
     chosen: JsonObject = field(default_factory=dict)
 
@@ -79,12 +82,30 @@ class DetectionConfig:
         if not isinstance(self.class_agnostic, bool):
             raise SettingError(f"class_agnostic must be true or false, not {self.class_agnostic!r}")
         _check_count("max_objects", self.max_objects)
-        _check_count("tile_size", self.tile_size)
+        self._check_tile_size()
         _check_number("tile_overlap", self.tile_overlap, 0, 1)
         if self.tile_overlap == 1:
             raise SettingError("tile_overlap must be below 1: tiles would never get on")
         for name, points in (self.calibration or {}).items():
             _check_curve(name, points)
+
+    def _check_tile_size(self) -> None:
+        if self.tile_size is None or isinstance(self.tile_size, Integral):
+            _check_count("tile_size", self.tile_size)
+        elif isinstance(self.tile_size, Sequence) and len(self.tile_size) == 2:
+            for name, side in zip(("height", "width"), self.tile_size):
+                _check_count(f"tile_size: the {name}", side)
+        else:
+            raise SettingError(f"tile_size must be a side, or a height and a width, not {self.tile_size!r}")
+
+    @property
+    def tile_shape(self) -> tuple[int, int] | None:
+        """Height and width of the tiles in pixels; None for no tiles."""
+        if self.tile_size is None:
+            return None
+        if isinstance(self.tile_size, Sequence):
+            return self.tile_size[0], self.tile_size[1]
+        return self.tile_size, self.tile_size
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> DetectionConfig:
@@ -207,7 +228,7 @@ class DetectionRule:
         return scores
 
     def select(
-        self, scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray
+        self, scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray, views: Views | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Chooses among the candidates of an image.
 
@@ -215,10 +236,25 @@ class DetectionRule:
             scores: (n,) float32, as the model gives them.
             labels: (n,) int64.
             boxes: (n, 4) float32, xyxy in pixels.
+            views: The tiles that the candidates were found in, if the image was cut into several.
 
         Returns:
             The places of the chosen candidates, the best first, and their calibrated scores.
         """
+        places, final = self._above_threshold(scores, labels)
+        rivals = None if self._config.class_agnostic else labels
+        if views is not None:
+            seen = Views(views.tiles[places], views.image_size)
+            of_class = None if rivals is None else rivals[places]
+            places = places[without_repeats(boxes[places], final[places], seen, of_class)]
+        if self._config.overlap is not None:
+            of_class = None if rivals is None else rivals[places]
+            places = places[without_overlaps(boxes[places], self._config.overlap, of_class)]
+        places = places[: self._config.max_objects]
+        return places, final[places]
+
+    def _above_threshold(self, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The places of candidates above the threshold, the best first, and all calibrated scores."""
         final = self.calibrated(scores, labels)
         thresholds: Any = self._threshold
         if self._thresholds:
@@ -226,13 +262,19 @@ class DetectionRule:
             for label, value in self._thresholds.items():
                 thresholds[labels == label] = value
         places = np.flatnonzero(final > thresholds)
-        places = places[np.argsort(-scores[places], kind="stable")]
-        if self._config.overlap is not None and len(places):
-            # As the model ranks them: the curves of two classes need not be made for a comparison.
-            rivals = None if self._config.class_agnostic else labels[places]
-            places = places[without_overlaps(boxes[places], self._config.overlap, rivals)]
-        places = places[np.argsort(-final[places], kind="stable")][: self._config.max_objects]
-        return places, final[places]
+        # Equal after calibration: as the model had them.
+        return places[np.lexsort((-scores[places], -final[places]))], final
+
+
+class TileRule(DetectionRule):
+    """What of one tile may become objects; the ``DetectionRule`` decides when it has those of all tiles."""
+
+    def select(
+        self, scores: np.ndarray, labels: np.ndarray, boxes: np.ndarray, views: Views | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The places of the candidates above the threshold, the best first, and the model's own scores."""
+        places, _ = self._above_threshold(scores, labels)
+        return places, scores[places]
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

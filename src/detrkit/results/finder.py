@@ -34,8 +34,8 @@ class ObjectFinder(Protocol):
     def has_masks(self) -> bool:
         """Whether the model gives masks."""
 
-    def with_config(self, config: DetectionConfig) -> Self:
-        """The same with other detection settings."""
+    def with_config(self, config: DetectionConfig, tiles: int | str | Sequence[int] | None = None) -> Self:
+        """The same with other detection settings; see :meth:`detrkit.Detector.with_config`."""
 
     def stream(
         self,
