@@ -27,6 +27,10 @@ CONVERT = ("convert", "c.pth", "out", "--model", "detr-resnet-50")
 EXPLAIN = ("explain", "shots/a.jpg", "--model", "{model}", "--save-dir", "out")
 EXPORT = ("export", "out", "--model", "{model}", "--to", "onnx")
 DETECT = ("detect", "shots/a.jpg", "--model", "{model}")
+CALIBRATE = (
+    *("calibrate", "--model", "{model}", "--images", "shots", "--annotations", "val.json"),
+    *("--output", "out"),
+)
 SEGMENT = ("segment", "shots/a.jpg", "--model", "{model}", "--save-dir", "out")
 
 ROWS = [
@@ -57,6 +61,9 @@ ROWS = [
     *((TRAIN, name) for name in ("loss.png", "ap.png", "predictions.png")),
     *((CONVERT, name) for name in ("README.md", "config.json", "model.safetensors")),
     (CONVERT, "preprocessor_config.json"),
+    (TRAIN, "detection_config.json"),
+    *((CALIBRATE, name) for name in ("detection_config.json", "operating_points.csv", "calibration.png")),
+    (CALIBRATE, "model.safetensors"),
     *((EXPORT, name) for name in ("config.json", "engine.json", "model.onnx")),
     (("data", "check", "val.json", "--images", "shots", "--sheet", "out/sheet.jpg"), "sheet.jpg"),
     (("benchmark", "--model", "{model}", "--csv", "out/speed.csv"), "speed.csv"),

@@ -35,7 +35,9 @@ def cluster() -> Iterator[Any]:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         memory = {"object_store_memory": 100 * 2**20}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, **memory})
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False, **memory}
+        )
         for _ in range(2):
             made.add_node(num_cpus=CPUS, **memory)
         yield made

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from detrkit import Detector
-from detrkit.errors import DetrkitError
+from detrkit.errors import DetrkitError, SettingError
 from detrkit.serving.app import build_app
 from detrkit.serving.replicas import RayBackend
 from detrkit.serving.service import Service
@@ -35,7 +35,9 @@ def cluster() -> Iterator[Any]:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         memory = {"object_store_memory": 100 * 2**20}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+        made = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory}
+        )
         made.add_node(num_cpus=1, **memory)
         yield made
         ray.shutdown()
@@ -100,3 +102,8 @@ def test_a_model_that_cannot_be_loaded_is_one_line(cluster: Any, tmp_path: Path)
         assert isinstance(running.service.failure, DetrkitError)
         assert "config.json" in str(running.service.failure)
         assert "\n" not in str(running.service.failure)
+
+
+def test_a_server_outside_of_the_cluster_is_refused() -> None:
+    with pytest.raises(SettingError, match="start it on a machine of the cluster"):
+        RayBackend(ModelSettings(models={"a": "b"}), address="ray://head:10001", port=1)

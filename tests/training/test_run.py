@@ -31,6 +31,7 @@ REPORTS = {
     "README.md",
     "ap.png",
     "checkpoints",
+    "detection_config.json",
     "config.json",
     "loss.png",
     "metrics.csv",
@@ -77,7 +78,8 @@ def test_a_run_leaves_a_model_and_its_reports(recipe, real_charts, capsys):
 
     detector = Detector.from_pretrained(folder)
     assert detector.names == {0: "disc", 1: "square"}
-    measured = evaluate_detector(detector, chosen.val_images, chosen.val_annotations, batch_size=2)
+    data = chosen.val_images, chosen.val_annotations
+    measured = evaluate_detector(detector, *data, batch_size=2, raw=True)
     assert measured.stats["AP"] == pytest.approx(result.best["AP"], abs=1e-9)
     front_matter = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
     (entry,) = front_matter["model-index"][0]["results"]

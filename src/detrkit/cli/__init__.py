@@ -23,6 +23,7 @@ import typer
 from detrkit import __version__
 from detrkit.cli import (
     benchmark,
+    calibrate,
     convert,
     data,
     demo,
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("explain")(explain.explain)
 app.command("train")(train.train)
 app.command("models")(models.models)

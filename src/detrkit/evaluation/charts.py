@@ -33,7 +33,7 @@ _MEAN_IOU = f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}"
 _CURVE_IOUS = (0.5, 0.75)
 _MOST_CURVES = 10
 _MOST_CELLS_WITH_NUMBERS = 25
-_DPI = 120
+DPI = 120
 
 
 def check_charts_available() -> None:
@@ -76,7 +76,7 @@ def save_coco_result(result: CocoResult, folder: Path) -> list[Path]:
     def write_figure(name: str, figure: Figure) -> None:
         path = folder / f"{stem}_{name}.png"
         with atomic_file(path) as temporary:
-            figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
+            figure.savefig(temporary, dpi=DPI, bbox_inches="tight")
         written.append(path)
 
     per_class = (
@@ -123,7 +123,7 @@ def draw_precision_recall(result: CocoResult) -> Figure:
     )
     axes.grid(alpha=0.3)
     legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    _show_names(legend.get_texts())
+    show_names(legend.get_texts())
     return figure
 
 
@@ -143,7 +143,7 @@ def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
     figure.colorbar(cells, ax=axes, label="share of the row", fraction=0.046)
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
-    _show_names([*axes.get_xticklabels(), *axes.get_yticklabels()])
+    show_names([*axes.get_xticklabels(), *axes.get_yticklabels()])
     axes.set(
         title=f"Confusion at score > {matrix.score_threshold}, IoU ≥ {matrix.iou_threshold}",
         xlabel="detected",
@@ -157,7 +157,7 @@ def draw_confusion_matrix(matrix: ConfusionMatrix) -> Figure:
     return figure
 
 
-def _show_names(texts: Iterable[Text]) -> None:
+def show_names(texts: Iterable[Text]) -> None:
     """Gives names a font that has their letters, as drawings do; matplotlib's own where it will do."""
     from matplotlib.font_manager import FontProperties
 

@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -199,6 +200,12 @@ class CocoEvaluator:
                 rle = encode_mask(detections.masks[position])
                 self.results["segm"].append({**common, "segmentation": rle})
 
+    def like(self) -> CocoEvaluator:
+        """One for the same ground truth and classes, without detections."""
+        other = copy.copy(self)
+        other.image_ids, other.results = [], {"bbox": [], "segm": []}
+        return other
+
     def result(self, iou_type: str = "bbox") -> CocoResult:
         """Compares the detections so far with the ground truth of their images.
 
@@ -252,10 +259,12 @@ def compare(
     *,
     image_ids: Sequence[int] | None = None,
     name: str = "the detections",
+    confusion: bool = True,
 ) -> CocoResult:
     """Compares aligned results with what :func:`read_ground_truth` gave.
 
     Arguments and errors are those of :func:`evaluate_results`; ``name`` is what errors call the results.
+    Without ``confusion`` the matrix is empty, which takes half of the time.
     """
     if iou_type not in IOU_TYPES:
         raise SettingError(f"unknown iou_type {iou_type!r}; use 'bbox' or 'segm'")
@@ -295,7 +304,7 @@ def compare(
         categories=categories,
         precision=precision[:, :, :, 0, 2].copy(),
         scores=evaluator.eval["scores"][:, :, :, 0, 2].copy(),
-        confusion=_confusion(truth, detections, iou_type, row),
+        confusion=_confusion(truth, detections, iou_type, row, fill=confusion),
     )
 
 
@@ -367,7 +376,9 @@ def _statistics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     return stats
 
 
-def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int]) -> ConfusionMatrix:
+def _confusion(
+    truth: Any, detections: Any, iou_type: str, row: Mapping[int, int], *, fill: bool
+) -> ConfusionMatrix:
     _, _, mask_module = _library()
     counts = np.zeros((len(row) + 1, len(row) + 1), dtype=np.int64)
     names = tuple(category_name(truth.cats[category]) for category in row)
@@ -376,7 +387,7 @@ def _confusion(truth: Any, detections: Any, iou_type: str, row: Mapping[int, int
     def shape(data_set: Any, entry: dict[str, Any]) -> Any:
         return entry["bbox"] if iou_type == "bbox" else data_set.annToRLE(entry)
 
-    for image_id in truth.imgs:
+    for image_id in truth.imgs if fill else ():
         objects = truth.imgToAnns[image_id]
         confident = [
             entry

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from detrkit.common.errors import AnnotationError, ImageError, SettingError
 from detrkit.common.files import atomic_file
@@ -46,6 +46,9 @@ from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
 from detrkit.processing.images import load_image
 from detrkit.results.detection_config import DetectionConfig
 from detrkit.results.finder import ObjectFinder
+
+if TYPE_CHECKING:
+    from detrkit.results.detections import Detections
 
 logger = logging.getLogger("detrkit")
 
@@ -344,17 +347,10 @@ def _evaluate_detections(
     errors: bool,
 ) -> Evaluation:
     evaluator = CocoEvaluator(dataset, detector.names)
-    images = dataset.document["images"][:limit]
     clock = _Clock()
-    stream = partial(
-        detector.stream,
-        threshold=0.0,
-        batch_size=batch_size,
-        masks=masks,
-        exif_orientation=dataset.upright,
-    )
-    for place, detections in _results(stream, dataset, len(images), clock, strict):
-        evaluator.add(images[place]["id"], detections)
+    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "masks": masks, "strict": strict}
+    for place, detections in detections_of(detector, dataset, clock=clock, **options):
+        evaluator.add(dataset.document["images"][place]["id"], detections)
     return Evaluation(
         images=len(evaluator.image_ids),
         seconds_per_image=clock.seconds / len(evaluator.image_ids),
@@ -364,6 +360,32 @@ def _evaluate_detections(
         errors=evaluator.errors() if errors else None,
         detection_config=detector.detection_config,
     )
+
+
+def detections_of(
+    detector: ObjectFinder,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    limit: int | None,
+    strict: bool,
+    masks: bool = False,
+    clock: _Clock | None = None,
+) -> Iterator[tuple[int, Detections]]:
+    """Place and detections, whatever their score, of a checked data set's images, but for unreadable ones.
+
+    Raises:
+        ImageError: No image can be read, or ``strict`` is set and one cannot.
+    """
+    stream = partial(
+        detector.stream,
+        threshold=0.0,
+        batch_size=batch_size,
+        masks=masks,
+        exif_orientation=dataset.upright,
+    )
+    number = len(dataset.document["images"][:limit])
+    yield from _results(stream, dataset, number, clock or _Clock(), strict)
 
 
 def _evaluate_panoptic(

@@ -15,6 +15,8 @@ from detrkit.common.text import first_line
 
 AUTO = "auto"
 LOCAL = "local"
+CLIENT = "ray://"
+"""How an address begins that leads into a cluster from outside."""
 
 # More cores than this do not make one image much faster; another worker does more with them.
 _MOST_CPUS = 8
@@ -22,7 +24,7 @@ _MOST_CPUS = 8
 
 def is_ray_address(text: str) -> bool:
     """Whether a text is what ``RayDetector`` takes for an address, and not the name of a file."""
-    host, _, port = text.removeprefix("ray://").rpartition(":")
+    host, _, port = text.removeprefix(CLIENT).rpartition(":")
     return text in (AUTO, LOCAL) or (
         bool(host) and "/" not in host and re.fullmatch("[0-9]{1,5}", port) is not None
     )
@@ -58,7 +60,10 @@ def connect(ray: ModuleType, address: str) -> None:
         ray.shutdown()
     try:
         with _nothing_on_stderr():
-            ray.init(address=None if address == AUTO else address, log_to_driver=False, logging_level="ERROR")
+            # The dashboard of a cluster that is started for this process would take longer than the cluster.
+            quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+            own = {} if address.startswith(CLIENT) else {"include_dashboard": False}
+            ray.init(address=None if address == AUTO else address, **quiet, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SettingError(
             f"cannot reach the Ray cluster at {address} ({first_line(error)}); start one with: "

@@ -96,7 +96,9 @@ class DetectionConfig:
             for name, side in zip(("height", "width"), self.tile_size):
                 _check_count(f"tile_size: the {name}", side)
         else:
-            raise SettingError(f"tile_size must be a side, or a height and a width, not {self.tile_size!r}")
+            raise SettingError(
+                f"tile_size must be a side, or a height and a width, not {_shown(self.tile_size)}"
+            )
 
     @property
     def tile_shape(self) -> tuple[int, int] | None:
@@ -243,18 +245,19 @@ class DetectionRule:
         """
         places, final = self._above_threshold(scores, labels)
         rivals = None if self._config.class_agnostic else labels
+        # As the model ranks them: the curves of two classes need not be made for a comparison.
         if views is not None:
             seen = Views(views.tiles[places], views.image_size)
             of_class = None if rivals is None else rivals[places]
-            places = places[without_repeats(boxes[places], final[places], seen, of_class)]
+            places = places[without_repeats(boxes[places], scores[places], seen, of_class)]
         if self._config.overlap is not None:
             of_class = None if rivals is None else rivals[places]
             places = places[without_overlaps(boxes[places], self._config.overlap, of_class)]
-        places = places[: self._config.max_objects]
+        places = places[np.argsort(-final[places], kind="stable")][: self._config.max_objects]
         return places, final[places]
 
     def _above_threshold(self, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The places of candidates above the threshold, the best first, and all calibrated scores."""
+        """The places of candidates above the threshold, by the model's score, and all calibrated scores."""
         final = self.calibrated(scores, labels)
         thresholds: Any = self._threshold
         if self._thresholds:
@@ -262,8 +265,7 @@ class DetectionRule:
             for label, value in self._thresholds.items():
                 thresholds[labels == label] = value
         places = np.flatnonzero(final > thresholds)
-        # Equal after calibration: as the model had them.
-        return places[np.lexsort((-scores[places], -final[places]))], final
+        return places[np.argsort(-scores[places], kind="stable")], final
 
 
 class TileRule(DetectionRule):

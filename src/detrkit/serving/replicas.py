@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from detrkit.common.errors import DetrkitError, MissingExtraError
+from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
 from detrkit.common.schema import JsonObject
 from detrkit.common.text import first_line
 from detrkit.inference.batching import WAITING_GROUPS
-from detrkit.inference.ray_connection import connect, import_ray, shares
+from detrkit.inference.ray_connection import CLIENT, connect, import_ray, shares
 from detrkit.serving.backend import Answer, Task
 from detrkit.serving.local import LocalBackend, in_daemon_thread
 from detrkit.serving.problems import RequestError
@@ -87,6 +87,11 @@ class RayBackend:
             MissingExtraError: Ray Serve is not installed.
             SettingError: The cluster cannot be reached, or does not have the requested cores.
         """
+        if address.startswith(CLIENT):
+            raise SettingError(
+                f"a server cannot be at {address} from outside: start it on a machine of the cluster, with "
+                "--ray auto or --ray host:port"
+            )
         ray = import_ray()
         try:
             importlib.import_module("ray.serve")

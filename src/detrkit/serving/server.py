@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -113,6 +114,8 @@ async def _serve(service: Service, app: ASGIApp, listening: socket.socket) -> No
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
+        # Answers are given by then; this is for clients that do not take theirs.
+        timeout_graceful_shutdown=math.ceil(service.settings.patience),
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()

@@ -43,7 +43,7 @@ SPLIT_FILE = "split.json"
 
 _OUTPUTS = (
     *("config.json", "preprocessor_config.json", "model.safetensors", "README.md", RECIPE_FILE),
-    *("metrics.csv", "loss.png", "ap.png", "predictions.png", SPLIT_FILE),
+    *("metrics.csv", "loss.png", "ap.png", "predictions.png", "detection_config.json", SPLIT_FILE),
 )
 _LONGEST_EDGE = 5 / 3  # of the shorter edge, as 1333 is of 800
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _DPI = 120
 _CURVES = ("PQ", "PQthings", "PQstuff", "AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
 _SHEET_IMAGES = 4
-_SHEET_THRESHOLD = 0.5
 _TILE = 480  # pixels; width of an image on the sheet
 _GAP = 8  # pixels
 _HEADING = 32  # pixels
@@ -85,14 +84,16 @@ def write_predictions(detector: Detector, dataset: DetectionDataset, folder: Pat
             [detector.names.get(label, str(label)) for label in labels],
             [class_color(label) for label in labels],
         )
-        found = detector(path, threshold=_SHEET_THRESHOLD, exif_orientation=dataset.upright)
+        found = detector(path, exif_orientation=dataset.upright)
         rows.append([_tile(truth), _tile(found.draw(path))])
     if not rows:
         return
+    thresholds = detector.detection_config.threshold
+    said = f"{thresholds:g}" if isinstance(thresholds, (int, float)) else "the thresholds"
     width = 2 * _TILE + _GAP
     sheet = Image.new("RGB", (width, _HEADING + sum(row[0].height + _GAP for row in rows) - _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for left, heading in ((0, "Annotations"), (_TILE + _GAP, f"Predictions above {_SHEET_THRESHOLD:g}")):
+    for left, heading in ((0, "Annotations"), (_TILE + _GAP, f"Predictions above {said}")):
         draw.text((left + _GAP, _HEADING // 4), heading, "black", ImageFont.load_default(_HEADING // 2))
     top = _HEADING
     for truth, predicted in rows:

@@ -26,11 +26,13 @@ from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, Pre
 from detrkit.data.splitting import fingerprint, repeated_images
 from detrkit.engines.allocator import keep_memory
 from detrkit.evaluation import evaluate_dataset
+from detrkit.evaluation.calibrate import quick_settings
 from detrkit.hub.card_trained import trained_card
 from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
 from detrkit.inference.detector import Detector
 from detrkit.models.detection import ModelWithHeads
 from detrkit.processing.image_processor import DetrImageProcessorBase
+from detrkit.results.detection_config import DetectionConfig
 from detrkit.training import preparation
 from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import MissedEvaluation, Progress, Reporter, RunPlan, WeightAverage
@@ -138,10 +140,23 @@ def _train(
     assert best is not None  # the last epoch is always evaluated
     if trainer.is_world_process_zero():
         detector = Detector.from_pretrained(recipe.output, device=trainer.args.device)
+        if val_data.panoptic_dir is None:
+            detector.detection_config = _store_settings(detector, val_data, recipe)
         write_predictions(detector, val_data, recipe.output)
         if recipe.push_to_hub:
             _upload(recipe)
     return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
+
+
+def _store_settings(detector: Detector, dataset: DetectionDataset, recipe: TrainingRecipe) -> DetectionConfig:
+    """Chooses overlap filter and threshold on the validation data and stores them with the model."""
+    batch_size = recipe.eval_batch_size or recipe.batch_size
+    config = quick_settings(detector, dataset, batch_size=batch_size, strict=recipe.strict)
+    config.save_pretrained(recipe.output)
+    overlap = "no overlap filter" if config.overlap is None else f"overlap filter at IoU {config.overlap:g}"
+    if config.chosen:
+        say(f"Chosen on the validation images: {config.describe()}, {overlap} (detrkit calibrate says more).")
+    return config
 
 
 def _make_trainer(

@@ -1,0 +1,172 @@
+"""``detrkit calibrate``: thresholds, overlap filter and calibrated scores, chosen on annotated images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detrkit.cli import options
+from detrkit.common.errors import DetrkitError
+from detrkit.common.files import atomic_folder
+from detrkit.common.outputs import Output, check_outputs
+from detrkit.common.screening import DETECTION_CONFIG
+from detrkit.common.terminal import count, print_table, say
+
+if TYPE_CHECKING:
+    from detrkit.evaluation.calibrate import Calibration
+
+_MARK = b'"threshold": '
+
+OutputFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for the model with its settings and the charts; the model's own folder gets only these."
+    ),
+]
+ImageFolder = Annotated[Path | None, typer.Option(help="Folder of the images.")]
+Annotations = Annotated[Path | None, typer.Option(help="COCO JSON of the images' objects.")]
+Precision = Annotated[
+    float | None,
+    typer.Option(help="Find as much as possible with this precision at least, instead of the best F1."),
+]
+Recall = Annotated[
+    float | None,
+    typer.Option(help="Find this share of the objects at least, with as few false ones as possible."),
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(help="Promise --recall for new images of this kind, with this confidence, such as 0.95."),
+]
+Scores = Annotated[
+    str,
+    typer.Option(help="How scores are calibrated: temperature, isotonic, none, or auto, the best of them."),
+]
+PerClass = Annotated[
+    bool | None,
+    typer.Option(
+        "--per-class/--one-threshold",
+        help="Whether each class gets its own threshold.  [default: if that is better]",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many images, from the first.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop if the data set has problems, instead of leaving out entries."),
+]
+
+
+def calibrate(
+    model: options.Model,
+    output: OutputFolder,
+    images: ImageFolder = None,
+    annotations: Annotations = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    precision: Precision = None,
+    recall: Recall = None,
+    confidence: Confidence = None,
+    scores: Scores = "auto",
+    per_class: PerClass = None,
+    batch_size: options.BatchSize = 1,
+    limit: Limit = None,
+    strict: Strict = False,
+    engine: options.Engine = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    revision: options.Revision = None,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,
+) -> None:
+    """Choose a model's detection settings on annotated images.
+
+    Chooses the overlap filter, the threshold and curves that calibrate the scores, and stores them with the
+    model as detection_config.json, which every command uses. Prints what they are worth, measured on images
+    that they were not chosen on, and writes charts. Use images that the model was not trained on.
+    """
+    from detrkit.checkpoints.identity import model_files
+    from detrkit.checkpoints.loading import is_folder
+    from detrkit.checkpoints.registry import resolve_model
+    from detrkit.evaluation.calibrate import calibrate_detector
+    from detrkit.evaluation.calibration_charts import (
+        calibration_outputs,
+        comparison_table,
+        save_calibration,
+        threshold_table,
+    )
+    from detrkit.evaluation.charts import check_charts_available
+    from detrkit.evaluation.choosing import Wishes
+
+    name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
+    if (data is None) == (annotations is None or images is None):
+        raise DetrkitError("pass either --data PATH, or --images DIR and --annotations FILE")
+    if data is None and split is not None:
+        raise DetrkitError("--split requires --data")
+    wishes = Wishes(
+        precision=precision, recall=recall, confidence=confidence, scores=scores, per_class=per_class
+    )
+    in_place = is_folder(name) and output.exists() and output.samefile(name)
+    own = [path for path in model_files(name) if path.name != DETECTION_CONFIG]
+    outputs = [Output("--output", output / DETECTION_CONFIG, _MARK), *calibration_outputs(output)]
+    if not in_place:
+        outputs += [
+            Output("--output", output / path.name, _MARK, DETECTION_CONFIG) for path in _copied(name, own)
+        ]
+    check_outputs(outputs, [*own, images, annotations], overwrite=overwrite)
+    check_charts_available()
+
+    setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
+    detector = options.load_detector(model, debug=debug, **setup)
+    dataset = options.open_data(data, split, images, annotations)
+    found = calibrate_detector(detector, dataset, wishes, batch_size=batch_size, limit=limit, strict=strict)
+    with atomic_folder(output) as folder:
+        if not in_place:
+            _copy_model(name, revision, own, folder)
+        found.config.save_pretrained(folder)
+        save_calibration(found, folder)
+    print_table(comparison_table(found))
+    print_table(threshold_table(found))
+    _summarise(found, output, in_place=in_place)
+
+
+def _copied(name: str, own: list[Path]) -> list[Path]:
+    """The files that the copy of a model will have."""
+    return own or [Path("config.json"), Path("preprocessor_config.json"), Path("model.safetensors")]
+
+
+def _copy_model(name: str, revision: str | None, own: list[Path], folder: Path) -> None:
+    """Copies a model's files into a folder, or saves the model of a Hub id there."""
+    from detrkit.checkpoints.loading import load_pretrained
+    from detrkit.models.adapters import base_of_adapter
+
+    if own and base_of_adapter(Path(name)) is None:
+        for path in own:
+            shutil.copyfile(path, folder / path.name)
+        return
+    model, processor = load_pretrained(name, revision)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _summarise(found: Calibration, output: Path, *, in_place: bool) -> None:
+    config = found.config
+    images = count(len(found.raw.objects), "image")
+    overlap = "no overlap filter"
+    if config.overlap is not None:
+        across = " across classes" if config.class_agnostic else ""
+        overlap = f"overlap filter at IoU {config.overlap:g}{across}"
+    scores = "scores calibrated" if config.calibration else "scores as they are"
+    say(f"Chosen on {images}: {config.describe()}, {overlap}, {scores}.")
+    wishes = found.wishes
+    if wishes.confidence is not None:
+        say(
+            f"With confidence {wishes.confidence:g}, at least {wishes.recall:g} of the objects are found on "
+            f"new images of this kind. This rests on {images}, of which the model must have been trained on "
+            "none."
+        )
+    else:
+        say("Precision, recall, F1, AP and errors are those on images that the settings were not chosen on.")
+    where = "the model" if in_place else "the model and its charts"
+    say(f"Wrote {where} in {output}. Try: detrkit detect IMAGE --model {output}")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from detrkit import DetectionConfig, Detector
+from tests.cli.conftest import Run
+from tests.cli.test_evaluate import annotations as annotations  # the fixture
+
+FILES = {"config.json", "preprocessor_config.json", "model.safetensors", "detection_config.json"}
+
+
+def test_a_model_is_copied_with_its_settings_or_gets_them_in_place(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "calibrated"
+    data = ["--images", pictures[0].parent, "--annotations", annotations, "--device", "cpu"]
+    done = detrkit_here("calibrate", "--model", tiny_detr, "--output", output, *data)
+    assert done.returncode == 0, done.stderr
+    assert "Chosen on" in done.stderr
+    assert {"F1", "AP50"} <= set(done.stdout.split())
+    assert {path.name for path in output.iterdir()} >= FILES | {"calibration.png", "operating_points.csv"}
+    detector = Detector.from_pretrained(output, device="cpu")
+    assert detector.detection_config.chosen["data"].endswith("instances.json")
+    plain = Detector.from_pretrained(tiny_detr, device="cpu")(pictures[0], 0.0)
+    raw = detector.with_config(DetectionConfig(threshold=0.0))(pictures[0])
+    np.testing.assert_allclose(raw.boxes, plain.boxes)
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_detr, model)
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    for _ in range(2):  # and again over its own files
+        done = detrkit_here("calibrate", "--model", model, "--output", model, *data)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((model / "detection_config.json").read_text())["chosen"]["images"] == len(pictures)
+    assert all((model / name).read_bytes() == content for name, content in before.items())
+
+
+def test_mistakes_are_one_line_and_change_nothing(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "calibrated"
+    output.mkdir()
+    (output / "detection_config.json").write_text('{"mine": 1}')
+    data = ["--images", pictures[0].parent, "--annotations", annotations]
+    for given, message in (
+        (data, "which detrkit did not write"),
+        ([*data, "--overwrite", "--confidence", "0.9"], "confidence needs a recall"),
+        ([*data, "--overwrite", "--recall", "0.9", "--confidence", "0.95"], "needs at least"),
+        (["--images", pictures[0].parent], "pass either --data PATH"),
+        ([*data, "--split", "val"], "--split requires --data"),
+    ):
+        done = detrkit_here("calibrate", "--model", tiny_detr, "--output", output, *given)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (output / "detection_config.json").read_text() == '{"mine": 1}'
+    assert len(list(output.iterdir())) == 1
