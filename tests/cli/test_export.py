@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from detrkit import DetectionConfig
 from tests.cli.conftest import Run
 from tests.conftest import read_json
 
@@ -38,11 +39,31 @@ def test_an_exported_folder_detects_the_same_without_the_torch_weights(
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-4)
 
 
+def test_a_folder_for_transformers_js_is_not_written_over_other_files_and_its_settings_are_told(
+    detrkit_here: Run, tiny_detr: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_detr, tmp_path / "model")
+    DetectionConfig(threshold=0.4, overlap=0.8).save_pretrained(model)
+    command = ("export", "--model", model, "--to", "transformers.js", "--no-verify", tmp_path / "js")
+    done = detrkit_here(*command)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "pass {threshold: 0.4}; not applied: overlap filter (0.8)" in done.stderr
+    files = {path.name for path in (tmp_path / "js").rglob("*") if path.is_file()}
+    assert files == {"config.json", "preprocessor_config.json", "detection_config.json", "model.onnx"}
+    assert read_json(tmp_path / "js" / "config.json")["transformers.js_config"] == {"dtype": "fp32"}
+
+    (tmp_path / "js" / "onnx" / "model.onnx").write_bytes(b"somebody's")
+    done = detrkit_here(*command)
+    assert done.returncode == 2
+    assert "would overwrite" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--model", "detr-resnet-5", "--to", "onnx"), "detr-resnet-50"),
-        (("--model", "{model}", "--to", "tflite"), "onnx, openvino"),
+        (("--model", "{model}", "--to", "tflite"), "onnx, openvino, transformers.js"),
+        (("--model", "{model}", "--to", "transformers.js", "--calibration", "."), "measures no ranges"),
         (("--model", "{model}"), "--to"),
         (("--model", "{model}", "--to", "openvino", "--int8"), "--calibration"),
         (("--model", "{model}", "--to", "openvino", "--calibration", "."), "require --int8"),

@@ -158,3 +158,17 @@ def test_a_pipe_that_has_no_name_is_written_to():
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_a_folder_in_an_atomic_folder_is_moved_into_the_one_that_is_there(tmp_path):
+    target = tmp_path / "folder"
+    (target / "inner").mkdir(parents=True)
+    for name in ("kept", "replaced"):
+        (target / "inner" / name).write_text("old")
+    with atomic_folder(target) as temporary:
+        (temporary / "inner").mkdir()
+        for name in ("replaced", "new"):
+            (temporary / "inner" / name).write_text("new")
+    found = {path.name: path.read_text() for path in (target / "inner").iterdir()}
+    assert found == {"kept": "old", "replaced": "new", "new": "new"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".folder-")]

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 RUN = ("bash", "python")
-SHOWN = ("text", "json", "yaml", "dockerfile")  # not code that could be run
+SHOWN = ("text", "json", "yaml", "dockerfile", "html")  # not code that could be run
 
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<mark>not run|slow): (?P<reason>.+?) -->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n"

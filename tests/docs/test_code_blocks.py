@@ -37,6 +37,7 @@ SLOW_PAGES = {"docs/tutorials/deploy.md"}
 NOT_RUN = {
     "README.md": 1,
     "docs/bad-input.md": 4,
+    "docs/browser.md": 1,
     "docs/demo.md": 3,
     "docs/export.md": 1,
     "docs/hub.md": 3,

@@ -1,4 +1,4 @@
-"""``detrkit export``: a model as a folder that onnxruntime or OpenVINO runs."""
+"""``detrkit export``: a model as a folder that onnxruntime, OpenVINO or transformers.js runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.progress import with_progress
 from detrkit.common.terminal import count, print_table, quiet_libraries, say
 from detrkit.common.text import percent
+from detrkit.engines.names import TRANSFORMERS_JS
 from detrkit.inference.inputs import ImageInput, find_images
 
 if TYPE_CHECKING:
@@ -36,9 +37,23 @@ _FILES = (
     "model.bin",
 )
 _MANIFEST, _MARK = "engine.json", b'{\n  "engine": "'
+# Of transformers.js: each file and the one that bears the mark, or itself.
+_JS_FILES = {
+    "config.json": None,
+    "preprocessor_config.json": "config.json",
+    "detection_config.json": "config.json",
+    "onnx/model.onnx": None,
+    "onnx/model_quantized.onnx": None,
+}
+_JS_MARK = b"detrkit"
 
 Int8 = Annotated[
-    bool, typer.Option("--int8", help="Quantise large layers to int8; OpenVINO only, with --calibration.")
+    bool,
+    typer.Option(
+        "--int8",
+        help="Quantise large layers to int8: for OpenVINO, with --calibration; for transformers.js, stored "
+        "as int8 in a second file.",
+    ),
 ]
 Calibration = Annotated[
     Path | None,
@@ -60,7 +75,7 @@ Verify = Annotated[
 def export(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
     model: options.Model,
-    to: Annotated[str, typer.Option("--to", help="onnx or openvino.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino or transformers.js.")],
     int8: Int8 = False,
     calibration: Calibration = None,
     data: options.Data = None,
@@ -71,27 +86,53 @@ def export(
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,
 ) -> None:
-    """Export a model for onnxruntime or OpenVINO.
+    """Export a model for onnxruntime, OpenVINO or transformers.js.
 
     The folder contains the model with variable batch size, height and width, its configuration and its image
-    processor. The other commands take it as `--model`. Requires the extra `export`.
+    processor. The other commands take it as `--model`, unless it is for transformers.js, which runs it in
+    Node and in browsers. Requires the extra `export`.
     """
     from detrkit.checkpoints.identity import model_files
     from detrkit.checkpoints.registry import resolve_model
 
     name = resolve_model(model)  # a misspelt name should not wait for torch
-    _check_settings(int8, calibration, data, annotations, images)
+    for_js = to == TRANSFORMERS_JS
+    _check_settings(int8, calibration, data, annotations, images, for_js=for_js)
     read = [*model_files(model), calibration, annotations, images]
-    check_outputs(
-        [Output("OUTPUT", output / file, _MARK, _MANIFEST) for file in _FILES], read, overwrite=overwrite
-    )
+    check_outputs(_outputs(output, for_js), read, overwrite=overwrite)
     if not debug:
         quiet_libraries()
+    if for_js:
+        _export_for_transformers_js(name, revision, output, int8, verify)
+    else:
+        sources = calibration, data, annotations, images
+        _export_for_engine(name, revision, output, to, int8, verify, sources, debug)
+
+
+def _outputs(output: Path, for_js: bool) -> list[Output]:
+    """The files that an export can write."""
+    if for_js:
+        return [Output("OUTPUT", output / file, _JS_MARK, witness) for file, witness in _JS_FILES.items()]
+    return [Output("OUTPUT", output / file, _MARK, _MANIFEST) for file in _FILES]
+
+
+def _export_for_engine(
+    name: str,
+    revision: str | None,
+    output: Path,
+    to: str,
+    int8: bool,
+    verify: bool,
+    sources: tuple[Path | None, str | None, Path | None, Path | None],
+    debug: bool,
+) -> None:
+    """Writes a folder for an engine; ``sources`` are the options of int8 in the order of the command's."""
     from detrkit.checkpoints.loading import load_pretrained, read_detection_config
     from detrkit.engines.export import check_format, export_model
     from detrkit.evaluation import evaluate_dataset
     from detrkit.inference.detector import Detector
 
+    calibration, data, annotations, images = sources
     check_format(to, int8=int8)
     sample = dataset = None
     if data is not None:
@@ -128,14 +169,44 @@ def export(
     say(f"Wrote {output}. Try: detrkit detect IMAGE --model {output}")
 
 
+def _export_for_transformers_js(
+    name: str, revision: str | None, output: Path, int8: bool, verify: bool
+) -> None:
+    """Writes a folder for transformers.js, and says what of the detection settings its callers must pass."""
+    from detrkit.checkpoints.loading import load_pretrained, read_detection_config
+    from detrkit.engines.transformers_js import caller_notes, export_for_transformers_js
+
+    loaded, processor = load_pretrained(name, revision)
+    settings = read_detection_config(name, revision)
+    exported = export_for_transformers_js(
+        loaded, output, processor=processor, int8=int8, verify=verify, detection_config=settings
+    )
+    if verify:
+        largest = max(exported.differences.values())
+        say(f"On images of three sizes, the results differ from PyTorch's by at most {largest:.1g}.")
+    for file in sorted((output / "onnx").glob("model*.onnx")):
+        say(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    notes = caller_notes(settings)
+    say(f"Wrote {output} for transformers.js, which does not read detection settings: {notes}.")
+
+
 def _check_settings(
     int8: bool,
     calibration: Path | None,
     data: str | None,
     annotations: Path | None,
     images: Path | None,
+    *,
+    for_js: bool,
 ) -> None:
     """Raises a SettingError for options that do not fit together."""
+    if for_js:
+        if any(option is not None for option in (calibration, data, annotations, images)):
+            raise SettingError(
+                "--calibration, --data, --annotations and --images are for OpenVINO: int8 for "
+                "transformers.js measures no ranges; leave them out"
+            )
+        return
     if int8 and calibration is None and data is None:
         raise SettingError(
             "--int8 requires --calibration DIR, a folder of images to measure value ranges on, or --data PATH"

@@ -108,9 +108,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             if path.exists():
-                for item in temporary.iterdir():
-                    keep_mode(path / item.name, item)
-                    item.replace(path / item.name)
+                _move_into(path, temporary)
             else:
                 temporary.rename(path)
     except OSError as error:
@@ -118,6 +116,17 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary)
+
+
+def _move_into(path: Path, folder: Path) -> None:
+    """Moves what is in a folder into another one, and what is in its folders into those of the same name."""
+    for item in folder.iterdir():
+        target = path / item.name
+        if item.is_dir() and target.is_dir():
+            _move_into(target, item)
+        else:
+            keep_mode(target, item)
+            item.replace(target)
 
 
 def keep_mode(path: Path, new: Path) -> None:

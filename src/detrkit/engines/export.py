@@ -38,7 +38,7 @@ from detrkit.engines.exported import (
     open_exported,
     runtime,
 )
-from detrkit.engines.names import EXPORTED_ENGINES
+from detrkit.engines.names import EXPORTED_ENGINES, TRANSFORMERS_JS
 from detrkit.engines.openvino_engine import convert
 from detrkit.engines.own_copy import own_copy
 from detrkit.engines.thin_images import pad_thin_images
@@ -52,10 +52,11 @@ from detrkit.results.detection_config import DetectionConfig
 # How far outputs may lie from PyTorch's, relative to the largest of them or to 1.
 TOLERANCE = 1e-4
 
-_TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
+# Loggers of the exporter.
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
 
 # The first operator set that has everything.
-_OPSET = 18
+OPSET = 18
 # (batch, height, width) of the images that a graph is recorded with, and of those that it is checked with:
 # large enough for the proposals of a two-stage model. The last image of a batch is padded.
 _RECORDED = (2, 320, 416)
@@ -161,8 +162,11 @@ def check_format(to: str, *, int8: bool = False) -> None:
         SettingError: There is no such format, or it has no int8.
         MissingExtraError: Packages that the export needs are not installed.
     """
+    if to == TRANSFORMERS_JS:
+        raise SettingError(f"to export for {to}, call export_for_transformers_js")
     if to not in EXPORTED_ENGINES:
-        raise SettingError(f"cannot export to {to!r}; use one of: {', '.join(EXPORTED_ENGINES)}")
+        formats = ", ".join([*EXPORTED_ENGINES, TRANSFORMERS_JS])
+        raise SettingError(f"cannot export to {to!r}; use one of: {formats}")
     if int8:
         if to != "openvino":
             raise SettingError(f"int8 is for OpenVINO only, not for {to!r}")
@@ -239,7 +243,7 @@ class _Segmentation(_Detection):
 
 def _write_onnx(graph: _Detection, path: Path) -> None:
     free = {name: dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in graph.inputs.items()}
-    with torch.no_grad(), quiet(*_TALKATIVE):
+    with torch.no_grad(), quiet(*TALKATIVE):
         example = graph.example(*_RECORDED)
         program = torch.export.export(graph, example, dynamic_shapes=free, strict=False)
         exported = torch.onnx.export(
@@ -247,7 +251,7 @@ def _write_onnx(graph: _Detection, path: Path) -> None:
             dynamo=True,
             input_names=list(free),
             output_names=list(graph.outputs),
-            opset_version=_OPSET,
+            opset_version=OPSET,
             verbose=False,
         )
     exported.save(path)
