@@ -147,9 +147,9 @@ def blob(column: float, row: float, x: float, y: float, spread: float) -> float:
 def matching() -> Figure:
     """Set prediction: every query predicts, each object gets one query, the rest get no object."""
     figure = Figure(860, 360, "Set prediction and bipartite matching")
-    figure.text(130, 22, "predictions, one a query", bold=True)
+    figure.text(130, 22, "predictions, one per query", bold=True)
     figure.text(428, 14, "cost of each pair", bold=True)
-    figure.text(730, 22, "objects of the picture", bold=True)
+    figure.text(730, 22, "objects in the image", bold=True)
     for j, name in enumerate(("cat", "dog", "car")):
         figure.text(368 + j * 60, 36, name, size=12, soft=True)
     predictions = [
@@ -188,8 +188,8 @@ def matching() -> Figure:
     figure.text(
         430,
         330,
-        "Each object gets one query, so that the total cost is least. Query 3 also says cat, and",
-        "learns to say no object. That is why no duplicates have to be removed later.",
+        "The assignment with the lowest total cost gives each object one query. Query 3 also predicts cat",
+        "and is trained to predict no object, so a fully trained DETR rarely gives duplicates.",
         size=13,
         soft=True,
     )
@@ -197,10 +197,10 @@ def matching() -> Figure:
 
 
 def architecture() -> Figure:
-    """From the picture to the set."""
-    figure = Figure(900, 330, "DETR from the picture to the set")
+    """From the image to the set."""
+    figure = Figure(900, 330, "DETR from the image to the set")
     y = 96
-    figure.box(20, y, 96, 74, "picture", "3 x H x W", color="#888888")
+    figure.box(20, y, 96, 74, "image", "3 x H x W", color="#888888")
     figure.box(150, y, 110, 74, "backbone", "ResNet", color=BLUE)
     figure.box(294, y, 110, 74, "1x1 conv", "256 x H/32", "x W/32", color=BLUE, size=13)
     figure.box(438, y, 118, 74, "encoder", "6 layers", color=PURPLE)
@@ -219,12 +219,12 @@ def architecture() -> Figure:
     figure.arrow((497, 226), (497, y + 74), dash=True)
     figure.box(603, 226, 144, 40, "100 object queries", color=ORANGE, fill=0.06, dash=True)
     figure.arrow((675, 226), (675, y + 74), dash=True)
-    figure.text(497, 66, "places look at places", size=12, soft=True)
-    figure.text(675, 54, "queries look at each other,", "then at the places", size=12, soft=True)
+    figure.text(497, 66, "positions attend to positions", size=12, soft=True)
+    figure.text(668, 54, "queries attend to each other,", "then to the positions", size=12, soft=True)
     figure.text(
         430,
         302,
-        "One forward pass gives all objects at once. Each decoder layer has the heads' loss in training.",
+        "One forward pass predicts all objects at once. In training, every decoder layer has a loss.",
         size=13,
         soft=True,
     )
@@ -250,7 +250,7 @@ def conditional_attention() -> Figure:
     figure.arrow((560, 123), (776, 123), (776, 74), color=PURPLE)
     figure.box(620, 228, 104, 44, "content", color=BLUE)
     figure.box(724, 228, 104, 44, "position", color=BLUE)
-    figure.text(724, 288, "key: of each place of the picture", size=12, soft=True)
+    figure.text(724, 288, "key: one per position in the image", size=12, soft=True)
     figure.arrow((672, 74), (672, 224), color=ORANGE)
     figure.arrow((790, 74), (790, 224), color=PURPLE)
     figure.text(664, 176, "dot", at="end", size=13)
@@ -269,12 +269,14 @@ def conditional_attention() -> Figure:
     )
     figure.box(264, 250, 120, 62, color=GREEN, fill=0)
     figure.dot(324, 281, 4, GREEN)
-    figure.text(322, 352, "weights of three heads:", "each finds one side of the box", size=12, soft=True)
+    figure.text(
+        322, 352, "weights of three heads:", "each attends to one side of the box", size=12, soft=True
+    )
     figure.line((616, 262), (560, 262), (560, 300), (418, 300), dash=True)
     figure.text(
         430,
         386,
-        "Content and position are put side by side, not added: the place has a dot product of its own.",
+        "Content and position are concatenated, not added, so position has its own dot product.",
         size=13,
         soft=True,
     )
@@ -283,7 +285,7 @@ def conditional_attention() -> Figure:
 
 def deformable_attention() -> Figure:
     """Sampling points over feature levels."""
-    figure = Figure(860, 400, "Deformable attention: a few samples instead of every place")
+    figure = Figure(860, 400, "Deformable attention: a few samples instead of every position")
     levels = [(8, 16, 12, "stride 8"), (4, 8, 24, "stride 16"), (2, 4, 48, "stride 32")]
     reference = (0.55, 0.45)
     offsets = [
@@ -314,12 +316,12 @@ def deformable_attention() -> Figure:
     figure.dot(40, 240, 4.5, GREEN)
     figure.text(54, 240, "reference point", at="start", size=13)
     figure.dot(40, 266, 4.5, ORANGE)
-    figure.text(54, 266, "sample, between four places", at="start", size=13)
+    figure.text(54, 266, "sample, between four positions", at="start", size=13)
     figure.text(
         430,
         374,
-        "Four samples a head in each of four levels (three are drawn), read bilinearly.",
-        "The cost grows with the number of the picture's places, not with its square.",
+        "Four samples per head in each of four levels (three are drawn), read bilinearly.",
+        "The cost grows linearly with the number of positions, not quadratically.",
         size=13,
         soft=True,
     )
@@ -327,11 +329,11 @@ def deformable_attention() -> Figure:
 
 
 def mask_head() -> Figure:
-    """From a query's attention to a mask, and to the panoptic picture."""
-    figure = Figure(880, 360, "Masks and the panoptic picture")
+    """From a query's attention to a mask, and to the panoptic segmentation."""
+    figure = Figure(880, 360, "Masks and the panoptic segmentation")
     figure.box(20, 60, 116, 50, "query's state", color=ORANGE)
     figure.box(20, 190, 116, 50, "memory", "of the encoder", color=PURPLE, size=13)
-    figure.box(180, 110, 130, 70, "attention", "8 heads,", "a map each", color=PURPLE, size=13)
+    figure.box(180, 110, 130, 70, "attention", "8 heads,", "one map each", color=PURPLE, size=13)
     figure.arrow((136, 85), (158, 85), (158, 130), (180, 130))
     figure.arrow((136, 215), (158, 215), (158, 160), (180, 160))
     names = ("stride 32", "stride 16", "stride 8", "stride 4")
@@ -347,7 +349,15 @@ def mask_head() -> Figure:
             figure.arrow((x + width / 2, 252), (x + width / 2, 145 + height / 2 + 22), dash=True)
     figure.arrow((310, 145), (350, 145))
     figure.box(
-        425, 252, 330, 34, "backbone's maps, added on the way up", color=BLUE, fill=0.06, dash=True, size=13
+        425,
+        252,
+        330,
+        34,
+        "backbone's feature maps, added at each level",
+        color=BLUE,
+        fill=0.06,
+        dash=True,
+        size=13,
     )
     x = 782
     figure.arrow((760, 145), (x, 145))
@@ -355,15 +365,16 @@ def mask_head() -> Figure:
     figure.text(
         440,
         30,
-        "For each query that found something, a pyramid turns where it looked into a mask",
+        "For each query that detected an object, a pyramid turns its attention into a mask",
         size=14,
         bold=True,
     )
     figure.text(
         430,
         326,
-        "Panoptic picture: every pixel goes to the query whose mask is strongest there. Pieces of the same",
-        "stuff become one segment. Segments of four pixels or fewer go, and the contest is held again.",
+        "Panoptic segmentation: every pixel goes to the query with the strongest mask there.",
+        "Pieces of the same stuff become one segment. After segments of four pixels or fewer are removed,",
+        "pixels are assigned again.",
         size=13,
         soft=True,
     )

@@ -130,9 +130,10 @@ def shares_table(detector: Detector, files: list[Path], threshold: float) -> str
     usual = weights.mean(axis=0)[..., None]
     lines += [
         "",
-        f"The decoder's samples lie in their boxes as in the mean of all objects for "
-        f"{100 * common_share(places, usual):.1f} % of their variance; their weights do for "
-        f"{100 * common_share(weights, np.ones_like(usual[..., 0])):.1f} %.",
+        f"The mean over all objects explains {100 * common_share(places, usual):.1f} % of the variance of "
+        "the decoder's samples' positions in their boxes.",
+        f"It explains {100 * common_share(weights, np.ones_like(usual[..., 0])):.1f} % of the variance of "
+        "their weights.",
     ]
     return "\n".join(lines)
 
