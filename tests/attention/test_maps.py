@@ -22,6 +22,8 @@ from detrkit.attention.maps import (
     encoder_attention,
     query_statistics,
 )
+from detrkit.checkpoints.loading import load_pretrained
+from detrkit.engines.export import export_model
 from detrkit.errors import ImageError, SettingError
 from detrkit.models.layers import attention as attention_layer
 from detrkit.models.layers import feature_levels
@@ -369,6 +371,19 @@ def test_queries_are_counted_over_images(any_folder: Path, pictures: list[Path])
     assert statistics.counts.sum() == rows
     assert statistics.image_count == 4
     assert statistics.ranked == ("deformable" in any_folder.name)
+
+
+def test_queries_of_an_exported_model_are_counted_too(
+    tiny_detr: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    model, processor = load_pretrained(str(tiny_detr), None)
+    export_model(model, tmp_path / "out", "onnx", processor=processor, verify=False)
+    wanted = query_statistics(Detector.from_pretrained(tiny_detr, device="cpu"), pictures, 0.3)
+    found = query_statistics(Detector.from_pretrained(tmp_path / "out"), pictures, 0.3)
+    np.testing.assert_array_equal(found.queries, wanted.queries)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-4)
 
 
 def test_below_zero_every_query_counts(tiny_detr: Path, pictures: list[Path]) -> None:

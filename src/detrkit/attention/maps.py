@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from detrkit.inference.detector import Detector
     from detrkit.inference.predictions import Prediction
     from detrkit.models.detection import ObjectDetectionModel
+    from detrkit.processing.array_processor import ArrayImageProcessor
     from detrkit.processing.image_processor import DetrImageProcessorBase
     from detrkit.processing.images import ImageSource
 
@@ -339,13 +340,18 @@ def query_statistics(
 
 
 def _fired(
-    processor: DetrImageProcessorBase, outputs: Mapping[str, torch.Tensor], threshold: float
+    processor: DetrImageProcessorBase | ArrayImageProcessor, outputs: Mapping[str, Any], threshold: float
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Which queries of an image give a box, bool (queries,); their numbers, boxes, scores and labels."""
-    best = processor.query_probabilities(outputs["logits"])[0][0].max(-1)
-    keep = best.values > threshold
-    columns = keep.nonzero()[:, 0], outputs["pred_boxes"][0][keep], best.values[keep], best.indices[keep]
-    return keep.cpu().numpy(), tuple(column.cpu().numpy() for column in columns)
+    logits, boxes = outputs["logits"], outputs["pred_boxes"]  # tensors, or arrays of an exported model
+    probabilities = _array(processor.query_probabilities(logits)[0])[0]
+    labels, scores = probabilities.argmax(-1), probabilities.max(-1)
+    keep = scores > threshold
+    return keep, (np.flatnonzero(keep), _array(boxes)[0][keep], scores[keep], labels[keep])
+
+
+def _array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
 class _Grid(NamedTuple):
