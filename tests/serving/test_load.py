@@ -298,3 +298,14 @@ def test_more_items_than_there_is_room_for_are_all_run() -> None:
     assert results == [2 * number for number in range(200)]
     assert sum(sizes) == 200
     assert max(sizes) <= 2
+
+
+def test_a_run_that_gives_too_few_results_is_an_error_and_no_endless_wait() -> None:
+    async def submit() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda kind, items: [], size=4, max_wait=0)
+        batcher.start()
+        with pytest.raises(RuntimeError, match="0 results for 1 images"):
+            await asyncio.wait_for(batcher.submit(lambda: ("kind", 1)), 60)
+        await batcher.stop()
+
+    asyncio.run(submit())

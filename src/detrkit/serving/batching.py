@@ -163,6 +163,8 @@ class Batcher(Generic[_Item, _Result]):
         items = [job.item for job in batch]
         try:
             results = await loop.run_in_executor(self._runner, self._run, batch[0].kind, items)
+            if len(results) != len(items):  # somebody would wait for ever
+                raise RuntimeError(f"{len(results)} results for {len(items)} images")
         except Exception as error:
             if len(batch) > 1:  # which of them is to blame, the others need not pay for
                 for job in batch:
