@@ -113,10 +113,11 @@ def commands_page() -> str:
     program = typer.main.get_command(app)
     parts = [
         "# Commands",
-        "Made from the program: `detrkit COMMAND --help` says the same, and so does `python -m detrkit`.",
-        "Results go to stdout or to files, messages and progress to stderr. The exit status is 0 when all "
-        "went well, 1 when some of the images could not be used or detrkit itself failed, 2 for a user's "
-        "mistake, 130 when interrupted.",
+        "This page is generated from the program. `detrkit COMMAND --help` prints the same text, and "
+        "`python -m detrkit` is the same program.",
+        "Results go to stdout or to files, messages and progress to stderr. The exit status is 0 on "
+        "success, 1 if some images could not be used or detrkit itself failed, 2 for a user error, and 130 "
+        "if the command was interrupted.",
     ]
     for name, command in program.commands.items():
         if not getattr(command, "hidden", False):
@@ -179,7 +180,7 @@ def api_pages() -> dict[str, str]:
         title = family.title
         pages[page] = _api_page(title, f"The classes of {title}. Import them from `detrkit`.", own)
         names = [name for name in names if name not in own]
-    pages["detector"] = _api_page("Detector", "The names to begin with. Import them from `detrkit`.", names)
+    pages["detector"] = _api_page("Detector", "The names to start with. Import them from `detrkit`.", names)
     return pages
 
 
@@ -201,7 +202,7 @@ def deeper_page(title: str, groups: Mapping[str, Iterable[str]]) -> str:
 
 
 def notebook_page(path: Path) -> str:
-    """A notebook's text and code as a page; pictures are for whoever runs it."""
+    """A notebook's text and code as a page, without outputs."""
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
@@ -219,8 +220,8 @@ def benchmark_results(folder: Path) -> str:
     files = sorted(folder.glob("*.csv"))
     if not files:
         return (
-            "There are none yet. The scripts in `benchmarks/` write CSV files to `benchmarks/results/`; each "
-            "becomes a table here the next time this page is built."
+            "No results are available yet. The scripts in `benchmarks/` write CSV files to "
+            "`benchmarks/results/`. Each file becomes a table here the next time this page is built."
         )
     parts = []
     for path in files:

@@ -223,7 +223,7 @@ def detections_of(attention: Any) -> Detections:
 
 
 def save(picture: Image.Image, name: str, width: int | None = None) -> None:
-    """Writes a PNG file, the picture reduced in size until it is small enough for a page."""
+    """Writes a PNG file, reduced in size until it is small enough for a page."""
     if width is not None and width < picture.width:
         picture = picture.resize(
             (width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS

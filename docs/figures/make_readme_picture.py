@@ -1,4 +1,4 @@
-"""Makes the picture of README.md: an example image with what a model finds in it.
+"""Makes the drawing in README.md: an example image with a model's detections.
 
 python docs/figures/make_readme_picture.py --model blood-cells
 """
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    """Reads the arguments and writes the picture."""
+    """Reads the arguments and writes the drawing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--model", default="blood-cells", help="Hub id, folder, or a name from: detrkit models"

@@ -1,4 +1,4 @@
-"""Makes the pictures of the demo's page: needs the extra demo, playwright and Chromium."""
+"""Makes the screenshots of the demo's page; requires the extra demo, playwright and Chromium."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Starts the demo and takes its pictures."""
+    """Starts the demo and takes screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--image", type=Path, default=HERE.parents[1] / "examples" / "BloodImage_00000.jpg")
@@ -53,7 +53,7 @@ def main() -> None:
 
 def _take(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
-    page.wait_for_timeout(1500)  # until the picture is there and nothing moves any more
+    page.wait_for_timeout(1500)  # until the drawing is there and nothing moves
     path = HERE / f"{name}.png"
     page.screenshot(path=path, full_page=True)
     # 256 colours keep the files small.
