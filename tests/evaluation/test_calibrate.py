@@ -166,12 +166,13 @@ class _Missing(Doubling):
 def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
     truths: list[np.ndarray], dataset: DetectionDataset
 ) -> None:
-    own = DetectionConfig(overlap=0.7, threshold=0.9)
+    own = DetectionConfig(overlap=0.7, threshold=0.9, chosen={"training_scale": {"image_size": [9, 9]}})
     found = calibrate_detector(Doubling(truths, own), dataset, Wishes(recall=0.8, confidence=0.9))
     assert found.config.overlap == 0.7
     assert found.config.calibration is None
     assert found.after[""].recall >= 0.8
     assert not found.config.chosen["measured"]["cross_fitted"]
+    assert found.config.chosen["training_scale"] == {"image_size": [9, 9]}
 
 
 def test_settings_for_a_trained_model_are_left_alone_where_little_is_known(

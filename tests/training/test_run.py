@@ -79,6 +79,7 @@ def test_a_run_leaves_a_model_and_its_reports(recipe, real_charts, capsys):
     detector = Detector.from_pretrained(folder)
     assert detector.names == {0: "disc", 1: "square"}
     data = chosen.val_images, chosen.val_annotations
+    assert "image_size" in detector.detection_config.chosen["training_scale"]
     measured = evaluate_detector(detector, *data, batch_size=2, raw=True)
     assert measured.stats["AP"] == pytest.approx(result.best["AP"], abs=1e-9)
     front_matter = yaml.safe_load((folder / "README.md").read_text().split("---")[1])

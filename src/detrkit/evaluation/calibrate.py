@@ -195,7 +195,8 @@ def choose_settings(sample: Sample, wishes: Wishes, current: DetectionConfig, *,
         raw=raw,
         calibrated=_calibrated(sample, raw, configs),
     )
-    return replace(result, config=replace(config, chosen=result.facts(data, number)))
+    # What else is known of the model, such as the scale of its training, stays.
+    return replace(result, config=replace(config, chosen={**current.chosen, **result.facts(data, number)}))
 
 
 def _calibrated(sample: Sample, raw: Judged, configs: Mapping[int, DetectionConfig]) -> np.ndarray:

@@ -105,8 +105,9 @@ class Sample:
 def collect(
     detector: ObjectFinder, dataset: DetectionDataset, batch_size: int, limit: int | None, strict: bool
 ) -> Sample:
-    """Runs the detector over the images, without its settings."""
-    raw = detector.with_config(DetectionConfig())
+    """Runs the detector over the images, with no more of its settings than the tiles."""
+    own = detector.detection_config
+    raw = detector.with_config(DetectionConfig(tile_size=own.tile_size, tile_overlap=own.tile_overlap))
     evaluator = CocoEvaluator(dataset, detector.names)
     categories = match_categories(detector.names, dataset.document["categories"], dataset.used_categories)
     classes = sorted(categories)

@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from detrkit.common.randomness import same_randomness
 from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import AspectRatioBatchSampler, DetectionCollator, PreparedDataset
+from detrkit.data.scale import training_scale
 from detrkit.data.splitting import fingerprint, repeated_images
 from detrkit.engines.allocator import keep_memory
 from detrkit.evaluation import evaluate_dataset
@@ -30,6 +31,7 @@ from detrkit.evaluation.calibrate import quick_settings
 from detrkit.hub.card_trained import trained_card
 from detrkit.hub.upload import CHECKPOINTS, check_login, push_to_hub
 from detrkit.inference.detector import Detector
+from detrkit.inference.tiles import TRAINING_SCALE
 from detrkit.models.detection import ModelWithHeads
 from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.results.detection_config import DetectionConfig
@@ -141,20 +143,24 @@ def _train(
     if trainer.is_world_process_zero():
         detector = Detector.from_pretrained(recipe.output, device=trainer.args.device)
         if val_data.panoptic_dir is None:
-            detector.detection_config = _store_settings(detector, val_data, recipe)
+            detector.detection_config = _store_settings(detector, train_data, val_data, recipe)
         write_predictions(detector, val_data, recipe.output)
         if recipe.push_to_hub:
             _upload(recipe)
     return TrainingResult(folder=recipe.output, metric=metric, best=best, rows=rows)
 
 
-def _store_settings(detector: Detector, dataset: DetectionDataset, recipe: TrainingRecipe) -> DetectionConfig:
+def _store_settings(
+    detector: Detector, train_data: DetectionDataset, val_data: DetectionDataset, recipe: TrainingRecipe
+) -> DetectionConfig:
     """Chooses overlap filter and threshold on the validation data and stores them with the model."""
     batch_size = recipe.eval_batch_size or recipe.batch_size
-    config = quick_settings(detector, dataset, batch_size=batch_size, strict=recipe.strict)
+    config = quick_settings(detector, val_data, batch_size=batch_size, strict=recipe.strict)
+    is_chosen = bool(config.chosen)
+    config = replace(config, chosen={**config.chosen, TRAINING_SCALE: training_scale(train_data)})
     config.save_pretrained(recipe.output)
     overlap = "no overlap filter" if config.overlap is None else f"overlap filter at IoU {config.overlap:g}"
-    if config.chosen:
+    if is_chosen:
         say(f"Chosen on the validation images: {config.describe()}, {overlap} (detrkit calibrate says more).")
     return config
 
