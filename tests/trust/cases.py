@@ -1,6 +1,6 @@
 """Every kind of bad (or merely odd) input with what it gets: the tests and the table of docs/bad-input.md.
 
-``python -m tests.trust.table`` writes the table anew.
+``python -m tests.trust.table`` writes the table.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ COLLECTION = [
         odd("decompression_bomb.gif"),
         says="too many pixels to open safely",
     ),
-    Case("PNG with a text that is not ASCII", odd("high_ascii_chars.png"), (750, 30)),
+    Case("PNG with non-ASCII text", odd("high_ascii_chars.png"), (750, 30)),
     Case("WebP", odd("hopper.webp"), (128, 128)),
     Case("gray JPEG", odd("hopper_gray.jpg"), (128, 128), how="gray in all three channels"),
     Case(
@@ -249,9 +249,9 @@ COLLECTION = [
         how="scaled to 8 bits, not clipped",
     ),
     Case("JPEG with a broken EXIF block", odd("invalid-exif.jpg"), (200, 200), how="as stored"),
-    Case("JPEG of one pixel, its density in centimetres", odd("jfif_unit_cm.jpg"), (1, 1)),
+    Case("JPEG of one pixel with its density in centimetres", odd("jfif_unit_cm.jpg"), (1, 1)),
     Case(
-        "PNG of 16 bits a channel",
+        "PNG with 16 bits per channel",
         odd("mode_16bit.png"),
         (128, 64),
         how="8 bits, transparency dropped",
@@ -265,8 +265,8 @@ COLLECTION = [
     Case("palette with one transparent colour", odd("p_trns_single.png"), (64, 64), how="colours looked up"),
     Case("palette with many transparent colours", odd("pil123p.png"), (162, 150), how="colours looked up"),
     Case("CMYK JPEG", odd("pil_sample_cmyk.jpg"), (100, 100), how="converted to RGB"),
-    Case("PNG that was cut short", odd("truncated_image.png"), says="the file is damaged, fetch it again"),
-    Case("JPEG that was cut short", odd("truncated_jpeg.jpg"), says="the file is damaged, fetch it again"),
+    Case("truncated PNG", odd("truncated_image.png"), says="the file is damaged, fetch it again"),
+    Case("truncated JPEG", odd("truncated_jpeg.jpg"), says="the file is damaged, fetch it again"),
     Case(
         "gray with transparency, uncompressed",
         odd("uncompressed_la.png"),
@@ -276,9 +276,9 @@ COLLECTION = [
 ]
 
 FILES = [
-    Case("file that is not there", lambda p: p.folder / "missing.jpg", says="no such file; check the path"),
+    Case("missing file", lambda p: p.folder / "missing.jpg", says="no such file; check the path"),
     Case("folder", lambda p: p.folder, says="is a folder, not an image; name the files in it"),
-    Case("file of zero bytes", lambda p: p.file("a.jpg", b""), says="the file is empty"),
+    Case("empty file", lambda p: p.file("a.jpg", b""), says="the file is empty"),
     Case(
         "text",
         lambda p: p.file("a.jpg", b"hello"),
@@ -303,12 +303,12 @@ FILES = [
         lambda p: p.file("a.png", png().replace(b"IHDR\0", b"IHDR\1", 1)),
         says="not an image that Pillow can read",
     ),
-    Case("PNG under the name of a JPEG", lambda p: p.file("a.jpg", png()), SIZE, how="by its content"),
+    Case("PNG with the name of a JPEG", lambda p: p.file("a.jpg", png()), SIZE, how="by its content"),
     Case("name without a suffix", lambda p: p.file("photo", png()), SIZE, how="by its content"),
-    Case("name with a zero byte", constant("photo\0.png"), says="cannot be opened"),
-    Case("name of 5000 letters", constant("a" * 5000), says="cannot be opened"),
+    Case("name with a null byte", constant("photo\0.png"), says="cannot be opened"),
+    Case("name of 5000 characters", constant("a" * 5000), says="cannot be opened"),
     Case(
-        "file without permission to read it",
+        "file without read permission",
         _forbidden,
         says="may not be read; change its permissions",
         privileged=False,
@@ -321,14 +321,14 @@ FILES = [
     Case("device that is empty", constant("/dev/null"), says="is a device, not a file"),
     Case("socket", _socket, says="is a socket, not a file"),
     Case(
-        "what a shell makes of <(command)",
+        "process substitution, <(command)",
         _substitution(png()),
         SIZE,
         how="/dev/stdin, /dev/fd/N: the user connected these",
     ),
-    Case("<(command) that gives nothing", _substitution(b""), says="the file is empty"),
+    Case("<(command) without output", _substitution(b""), says="the file is empty"),
     Case(
-        "<(command) that gives more than max_bytes",
+        "<(command) with more output than max_bytes",
         _substitution(bytes(2**21)),
         says="more than 1048576 bytes came in; raise max_bytes",
         limits=SMALL,
@@ -353,7 +353,7 @@ FILES = [
         limits=ImageLimits(max_pixels=4_000_000),
     ),
     Case(
-        "200 megapixels with a higher max_pixels, cut short",
+        "truncated image of 200 megapixels with a higher max_pixels",
         lambda p: p.file("a.png", png_header(20_000, 10_000)),
         says="the file is damaged",
         limits=ImageLimits(max_pixels=200_000_000),
@@ -397,20 +397,20 @@ FILES = [
 
 ADDRESSES = [
     Case(
-        "address with half an IPv6 number",
+        "URL with an incomplete IPv6 address",
         lambda p: "http://[::1/photo.png",
         says="is not an address (Invalid IPv6 URL); check it",
     ),
     Case(
-        "address whose port is no number",
+        "URL with a non-numeric port",
         lambda p: "http://localhost:port/photo.png",
         says="cannot be fetched (nonnumeric port: 'port')",
         limits=HERE,
     ),
     Case("data: URL", constant("data:image/png;base64," + base64.b64encode(png()).decode()), SIZE),
-    Case("data: URL that is no base64", lambda p: "data:image/png;base64,??", says="is not valid base64"),
+    Case("data: URL with invalid base64", lambda p: "data:image/png;base64,??", says="is not valid base64"),
     Case("image on a web server", from_server("photo.png"), SIZE, limits=HERE),
-    Case("one that has moved", from_server("moved.png"), SIZE, limits=HERE, how="redirects are followed"),
+    Case("image that has moved", from_server("moved.png"), SIZE, limits=HERE, how="redirects are followed"),
     Case(
         "redirect to itself",
         from_server("loop"),
@@ -418,7 +418,7 @@ ADDRESSES = [
         limits=HERE,
     ),
     Case(
-        "redirect to a file of this computer",
+        "redirect to a file on this computer",
         from_server("to-file"),
         says="sends on to an address of scheme 'file', which is refused",
         limits=HERE,
@@ -447,7 +447,7 @@ ADDRESSES = [
         names={"localhost": "127.0.0.1"},
     ),
     Case(
-        "this computer as one number",
+        "this computer as an integer IP address",
         constant("http://2130706433/photo.png"),
         says="(127.0.0.1), which is not on the public internet",
     ),
@@ -457,12 +457,12 @@ ADDRESSES = [
         says="leads to ::1, which is not on the public internet",
     ),
     Case(
-        "this computer, IPv4 inside of IPv6",
+        "this computer, IPv4 mapped to IPv6",
         constant("http://[::ffff:127.0.0.1]/photo.png"),
         says="which is not on the public internet",
     ),
     Case(
-        "computer of a private network",
+        "computer in a private network",
         constant("http://192.168.0.1/photo.png"),
         says="leads to 192.168.0.1, which is not on the public internet",
     ),
@@ -483,7 +483,7 @@ ADDRESSES = [
         says="check the URL and the connection",
         names={"gone.example": None},
     ),
-    Case("nobody listens", _closed_port, says="check the URL and the connection", limits=HERE),
+    Case("closed port", _closed_port, says="check the URL and the connection", limits=HERE),
     Case(
         "status 404",
         from_server("gone.png"),
@@ -492,39 +492,39 @@ ADDRESSES = [
     ),
     Case("status 500", from_server("broken"), says="the server answered 500", limits=HERE),
     Case(
-        "page instead of an image",
+        "web page instead of an image",
         from_server("page.png"),
         says="not an image that Pillow can read",
         limits=HERE,
     ),
-    Case("answer without content", from_server("nothing"), says="the file is empty", limits=HERE),
-    Case("answer that is no HTTP", from_server("nonsense"), says="cannot be fetched", limits=HERE),
+    Case("response without content", from_server("nothing"), says="the file is empty", limits=HERE),
+    Case("response that is not HTTP", from_server("nonsense"), says="cannot be fetched", limits=HERE),
     Case(
-        "answer cut short",
+        "truncated response",
         from_server("short.png"),
         says="the connection ended before the file did; try again",
         limits=HERE,
     ),
     Case(
-        "answer that announces a terabyte",
+        "response that announces a terabyte",
         from_server("large"),
         says="larger than 1048576 bytes; raise max_bytes",
         limits=SMALL,
     ),
     Case(
-        "answer without an end",
+        "endless response",
         from_server("endless"),
         says="larger than 1048576 bytes; raise max_bytes",
         limits=SMALL,
     ),
     Case(
-        "answer that drips",
+        "response that arrives too slowly",
         from_server("slow"),
         says="not there after 0.4 seconds; check the connection",
         limits=HURRIED,
     ),
     Case(
-        "answer whose headers drip",
+        "response whose headers arrive too slowly",
         from_server("slow-headers"),
         says="not there after 0.4 seconds; check the connection",
         limits=HURRIED,
@@ -536,25 +536,25 @@ ADDRESSES = [
     ),
     Case("file: URL", lambda p: p.file("my photo.png", png()).as_uri(), SIZE),
     Case(
-        "file: URL of another computer",
+        "file: URL on another computer",
         constant("file://server/photo.png"),
         says="names a file of another computer; write file:///path",
     ),
     Case(
-        "name and password",
+        "URL with a user name and password",
         constant("http://user:password@example.org/a.png"),
         says="http://example.org: addresses with a user name or password are not supported",
     ),
-    Case("no host", constant("http:///photo.png"), says="cannot be fetched"),
-    Case("port that is no number", constant("http://example.org:port/a.png"), says="cannot be fetched"),
-    Case("blank in the address", constant("http://example.org/a photo.png"), says="cannot be fetched"),
+    Case("URL without a host", constant("http:///photo.png"), says="cannot be fetched"),
+    Case("URL with text as the port", constant("http://example.org:port/a.png"), says="cannot be fetched"),
+    Case("URL with a space", constant("http://example.org/a photo.png"), says="cannot be fetched"),
 ]
 
 ARRAYS = [
     Case("uint8, channels last", constant(RGB), SIZE),
     Case("uint8, channels first", constant(np.ascontiguousarray(RGB.transpose(2, 0, 1))), SIZE),
     Case("gray", constant(RGB[..., 0]), SIZE, how="gray in all three channels"),
-    Case("true and false", constant(RGB[..., 0] > 127), SIZE, how="black and white"),
+    Case("boolean", constant(RGB[..., 0] > 127), SIZE, how="black and white"),
     Case("RGBA", constant(np.dstack([RGB, RGB[..., :1]])), SIZE, how="transparency is dropped"),
     Case("real numbers in 0..1", constant(RGB / 255), SIZE),
     Case("real numbers in 0..255", constant(RGB.astype(np.float32)), SIZE),
@@ -566,7 +566,7 @@ ARRAYS = [
         constant(RGB.astype(np.complex64)),
         says="cannot be of dtype complex64; pass uint8, or floats",
     ),
-    Case("objects", constant(RGB.astype(object)), says="cannot be of dtype object"),
+    Case("object array", constant(RGB.astype(object)), says="cannot be of dtype object"),
     Case("text", constant(RGB.astype(str)), says="cannot be of dtype <U"),
     Case(
         "two channels", constant(RGB[..., :2]), says="can be the channels (1, 3 or 4); pass gray, RGB or RGBA"
@@ -588,21 +588,21 @@ ARRAYS = [
         constant(np.full((4, 5, 3), 70_000)),
         says="integers must be in 0..255 or 0..65535",
     ),
-    Case("nothing (None)", constant(None), says="cannot read an image from NoneType"),
+    Case("None", constant(None), says="cannot read an image from NoneType"),
     Case("number", constant(7), says="cannot read an image from int"),
     Case("bytes of a file", constant(png()), SIZE),
     Case("open file", lambda p: io.BytesIO(png()), SIZE),
-    Case("bytes that are no image", constant(b"hello"), says="not an image that Pillow can read"),
-    Case("file open for text", lambda p: io.StringIO("hello"), says="open it with mode 'rb'"),
+    Case("bytes that are not an image", constant(b"hello"), says="not an image that Pillow can read"),
+    Case("file opened as text", lambda p: io.StringIO("hello"), says="open it with mode 'rb'"),
 ]
 
 PHOTO = make_picture(*SIZE)
 
 LISTS = [
     Case("empty list", constant([]), how="an empty list"),
-    Case("batch of no images", constant(np.zeros((0, 3, 40, 60), np.uint8)), how="an empty list"),
+    Case("empty batch", constant(np.zeros((0, 3, 40, 60), np.uint8)), how="an empty list"),
     Case(
-        "list with a file that is not there",
+        "list with a missing file",
         lambda p: [PHOTO, p.folder / "missing.jpg"],
         says="missing.jpg: no such file",
     ),
@@ -629,7 +629,7 @@ LISTS = [
         call=_set(threshold=float("nan")),
     ),
     Case(
-        "threshold in words",
+        "threshold as text",
         constant(PHOTO),
         says="threshold must be between 0 and 1, not 'high'",
         error=SettingError,
@@ -657,7 +657,7 @@ LISTS = [
         call=_set(max_objects=0),
     ),
     Case(
-        "masks of a model without",
+        "masks from a model without masks",
         constant(PHOTO),
         says="finds boxes only; masks need a panoptic model",
         error=SettingError,

@@ -170,7 +170,7 @@ def test_a_pipe_among_the_images_of_a_data_set_is_not_waited_for(place: Place) -
 def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr: Path) -> None:
     chosen = [case for case in FILES if case.says and case.limits is None and case.privileged]
     chosen += [case for case in ADDRESSES if case.says and not (case.limits or case.names or case.public)]
-    skipped = {"folder", "file that is not there", "name with a zero byte", "<(command) that gives nothing"}
+    skipped = {"folder", "missing file", "name with a null byte", "<(command) without output"}
     sources = []
     for number, case in enumerate(case for case in chosen if case.what not in skipped):
         folder = place.folder / str(number)
