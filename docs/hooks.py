@@ -57,6 +57,11 @@ _TOOLBOX = {
     "Clusters": ("detrkit.inference.cluster.RayDetector",),
     "Export": ("detrkit.engines.export.export_model",),
     "Reading images": ("detrkit.processing.images.load_image", "detrkit.ImageLimits"),
+    "Videos": (
+        "detrkit.inference.video.read_video",
+        "detrkit.processing.frames.VideoFrame",
+        "detrkit.inference.tracking.Tracker",
+    ),
     "Errors": ("detrkit.errors",),
 }
 RESULTS = ROOT / "benchmarks" / "results"

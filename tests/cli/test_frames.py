@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit.cli.run import ImageReader
+from detrkit.cli.reading import ImageReader
 from detrkit.errors import ImageError
 from detrkit.inference.inputs import ImageInput, every_frame, file_names
 from tests.cli.conftest import Run
@@ -86,6 +86,8 @@ def test_an_image_that_the_model_does_not_take_is_one_line_and_the_others_are_do
 def test_pages_are_read_as_they_are_stored(stack: Path) -> None:
     reader = ImageReader(every_frame([ImageInput(str(stack))]))
     reader.todo = [0, 2]
-    for (position, image), seed in zip(reader, (0, 2)):
-        assert position == seed
-        np.testing.assert_array_equal(np.asarray(image), np.asarray(make_picture(60 + 10 * seed, 40, seed)))
+    for (position, page), seed in zip(reader, (0, 2)):
+        assert (position, page.index, page.timestamp) == (seed, seed, None)
+        np.testing.assert_array_equal(
+            np.asarray(page.image), np.asarray(make_picture(60 + 10 * seed, 40, seed))
+        )

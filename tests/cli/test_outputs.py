@@ -42,6 +42,7 @@ ROWS = [
     ((*DETECT, "--counts", "out/counts.csv"), "counts.csv"),
     ((*DETECT, "--save-dir", "out"), "a.jpg"),
     (("detect", "shots/b.webp", "--model", "{model}", "--save-dir", "out"), "b.png"),
+    (("detect", "c.mp4", "--model", "{model}", "--save-dir", "out"), "c.mp4"),
     (SEGMENT, "panoptic.json"),
     (SEGMENT, "panoptic/a.png"),
     (SEGMENT, "pictures/a.jpg"),
@@ -76,7 +77,7 @@ def here(working_directory: Path) -> Path:
     (working_directory / "shots").mkdir()
     make_picture(60, 40).save(working_directory / "shots" / "a.jpg")
     make_picture(60, 40).save(working_directory / "shots" / "b.webp")
-    for name in ("val.json", "found.json", "c.pth"):
+    for name in ("val.json", "found.json", "c.pth", "c.mp4"):
         (working_directory / name).write_text("{}")
     return working_directory
 

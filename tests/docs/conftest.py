@@ -17,6 +17,7 @@ from PIL import Image
 from detrkit import id_to_rgb
 from detrkit.checkpoints.registry import REGISTRY, resolve_model
 from detrkit.errors import CheckpointError
+from tests.clips import panned, write_clip
 from tests.conftest import make_picture
 from tests.docs.blocks import ROOT
 from tests.docs.warm_process import install_program
@@ -81,6 +82,9 @@ def _material(tmp_path_factory: pytest.TempPathFactory, tiny_detr: Path) -> Path
     for name in ("holiday/1.jpg", "shots/1.png", "shots/2.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         make_picture(96, 64, seed=len(name)).save(folder / name)
+    frames = panned(make_picture(160, 64), (96, 64), frames=4)
+    frames[0].save(folder / "cells.gif", save_all=True, append_images=frames[1:], duration=100)
+    write_clip(folder / "clip.mp4", frames, sound=True)
     for split in ("train", "val"):
         annotations = make_dataset(folder / "made" / split, count=4)
         (folder / "cells").mkdir(exist_ok=True)

@@ -50,6 +50,7 @@ NOT_RUN = {
     "docs/tables.md": 1,
     "docs/tutorials/deploy.md": 4,
     "docs/tutorials/fine-tune.md": 2,
+    "docs/video.md": 2,
 }
 
 #: Files that are there when a page's blocks have been run.
@@ -57,7 +58,9 @@ RESULTS = {
     "README.md": ["out/BloodImage_00000.jpg"],
     "docs/index.md": ["out/BloodImage_00000.jpg"],
     "docs/start.md": ["out/photo.jpg", "results.json", "drawn.jpg"],
+    "docs/count.md": ["counts.csv", "objects.csv", "objects.jsonl"],
     "docs/large-jobs.md": ["results.json"],
+    "docs/video.md": ["drawn/clip.mp4", "clip.json", "clip.csv", "cells.csv"],
     "docs/tutorials/fine-tune.md": ["cell-detector/predictions.png", "cell-detector-3/model.safetensors"],
     "docs/tutorials/panoptic.md": ["segments/panoptic.json", "my-panoptic/model.safetensors"],
     "docs/tutorials/deploy.md": ["my-onnx/model.onnx", "my-openvino/model.xml"],

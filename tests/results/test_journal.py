@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detrkit.errors import DetrkitError
-from detrkit.results.journal import Journal, match_results
+from detrkit.results.journal import Journal, match_results, position_by_name
 
 SETTINGS = {"model": "m", "threshold": 0.5}
 
@@ -119,7 +119,7 @@ def test_results_belong_to_images_of_the_same_name_and_content() -> None:
 
     found, others = match_results(
         [earlier("a", "1"), earlier("b", "old"), earlier("c", None), earlier("d", "4"), earlier("b", "2")],
-        ["a", "b", "c"],
+        position_by_name(["a", "b", "c"]),
         ["1", "2", None].__getitem__,
     )
     assert found == {0: "a 1", 1: "b 2"}

@@ -10,7 +10,7 @@ import typer
 
 from detrkit.cli import options
 from detrkit.cli.output import check_save_dir, drawing_names, save_image
-from detrkit.cli.run import ImageReader
+from detrkit.cli.reading import ImageReader
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.outputs import check_outputs, image_output
 from detrkit.common.terminal import count, say

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detrkit.cli import options
-from detrkit.cli.run import ImageReader
+from detrkit.cli.reading import ImageReader
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.progress import with_progress

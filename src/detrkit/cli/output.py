@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file
 from detrkit.common.outputs import COMMENT, SOFTWARE, unique_names
-from detrkit.common.text import is_url
 from detrkit.inference.inputs import ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _DRAWING_SUFFIXES = (".jpg", ".jpeg", ".png")
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 
 
 def check_save_dir(save_dir: Path | None) -> None:
@@ -28,7 +28,8 @@ def check_save_dir(save_dir: Path | None) -> None:
 def drawing_names(inputs: Sequence[ImageInput], suffix: str | None = None) -> list[str]:
     """A file name for the drawing of each image: the image's own, numbered if two would be the same.
 
-    JPEG and PNG keep their format, others become PNG.
+    JPEG and PNG keep their format, others become PNG. Of videos MP4, MOV and MKV do, others become MKV, which
+    takes sound in every format.
 
     Args:
         inputs: The images.
@@ -37,9 +38,10 @@ def drawing_names(inputs: Sequence[ImageInput], suffix: str | None = None) -> li
     names = []
     for item in inputs:
         path = Path(item.base_name)
-        kept = path.suffix if path.suffix.lower() in _DRAWING_SUFFIXES else ".png"
+        known, other = (_VIDEO_SUFFIXES, ".mkv") if item.video else (_DRAWING_SUFFIXES, ".png")
+        kept = path.suffix if path.suffix.lower() in known else other
         # A URL may contain characters that a file name may not.
-        stem = re.sub(r"[^\w.-]", "_", path.stem) if is_url(item.source) else path.stem
+        stem = re.sub(r"[^\w.-]", "_", path.stem) if "://" in item.source else path.stem
         names.append(f"{stem}{suffix or kept}")
     return unique_names(names)
 

@@ -15,7 +15,7 @@ from detrkit.common.outputs import Output, document_output
 from detrkit.common.schema import JsonObject
 from detrkit.common.tables import csv_lines
 from detrkit.common.terminal import count, say
-from detrkit.inference.inputs import Fingerprints, ImageInput, file_names, image_ids
+from detrkit.inference.inputs import Fingerprints, ImageInput, file_names, image_ids, video_numbers
 from detrkit.results.coco_document import CocoOutput, coco_parts
 from detrkit.results.record import Record, listed_classes
 from detrkit.results.tables import (
@@ -101,6 +101,7 @@ class ResultFiles(Sink["Detections"]):
         drawings: Sequence[str] | None = None,
         *,
         threshold: str,
+        tracks: bool = False,
         resume: bool,
     ) -> None:
         paths.check()
@@ -116,7 +117,9 @@ class ResultFiles(Sink["Detections"]):
             info,
             fingerprint=fingerprints,
             drawings=drawings,
+            videos=video_numbers(inputs),
         )
+        self._columns = {"frames": bool(self._record.videos), "tracks": tracks}
         self.lasts = self._record.lasts
         self.outputs = paths.outputs()
         if self._record.journal is not None:
@@ -143,6 +146,10 @@ class ResultFiles(Sink["Detections"]):
         self.left_over = self._record.left_over
         return self._record.done
 
+    def recall(self, position: int, names: Mapping[int, str]) -> Detections:
+        """What an earlier run has found, from the journal."""
+        return self._record.detections(position, names)
+
     def accept(self, position: int, image: Image | None, result: Detections) -> None:
         """Adds the detections to the journal."""
         self._record.add(position, result)
@@ -156,15 +163,16 @@ class ResultFiles(Sink["Detections"]):
             rows = (
                 row
                 for entry in record.entries(done)
-                for row in object_rows(entry["image"], entry["annotations"], names)
+                for row in object_rows(entry["image"], entry["annotations"], names, **self._columns)
             )
-            write_text(csv_lines(object_columns(), rows), paths.csv)
+            write_text(csv_lines(object_columns(**self._columns), rows), paths.csv)
         if paths.counts is not None:
             classes = listed_classes(names, counts)
             rows = (
-                count_row(entry["image"], entry["annotations"], classes) for entry in record.entries(done)
+                count_row(entry["image"], entry["annotations"], classes, frames=self._columns["frames"])
+                for entry in record.entries(done)
             )
-            write_text(csv_lines(count_columns(classes), rows), paths.counts)
+            write_text(csv_lines(count_columns(classes, frames=self._columns["frames"]), rows), paths.counts)
         if paths.json is not None:
             write_text(self._json(names, done), paths.json)
         # Who resumes may want to try the images that failed again.

@@ -11,7 +11,8 @@ import typer
 
 from detrkit.cli import options
 from detrkit.cli.output import check_save_dir
-from detrkit.cli.run import ImageReader, Results, run_images
+from detrkit.cli.reading import ImageReader, Results
+from detrkit.cli.run import run_images
 from detrkit.cli.sinks import (
     DRAWING_FOLDER,
     PANOPTIC_DOCUMENT,

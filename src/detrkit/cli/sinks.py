@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -16,7 +16,8 @@ from detrkit.common.schema import JsonObject
 from detrkit.common.screening import is_plain_name
 from detrkit.common.terminal import count, make_table, print_table
 from detrkit.inference.inputs import Fingerprints, ImageInput, file_names, image_ids
-from detrkit.results.journal import Journal, match_results
+from detrkit.results.journal import Journal, match_results, position_by_name
+from detrkit.results.positions import is_frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,8 +55,10 @@ class Sink(ABC, Generic[_Result]):
         lasts: Whether the results so far outlive the process, so that another run can continue.
         left_over: Number of results of an earlier run that belong to none of this run's images.
         outputs: The files that are going to be written.
+        redraws: Whether it takes the frames of videos that an earlier run has done, too.
     """
 
+    redraws: bool = False
     lasts: bool = False
     left_over: int = 0
     outputs: Sequence[Output] = ()
@@ -67,6 +70,15 @@ class Sink(ABC, Generic[_Result]):
     def begin(self) -> Collection[int]:
         """Opens the output; returns the positions of the images that an earlier run has done."""
         return ()
+
+    def recall(self, position: int, names: Mapping[int, str]) -> _Result:
+        """What an earlier run has found in a frame that :meth:`begin` has named.
+
+        Args:
+            position: Position of the frame.
+            names: Label -> class name of the model.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def accept(self, position: int, image: Image | None, result: _Result) -> None:
@@ -114,7 +126,9 @@ class ResultTable(Sink[_Result]):
 
     def accept(self, position: int, image: Image | None, result: _Result) -> None:
         """Keeps the rows of an image."""
-        self._found[position] = (result.source or "", list(self._rows_of(result)))
+        index = getattr(result, "frame_index", None)
+        name = f"{result.source or ''}{'' if index is None else f'#frame={index + 1}'}"
+        self._found[position] = (name, list(self._rows_of(result)))
 
     def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
         """Prints the table, also of an interrupted run."""
@@ -137,23 +151,33 @@ class ResultTable(Sink[_Result]):
 
 
 class Drawings(Sink[Any]):
-    """A folder with each image and what was found in it drawn over it."""
+    """A folder with each image and what was found in it drawn over it.
+
+    Attributes:
+        names: File names of the drawings of all inputs, those of videos among them.
+    """
 
     def __init__(self, folder: Path, inputs: Sequence[ImageInput], *, resume: bool) -> None:
         check_save_dir(folder)
         self._folder, self._resume = folder, resume
         self.names = drawing_names(inputs)
-        self.outputs = [image_output("--save-dir", folder / name) for name in self.names]
+        self._outputs = {
+            i: image_output("--save-dir", folder / self.names[i])
+            for i, item in enumerate(inputs)
+            if not item.video
+        }
+        self.outputs = list(self._outputs.values())
 
     def begin(self) -> Collection[int]:
         """An image whose drawing is missing is not done."""
         if not self._resume:
             return ()
-        return [i for i, output in enumerate(self.outputs) if has_mark(output.path, output.mark)]
+        return [i for i, output in self._outputs.items() if has_mark(output.path, output.mark)]
 
     def accept(self, position: int, image: Image | None, result: Detections | PanopticSegmentation) -> None:
-        """Writes the drawing."""
-        save_image(result.draw(image), self.outputs[position].path)
+        """Writes the drawing of an image; frames of videos have no drawings of their own."""
+        if not is_frame(position):
+            save_image(result.draw(image), self._outputs[position].path)
 
     def finish(self, detector: Detector, done: Sequence[int], ending: Ending) -> Sequence[str]:
         """All is written already."""
@@ -192,7 +216,7 @@ class PanopticFolder(Sink["PanopticSegmentation"]):
         others: list[dict[str, Any]] = []
         if self._resume:
             earlier = ((entry, entry) for entry in self._earlier_entries())
-            found, others = match_results(earlier, self._names, self._fingerprint)
+            found, others = match_results(earlier, position_by_name(self._names), self._fingerprint)
             for position, entry in found.items():
                 annotation = {**entry["annotation"], "image_id": self._ids[position]}
                 image = {**entry["image"], "id": self._ids[position]}

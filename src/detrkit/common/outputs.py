@@ -39,18 +39,20 @@ class Output:
         path: The file; ``-`` for stdout.
         mark: What a file that detrkit wrote there has near its beginning; one of them if there are several.
         witness: The file beside it that bears the mark, where its own format has no place for one.
+        at_end: Whether the mark may be near the end instead, as in MP4 files.
     """
 
     option: str
     path: Path
     mark: bytes | tuple[bytes, ...]
     witness: str | None = None
+    at_end: bool = False
 
     @property
     def is_own(self) -> bool:
         """Whether the file that is there was written by detrkit, or holds nothing."""
         marked = self.path if self.witness is None else self.path.with_name(self.witness)
-        return not self.path.stat().st_size or has_mark(marked, self.mark)
+        return not self.path.stat().st_size or has_mark(marked, self.mark, at_end=self.at_end)
 
 
 def document_output(option: str, path: Path) -> Output:
@@ -63,12 +65,20 @@ def image_output(option: str, path: Path) -> Output:
     return Output(option, path, PNG_MARK if path.suffix.lower() == ".png" else JPEG_MARK)
 
 
-def has_mark(path: Path, mark: bytes | tuple[bytes, ...]) -> bool:
-    """Whether a file has a mark, or one of several, near its beginning."""
+def video_output(option: str, path: Path) -> Output:
+    """A drawn video."""
+    return Output(option, path, COMMENT.encode(), at_end=True)
+
+
+def has_mark(path: Path, mark: bytes | tuple[bytes, ...], *, at_end: bool = False) -> bool:
+    """Whether a file has a mark, or one of several, near its beginning, or if allowed near its end."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
-            return any(one in head for one in (mark if isinstance(mark, tuple) else (mark,)))
+            seen = file.read(_HEAD)
+            if at_end:
+                file.seek(-min(_HEAD, path.stat().st_size), 2)
+                seen += file.read()
+            return any(one in seen for one in (mark if isinstance(mark, tuple) else (mark,)))
     except OSError:
         return False
 

@@ -69,18 +69,22 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def list_failures(failures: Sequence[str], total: int) -> None:
+def list_failures(failures: Sequence[str], total: int | None) -> None:
     """Reports at the end of a run how many inputs could not be read; after a long run, also which.
 
     Args:
         failures: The message about each when it was read.
-        total: Number of inputs.
+        total: Number of inputs; None if some are videos, of which single frames may have failed.
     """
     if not failures:
         return
-    end = ":" if total > _SHORT_RUN else "."
-    say(f"{len(failures)} of {total} inputs could not be read{end}")
-    if total > _SHORT_RUN:
+    again = total is None or total > _SHORT_RUN
+    end = ":" if again else "."
+    if total is None:
+        say(f"{count(len(failures), 'part')} of the inputs could not be read{end}")
+    else:
+        say(f"{len(failures)} of {total} inputs could not be read{end}")
+    if again:
         for failure in failures:
             say(failure, indent="  ")
 

@@ -103,6 +103,11 @@ def is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
+def without_password(address: str) -> str:
+    """An address without the user name and password in it, which have no place in logs and documents."""
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", address)
+
+
 def short_name(source: str) -> str:
-    """A path or URL as messages and tables show it: not all the content of a data URL."""
-    return f"{source[:30]}..." if is_data_url(source) and len(source) > 30 else source
+    """A path or address as messages and tables show it: no password, and not all of a data URL."""
+    return f"{source[:30]}..." if is_data_url(source) and len(source) > 30 else without_password(source)

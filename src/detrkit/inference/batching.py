@@ -60,6 +60,55 @@ def read_ahead(items: Iterable[_Item], depth: int) -> Iterator[_Item]:
         thread.join(_PATIENCE)
 
 
+def newest(items: Iterable[_Item]) -> Iterator[_Item]:
+    """Iterates in a background thread, and gives the last item that was made by the time of asking.
+
+    Items that nobody asked for in time are dropped, so that whoever is slower than a camera does not fall
+    behind it.
+
+    Args:
+        items: What to iterate over.
+
+    Returns:
+        An iterator of the items. An error of ``items`` is raised after the last one.
+    """
+    changed = threading.Condition()
+    last: list[_Item] = []
+    ended: list[BaseException] = []
+    abandoned = threading.Event()
+
+    def make() -> None:
+        error: BaseException = StopIteration()
+        try:
+            for item in items:
+                with changed:
+                    last[:] = [item]
+                    changed.notify()
+                if abandoned.is_set():
+                    break
+        except BaseException as raised:  # the caller is to meet it, whatever it is
+            error = raised
+        with changed:
+            ended.append(error)
+            changed.notify()
+
+    thread = threading.Thread(target=make, name="detrkit-newest", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: last or ended)
+                if not last:
+                    break
+                item = last.pop()
+            yield item
+        if not isinstance(ended[0], StopIteration):
+            raise ended[0]
+    finally:
+        abandoned.set()
+        thread.join(_PATIENCE)
+
+
 def map_in_threads(
     function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
 ) -> Iterator[_Result]:

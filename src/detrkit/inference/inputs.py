@@ -20,12 +20,15 @@ from detrkit.common.errors import ImageError
 from detrkit.common.files import content_hash
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import is_data_url, is_url, short_name
+from detrkit.inference.video_names import SUFFIXES, is_camera, is_live, is_video
+from detrkit.results.positions import named
 
 logger = logging.getLogger("detrkit")
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from detrkit.processing.frames import VideoFrame
     from detrkit.processing.sources import ImageFile
 
 _SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -39,10 +42,12 @@ class ImageInput:
         source: The path or address.
         frame: The number of a frame of an animation, or page of a TIFF, from 0; None for the first one,
             with a warning where there are more.
+        video: Whether it is a video, camera or stream, each frame of which is an image.
     """
 
     source: str
     frame: int | None = None
+    video: bool = False
 
     @property
     def base_name(self) -> str:
@@ -56,7 +61,9 @@ class ImageInput:
 
     @property
     def _name(self) -> str:
-        if not is_url(self.source):
+        if self.video and is_camera(self.source):
+            return f"camera-{self.source}"
+        if not is_url(self.source) and not is_live(self.source):
             return Path(self.source).name
         try:
             path = "" if is_data_url(self.source) else urlsplit(self.source).path
@@ -66,8 +73,8 @@ class ImageInput:
 
     @property
     def path(self) -> Path | None:
-        """The file; None for an address on the web, an image in a ``data:`` URL or a malformed address."""
-        if is_url(self.source) or is_data_url(self.source):
+        """The file; None for an address on the web, a camera, a ``data:`` URL or a malformed address."""
+        if is_url(self.source) or is_data_url(self.source) or (self.video and is_live(self.source)):
             return None
         if not self.source.lower().startswith("file:"):
             return Path(self.source)
@@ -81,7 +88,8 @@ class Fingerprints:
     """What tells a later run whether an image is the one that an earlier run has seen.
 
     For a file it is a hash of its content, taken once: where possible before the image is read. For an
-    address it is a hash of that. A pipe has none, nor a file that is larger than an image may be.
+    address it is a hash of that. A pipe or camera has none, nor a file that is larger than an image may be.
+    All frames of a video have that of the video.
 
     Args:
         inputs: The images.
@@ -95,12 +103,17 @@ class Fingerprints:
 
     def __call__(self, position: int) -> str | None:
         """The fingerprint of the image at a position; None if it has none or cannot be read."""
+        position = named(position)
         if position not in self._known:
             self._known[position] = _fingerprint(self._inputs[position], self._max_bytes)
         return self._known[position]
 
 
 def _fingerprint(item: ImageInput, max_bytes: int | None) -> str | None:
+    if item.video:
+        max_bytes = None
+        if is_live(item.source):
+            return None
     if item.path is None:
         return f"address:{hashlib.sha256(item.source.encode(errors='backslashreplace')).hexdigest()}"
     try:
@@ -111,11 +124,12 @@ def _fingerprint(item: ImageInput, max_bytes: int | None) -> str | None:
         return None
 
 
-def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
+def find_images(arguments: Sequence[str], *, videos: bool = False) -> tuple[list[ImageInput], list[str]]:
     """The images meant by the arguments of a command, each once, in the order they were named.
 
     Args:
         arguments: Files, folders (their image files, not those of folders inside), patterns and addresses.
+        videos: Whether the command takes videos, numbers of cameras and RTSP addresses too.
 
     Returns:
         The images, and one line for each argument that means no image.
@@ -123,7 +137,10 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
     sources: list[str] = []
     mistakes: list[str] = []
     for argument in arguments:
-        found, mistake = _expand(argument)
+        if videos and is_camera(argument):
+            sources.append(argument)
+            continue
+        found, mistake = _expand(argument, videos)
         sources += found
         if mistake:
             mistakes.append(mistake)
@@ -131,7 +148,7 @@ def find_images(arguments: Sequence[str]) -> tuple[list[ImageInput], list[str]]:
     for source in sources:
         same_file = source if is_url(source) else os.path.abspath(source)  # noqa: PTH100 - links stay apart
         unique.setdefault(same_file, source)
-    return [ImageInput(source) for source in unique.values()], mistakes
+    return [ImageInput(source, video=videos and is_video(source)) for source in unique.values()], mistakes
 
 
 def every_frame(images: Sequence[ImageInput], limits: ImageLimits | None = None) -> list[ImageInput]:
@@ -144,7 +161,7 @@ def every_frame(images: Sequence[ImageInput], limits: ImageLimits | None = None)
     found = []
     for image in images:
         count = 1
-        if not _is_pipe(image.source):
+        if not image.video and not _is_pipe(image.source):
             with contextlib.suppress(ImageError), ImageFile(image.source, limits) as file:
                 count = len(file)
         found += [image] if count == 1 else [replace(image, frame=number) for number in range(count)]
@@ -164,13 +181,14 @@ class FrameReader:
         self._file: ImageFile | None = None
         self._source: str | None = None
 
-    def read(self, item: ImageInput) -> Image:
-        """The RGB image.
+    def read(self, item: ImageInput) -> Image | VideoFrame:
+        """The RGB image; a frame of an animation, or page of a TIFF, with its number and time.
 
         Raises:
             ImageError: It cannot be found, read or used.
         """
         from detrkit.inference.prepared import read_image
+        from detrkit.processing.frames import VideoFrame
         from detrkit.processing.images import read_frame
         from detrkit.processing.sources import ImageFile
 
@@ -181,7 +199,7 @@ class FrameReader:
             self._file, self._source = ImageFile(item.source, self._limits), item.source
         image = read_frame(self._file, item.frame, self._exif_orientation)
         image.info = {}
-        return image
+        return VideoFrame(image, item.frame, self._file.start(item.frame), item.source)
 
     def close(self) -> None:
         """Closes the file that is open."""
@@ -198,7 +216,7 @@ def _is_pipe(source: str) -> bool:
         return False
 
 
-def _expand(argument: str) -> tuple[list[str], str | None]:
+def _expand(argument: str, videos: bool) -> tuple[list[str], str | None]:
     if is_url(argument) or "://" in argument:  # file: is read, others are refused by their name
         return [argument], None
     path = Path(argument)
@@ -206,6 +224,15 @@ def _expand(argument: str) -> tuple[list[str], str | None]:
         if path.is_dir():
             entries = sorted(path.iterdir())
             files = [str(f) for f in entries if f.suffix.lower() in _SUFFIXES and f.is_file()]
+            if videos and (films := [f for f in entries if f.suffix.lower() in SUFFIXES and f.is_file()]):
+                logger.warning(
+                    "%s: videos in a folder, such as %s, are left out; name them, or use a pattern such as "
+                    "'%s/*%s'",
+                    argument,
+                    films[0].name,
+                    argument.rstrip("/"),
+                    films[0].suffix,
+                )
             inner = [f for f in entries if not f.name.startswith(".") and f.is_dir() and _has_image(f)]
             if inner:
                 logger.warning(
@@ -231,6 +258,16 @@ def _has_image(folder: Path) -> bool:
         return any(file.suffix.lower() in _SUFFIXES for file in folder.iterdir())
     except OSError:
         return False
+
+
+def video_numbers(images: Sequence[ImageInput]) -> dict[int, int]:
+    """Position -> number of the video or animation, from 1, of the videos and frames among the images."""
+    numbers: dict[str, int] = {}
+    return {
+        position: numbers.setdefault(image.source, len(numbers) + 1)
+        for position, image in enumerate(images)
+        if image.video or image.frame is not None
+    }
 
 
 def image_ids(images: Sequence[ImageInput]) -> list[int]:

@@ -140,6 +140,8 @@ class OutputReader:
                 image_size=frame.image_size,
                 source=frame.source,
                 exif_orientation=frame.exif_orientation,
+                frame_index=frame.index,
+                timestamp=frame.timestamp,
             )
             yield Candidates(detections, queries)
 

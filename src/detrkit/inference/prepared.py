@@ -12,8 +12,10 @@ import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.text import without_password
 from detrkit.engines.placement import is_cuda
 from detrkit.processing.array_processor import ArrayImageProcessor
+from detrkit.processing.frames import VideoFrame
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,8 @@ class ImageFrame:
         padded_size: The same with padding, which is below and to the right.
         source: File name or address of the image, if it came from one.
         exif_orientation: Whether the image was turned as its EXIF entry says.
+        index: Number of the frame, if the image is one of a video or animation.
+        timestamp: Seconds from the first frame, if that is known.
     """
 
     image_size: tuple[int, int]
@@ -45,6 +49,8 @@ class ImageFrame:
     padded_size: tuple[int, int]
     source: str | None
     exif_orientation: bool
+    index: int | None = None
+    timestamp: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +110,7 @@ def prepare_image(
         mask = None
     if mask is not None:
         processed_size = int(mask[0, :, 0].sum()), int(mask[0, 0].sum())
+    origin = origin_of(source)
     return PreparedImage(
         pixel_values=pixel_values,
         pixel_mask=mask,
@@ -111,8 +118,10 @@ def prepare_image(
             image_size=size,
             processed_size=processed_size,
             padded_size=padded_size,
-            source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None,
             exif_orientation=exif_orientation,
+            source=origin.source,
+            index=origin.index,
+            timestamp=origin.timestamp,
         ),
     )
 
@@ -133,6 +142,29 @@ def read_pixels(
     if channels in (1, 3):
         return read_image(source, exif_orientation=exif_orientation, limits=limits)
     return _many_channels(source, channels, exif_orientation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an image came from.
+
+    Attributes:
+        source: File name or address, without a password, if it came from one.
+        index: Number of the frame, if the image is one of a video or animation.
+        timestamp: Seconds from the first frame, if that is known.
+    """
+
+    source: str | None = None
+    index: int | None = None
+    timestamp: float | None = None
+
+
+def origin_of(source: object) -> Origin:
+    """Where an image came from, by what the caller gave."""
+    if isinstance(source, VideoFrame):
+        name = without_password(source.source)
+        return Origin(source=name, index=source.index, timestamp=source.timestamp)
+    return Origin(source=os.fspath(source) if isinstance(source, (str, os.PathLike)) else None)
 
 
 def reading_threads(device: Device) -> int:

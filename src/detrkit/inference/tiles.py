@@ -7,7 +7,6 @@ Objects are chosen among the candidates of all tiles at once, by the same
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
-from detrkit.inference.prepared import PreparedImage
+from detrkit.inference.prepared import Origin, PreparedImage, origin_of
 from detrkit.results.detections import Detections
 from detrkit.results.overlap import Views
 
@@ -145,13 +144,13 @@ class _Place:
         box: The tile.
         image_size: Height and width of the image in pixels.
         tiles: How many tiles the image has.
-        source: File name or address of the image, if it came from one.
+        origin: Where the image came from.
     """
 
     box: Box
     image_size: tuple[int, int]
     tiles: int
-    source: str | None
+    origin: Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +208,15 @@ class TiledRun:
             yield from self._cut(read(source), source)
 
     def _cut(self, pixels: Pixels, source: ImageSource) -> Iterator[tuple[_Place, Pixels]]:
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+        origin = origin_of(source)
         size = _size_of(pixels)
         if isinstance(pixels, PreparedImage):  # resized already
-            yield _Place(box=(0, 0, size[1], size[0]), image_size=size, tiles=1, source=name), pixels
+            yield _Place(box=(0, 0, size[1], size[0]), image_size=size, tiles=1, origin=origin), pixels
             return
         boxes = tile_boxes(*size, self.shape, self.overlap)
         for box in boxes:
             part = pixels if len(boxes) == 1 else _crop(pixels, box)
-            yield _Place(box=box, image_size=size, tiles=len(boxes), source=name), part
+            yield _Place(box=box, image_size=size, tiles=len(boxes), origin=origin), part
 
     def _found(self, batch: Sequence[tuple[_Place, PreparedImage]]) -> Iterator[tuple[_Place, Detections]]:
         places, prepared = zip(*batch)
@@ -248,7 +247,9 @@ class TiledRun:
             names=[names[place] for place in places],
             image_size=first.image_size,
             masks=_joined_masks(pieces, places),
-            source=first.source,
+            source=first.origin.source,
+            frame_index=first.origin.index,
+            timestamp=first.origin.timestamp,
             exif_orientation=exif_orientation,
         )
 

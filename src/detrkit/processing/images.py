@@ -18,6 +18,7 @@ from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import first_line
 from detrkit.common.without_torch import is_tensor
+from detrkit.processing.frames import VideoFrame
 from detrkit.processing.sources import (
     BYTES,
     FileSource,
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("detrkit")
 
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image | np.ndarray | "
-    "torch.Tensor"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image | "
+    "VideoFrame | np.ndarray | torch.Tensor"
 )
-"""One image: a path, a URL, the bytes of a file, an open file, a PIL image, an array or a tensor."""
+"""One image: a path, a URL, the bytes of a file, an open file, a PIL image, a frame of a video, an array or a
+tensor."""
 
 ImageSources: TypeAlias = "ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]"
 """One image, a list (of lists) of them, or a 4-dimensional array; lists of numbers are taken as arrays."""
@@ -98,6 +100,8 @@ def load_image(
     Raises:
         ImageError: The image cannot be found, read or used.
     """
+    if isinstance(source, VideoFrame):
+        source = source.image
     name = source_name(source)
     if isinstance(source, PIL.Image.Image):
         with image_errors(name):

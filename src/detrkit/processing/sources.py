@@ -94,6 +94,7 @@ class ImageFile:
     ) -> None:
         self.name = name or source_name(source)
         self._limits = limits or ImageLimits()
+        self._starts: list[float | None] = [0.0]  # seconds from the first frame
         with image_errors(self.name):
             self._stream = open_stream(source, self.name, self._limits)
             try:
@@ -125,10 +126,29 @@ class ImageFile:
         """
         with image_errors(self.name if not number else f"{self.name}: frame {number + 1}"):
             if number:
-                self.image.seek(number)
+                self._go_to(number)
             self._check_size()
             self.image.load()
             return self.image
+
+    def start(self, number: int) -> float | None:
+        """Seconds from the first frame to one that :meth:`frame` has given.
+
+        None where the file does not say, such as for the pages of a TIFF.
+        """
+        if "timestamp" in self.image.info:  # WebP
+            return float(self.image.info["timestamp"]) / 1000
+        return self._starts[number] if "duration" in self.image.info else None
+
+    def _go_to(self, number: int) -> None:
+        """Moves to a frame, and notes how long those before it are shown."""
+        for passed in range(len(self._starts) - 1, number):
+            if self.image.tell() != passed:
+                self.image.seek(passed)
+            begin, duration = self._starts[passed], self.image.info.get("duration")
+            known = begin is not None and duration is not None
+            self._starts.append((begin or 0.0) + float(duration or 0) / 1000 if known else None)
+        self.image.seek(number)
 
     def _open(self) -> PIL.Image.Image:
         """As ``PIL.Image.open`` does, whose limit of pixels is the whole process's and not the caller's."""
@@ -155,12 +175,23 @@ class ImageFile:
         raise ImageError(f"{self.name}: not an image that Pillow can read{reason}; convert it to JPEG or PNG")
 
     def _check_size(self) -> None:
-        limit, (width, height) = self._limits.max_pixels, self.image.size
-        if limit is not None and width * height > limit:
-            raise ImageTooLargeError(
-                f"{self.name}: {width}x{height} exceeds {limit} pixels; shrink it, or raise max_pixels "
-                "(--max-pixels) if you trust it"
-            )
+        check_pixels(self.image.size, self._limits, self.name)
+
+
+def check_pixels(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
+    """Raises an ImageTooLargeError if an image has too many pixels.
+
+    Args:
+        size: Width and height of the image.
+        limits: How many it may have.
+        name: What the error calls it.
+    """
+    limit, (width, height) = limits.max_pixels, size
+    if limit is not None and width * height > limit:
+        raise ImageTooLargeError(
+            f"{name}: {width}x{height} exceeds {limit} pixels; shrink it, or raise max_pixels "
+            "(--max-pixels) if you trust it"
+        )
 
 
 def frame_count(image: PIL.Image.Image) -> int:

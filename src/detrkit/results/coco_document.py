@@ -9,6 +9,7 @@ from detrkit.common.errors import DetrkitError
 from detrkit.common.files import read_json, write_text
 from detrkit.common.schema import JsonObject
 from detrkit.results.journal import Journal, match_results
+from detrkit.results.positions import is_frame
 from detrkit.results.record import Record, is_entry, listed_classes
 
 
@@ -24,8 +25,13 @@ class CocoOutput(Record):
         if self.journal is None or self.journal.exists():
             return False
         entries = self._finished(self.journal)
-        found, others = match_results(((entry, entry) for entry in entries), self._names, self.fingerprint)
-        same_ids = all(entry["image"]["id"] == self._ids[position] for position, entry in found.items())
+        earlier = ((entry, entry) for entry in entries)
+        found, others = match_results(earlier, self._positions(), self.fingerprint)
+        # How many frames a video has shows at its end only.
+        same_ids = all(
+            not is_frame(position) and entry["image"]["id"] == self._ids[position]
+            for position, entry in found.items()
+        )
         return bool(entries) and same_ids and not others and len(found) == len(self._ids)
 
     def _finished(self, journal: Journal) -> list[JsonObject]:
@@ -87,7 +93,10 @@ def coco_parts(record: Record, names: Mapping[int, str], positions: Collection[i
         separator = ", "
     number, separator = 0, ""
     used = set()
-    yield '], "annotations": ['
+    yield "], "
+    if videos := record.video_entries(positions):
+        yield f'"videos": {json.dumps(videos)}, '
+    yield '"annotations": ['
     for entry in record.entries(positions):
         for annotation in entry["annotations"]:
             number += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, overload
 import numpy as np
 
 from detrkit.common.errors import ImageError, MissingExtraError
-from detrkit.common.schema import Annotation
+from detrkit.common.schema import Annotation, JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -34,6 +34,7 @@ class Detection(NamedTuple):
         label: Class id.
         name: Class name.
         mask: (height, width) bool, or None.
+        track_id: The same for an object in all frames that it was followed through; None if it is not.
     """
 
     box: np.ndarray
@@ -41,6 +42,7 @@ class Detection(NamedTuple):
     label: int
     name: str
     mask: np.ndarray | None = None
+    track_id: int | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -61,6 +63,10 @@ class Detections:
         masks: (N, height, width) bool, or None where the model gives none.
         source: File name or address of the image, where it came from one.
         exif_orientation: Whether the boxes refer to the image turned as its EXIF entry says.
+        frame_index: Number of the frame, from 0, if the image is one of a video or animation.
+        timestamp: Seconds from the first frame, if that is known.
+        track_ids: (N,) int64, the same number for an object in all frames that it was followed through, -1
+            for one that is not followed (yet); None where nothing is.
     """
 
     boxes: np.ndarray
@@ -71,6 +77,9 @@ class Detections:
     masks: np.ndarray | None = None
     source: str | None = None
     exif_orientation: bool = False
+    frame_index: int | None = None
+    timestamp: float | None = None
+    track_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -97,6 +106,9 @@ class Detections:
             masks=None if self.masks is None else self.masks[chosen],
             source=self.source,
             exif_orientation=self.exif_orientation,
+            frame_index=self.frame_index,
+            timestamp=self.timestamp,
+            track_ids=None if self.track_ids is None else self.track_ids[chosen],
         )
 
     def __repr__(self) -> str:
@@ -104,7 +116,11 @@ class Detections:
 
     def _row(self, i: int) -> Detection:
         mask = None if self.masks is None else self.masks[i]
-        return Detection(self.boxes[i], float(self.scores[i]), int(self.labels[i]), self.names[i], mask)
+        score, label = float(self.scores[i]), int(self.labels[i])
+        return Detection(self.boxes[i], score, label, self.names[i], mask, self._track(i))
+
+    def _track(self, i: int) -> int | None:
+        return None if self.track_ids is None or self.track_ids[i] < 0 else int(self.track_ids[i])
 
     def to_coco(self, image_id: int = 0, first_id: int = 1) -> list[Annotation]:
         """The detections as entries of a COCO document's ``annotations`` (or of a COCO results file).
@@ -115,10 +131,11 @@ class Detections:
 
         Returns:
             A dict for each detection: ``id``, ``image_id``, ``category_id``, ``bbox`` (x, y of the top left
-            corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``.
+            corner, width, height, in pixels), ``area`` (of the box, in pixels) and ``score``. An object
+            that is followed has a ``track_id`` too.
         """
         sizes = self.boxes[:, 2:] - self.boxes[:, :2]
-        return [
+        entries: list[Annotation] = [
             {
                 "id": first_id + i,
                 "image_id": image_id,
@@ -129,13 +146,18 @@ class Detections:
             }
             for i, (box, size) in enumerate(zip(self.boxes, sizes))
         ]
+        for i, entry in enumerate(entries):
+            if (track := self._track(i)) is not None:
+                entry["track_id"] = track
+        return entries
 
     def to_rows(self) -> list[dict[str, Cell]]:
         """The detections as rows of a table, those of ``detrkit detect --csv``.
 
         Returns:
             For each detection ``file_name`` (the source), ``label``, ``name``, ``score``, the corners ``x0``,
-            ``y0``, ``x1``, ``y1`` and the image's ``width`` and ``height`` in pixels.
+            ``y0``, ``x1``, ``y1`` and the image's ``width`` and ``height`` in pixels; for a frame also
+            ``frame_index`` and ``timestamp``, with tracks ``track_id``.
         """
         columns, rows = self._table()
         return [dict(zip(columns, row)) for row in rows]
@@ -157,9 +179,13 @@ class Detections:
         from detrkit.results.tables import object_columns, object_rows
 
         height, width = self.image_size
-        image = {"file_name": self.source, "width": width, "height": height}
+        image: JsonObject = {"file_name": self.source, "width": width, "height": height}
+        if frames := self.frame_index is not None:
+            image = {**image, "frame_index": self.frame_index, "timestamp": self.timestamp}
+        tracks = self.track_ids is not None
         names = dict(zip(self.labels.tolist(), self.names))
-        return object_columns(), list(object_rows(image, self.to_coco(), names))
+        rows = object_rows(image, self.to_coco(), names, frames=frames, tracks=tracks)
+        return object_columns(frames=frames, tracks=tracks), list(rows)
 
     def to_supervision(self) -> supervision.Detections:
         """The detections as ``supervision.Detections``, with the names under ``data["class_name"]``.
@@ -177,6 +203,7 @@ class Detections:
             class_id=self.labels.copy(),
             mask=None if self.masks is None else self.masks.astype(bool),
             data={"class_name": np.array(self.names, dtype=str)},
+            tracker_id=None if self.track_ids is None else self.track_ids.copy(),
         )
 
     def draw(self, image: ImageSource | None = None) -> Image:
@@ -195,7 +222,10 @@ class Detections:
         from detrkit.results.drawing import class_color, draw_boxes
 
         background = image_of(self, image, "boxes")
-        captions = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
+        captions = [
+            f"{found.name}{'' if found.track_id is None else f' #{found.track_id}'} {found.score:.2f}"
+            for found in self
+        ]
         return draw_boxes(
             background, self.boxes, captions, [class_color(int(label)) for label in self.labels]
         )
@@ -220,6 +250,8 @@ def image_of(results: Detections | PanopticSegmentation, image: ImageSource | No
 
     if image is None and results.source is None:
         raise ImageError(f"these {what} did not come from a file; give draw() the image")
+    if image is None and getattr(results, "frame_index", None) is not None:
+        raise ImageError(f"these {what} are of a frame of {results.source}; give draw() the frame")
     source = results.source if image is None else image
     background = load_image(source, exif_orientation=results.exif_orientation)
     height, width = results.image_size

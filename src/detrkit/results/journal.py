@@ -169,28 +169,33 @@ class Journal:
 
 def match_results(
     earlier: Iterable[tuple[JsonObject, _Result]],
-    names: Sequence[str],
+    position_of: Callable[[JsonObject], int | None],
     fingerprint: Callable[[int], str | None],
 ) -> tuple[dict[int, _Result], list[_Result]]:
     """Which results of an earlier run are those of this run's images: same name, same content.
 
     Args:
         earlier: The entry of each image in a journal, with its result; a later one of an image counts.
-        names: File names of this run's images.
+        position_of: Gives the position of this run's image of the same name as an entry's ``image``.
         fingerprint: Gives the fingerprint of the image at a position; None for one that has none.
 
     Returns:
         Position -> result, and the results of other images.
     """
-    positions = {name: position for position, name in enumerate(names)}
     found, others = {}, []
     for entry, result in earlier:
-        position = positions.get(entry["image"]["file_name"])
+        position = position_of(entry["image"])
         if position is None or entry["fingerprint"] is None or entry["fingerprint"] != fingerprint(position):
             others.append(result)
         else:
             found[position] = result
     return found, others
+
+
+def position_by_name(names: Sequence[str]) -> Callable[[JsonObject], int | None]:
+    """What gives the position of an image among those of these file names."""
+    positions = {name: position for position, name in enumerate(names)}
+    return lambda image: positions.get(image["file_name"])
 
 
 def _line(entry: JsonObject) -> bytes:

@@ -116,7 +116,6 @@ def _file_cells(image: JsonObject, frames: bool) -> list[Cell]:
     if not frames:
         return [image[_FILE]]
     # The frame has a column of its own.
-    name, _, number = image[_FILE].rpartition("#frame=")
     index = image.get("frame_index")
-    return [name if index is not None and number == str(index + 1) else image[_FILE],
-            index, image.get("timestamp")]  # fmt: skip
+    name = image[_FILE] if index is None else (image[_FILE] or "").removesuffix(f"#frame={index + 1}")
+    return [name, index, image.get("timestamp")]
