@@ -85,7 +85,12 @@ def as_logits(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 class SizeRule(nn.Module):
-    """:func:`~detrkit.processing.resize.size_for` on a tensor, for a processor's ``size``."""
+    """:func:`~detrkit.processing.resize.size_for` on a tensor, for a processor's ``size``.
+
+    In whole numbers, as onnxruntime in browsers has no float64. By the edges the result is the same. The
+    other rules multiply by a factor that float64 rounds, and can differ by a pixel where that is all that
+    tells two lengths apart.
+    """
 
     def __init__(self, size: Mapping[str, int]) -> None:
         super().__init__()
@@ -96,24 +101,37 @@ class SizeRule(nn.Module):
         size = self.size
         if "height" in size:
             return torch.tensor([size["height"], size["width"]]) + 0 * sides
-        exact = sides.double()
-        short, long = exact.min(), exact.max()
+        height, width = sides[0], sides[1]
+        short, long = torch.minimum(height, width), torch.maximum(height, width)
         if "max_height" in size:
-            most = torch.tensor([size["max_height"], size["max_width"]], dtype=torch.float64)
-            return (exact * (most / exact).min()).floor().clamp(min=1).long()
+            by_height = size["max_height"] * width <= size["max_width"] * height
+            most = torch.where(by_height, size["max_height"], size["max_width"])
+            return _quotient(sides * most, torch.where(by_height, height, width)).clamp(min=1)
         if "shortest_edge" not in size:
-            return (exact * (size["longest_edge"] / long)).round().clamp(min=1).long()
+            return _rounded(sides * size["longest_edge"], long).clamp(min=1)
         new_short = torch.full_like(short, size["shortest_edge"])
         longest = size.get("longest_edge")
         if longest is not None:
-            too_long = long / short * new_short > longest
-            new_short = torch.where(too_long, (longest * short / long).round(), new_short)
-        new_long = (new_short * long / short).floor()
+            too_long = long * new_short > longest * short
+            new_short = torch.where(too_long, _rounded(longest * short, long), new_short)
+        new_long = _quotient(new_short * long, short)
         if longest is not None:
-            new_long = torch.where(new_short < 1, float(longest), new_long)
-        new_short = new_short.clamp(min=1)
-        is_short = torch.stack([sides[0] <= sides[1], sides[0] > sides[1]])
-        return torch.where(is_short, new_short, new_long).long()
+            new_long = torch.where(new_short < 1, longest, new_long)
+        is_short = torch.stack([height <= width, height > width])
+        return torch.where(is_short, new_short.clamp(min=1), new_long)
+
+
+def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient of positive whole numbers, rounded down."""
+    return torch.div(numerator, denominator, rounding_mode="trunc")
+
+
+def _rounded(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient of positive whole numbers, rounded to the nearest one, halves to the even one."""
+    below = _quotient(numerator, denominator)
+    twice = 2 * (numerator - below * denominator)
+    is_odd = below - 2 * _quotient(below, torch.full_like(below, 2))
+    return below + torch.where(twice == denominator, is_odd, (twice > denominator).long())
 
 
 # The graph
