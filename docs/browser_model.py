@@ -82,10 +82,13 @@ def page_settings(folder: Path, runtime: str) -> dict[str, object]:
     """What the page has to know of a model in a folder, whose runtime is at an address."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config["id2label"]
+    detection = DetectionConfig.from_pretrained(str(folder))
+    if detection.tile_size is not None:
+        raise PluginError(f"{folder} cuts images into tiles, which the page does not; use another model")
     return {
         "names": [names[str(label)] for label in range(len(names))],
         "processor": json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8")),
-        "detection": DetectionConfig.from_pretrained(str(folder)).decisions(),
+        "detection": detection.decisions(),
         "runtime": runtime,
         "samples": [path.name for path in SAMPLES],
     }

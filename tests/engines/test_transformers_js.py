@@ -66,7 +66,7 @@ def run(file: Path, image: Image.Image) -> dict[str, np.ndarray]:
 
 def assert_same_objects(found: list, detections, tolerance: float = 1e-4) -> None:
     height, width = detections.image_size
-    assert len(found) == len(detections) > 0
+    assert len(found) == len(detections)
     assert [label for label, _, _ in found] == detections.labels.tolist()
     np.testing.assert_allclose([score for _, score, _ in found], detections.scores, atol=tolerance)
     boxes = np.array([box for _, _, box in found]) * [width, height, width, height]
@@ -263,6 +263,7 @@ def test_the_objects_are_those_of_a_detector(exported):
         for threshold in (0.1, 0.5, 0.8):
             found = js_objects(outputs["logits"][0], outputs["pred_boxes"][0], threshold)
             assert_same_objects(found, detector(picture, threshold=threshold))
+            assert found or threshold > 0.1
 
 
 @pytest.mark.parametrize("exported", ["tiny_detr"], indirect=True)
@@ -316,6 +317,7 @@ def test_node_finds_the_objects_of_a_detector(exported, dtype, tmp_path):
     objects = by_score(found, read_json(folder / "config.json")["label2id"])
     if dtype == "fp32":
         assert_same_objects(objects, detector(tmp_path / "picture.png", threshold=0.3))
+        assert objects
     else:  # weights of tiny models are noise, which int8 changes more than it changes what was learnt
         assert objects
 
