@@ -107,9 +107,12 @@ def dataset(truths: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) 
 def test_the_best_settings_are_chosen_and_their_worth_is_honest(
     truths: list[np.ndarray], dataset: DetectionDataset, tmp_path: Path
 ) -> None:
-    found = calibrate_detector(Doubling(truths), dataset)
+    detector = Doubling(truths)
+    detector.detection_config = DetectionConfig(chosen={"training_scale": "that of the model", "images": 7})
+    found = calibrate_detector(detector, dataset)
     config = found.config
     assert config.overlap is not None
+    assert config.chosen["training_scale"] == "that of the model"
     assert found.before[""].recall == 0  # every score is below 0.5
     assert found.after[""].f1 > 0.95
     assert found.ap["after"]["AP"] > found.ap["before"]["AP"] + 0.05

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detrkit.results import drawing
 from detrkit.results.drawing import class_color, draw_boxes, draw_segments, segment_colors
 
 
@@ -146,6 +147,24 @@ def test_lines_and_captions_grow_with_the_picture() -> None:
         return float(changed(picture, draw_boxes(picture, box, ["cat 0.99"])).mean())
 
     assert share(8) == pytest.approx(share(2), rel=0.35)
+
+
+def test_small_objects_of_a_large_image_stay_visible() -> None:
+    picture = Image.new("RGB", (4000, 4000))
+    boxes = [[x, y, x + 96, y + 96] for x in range(100, 3900, 400) for y in range(100, 3900, 400)]
+    inside = draw_boxes(picture, boxes, colors=[(255, 0, 0)] * len(boxes)).crop((108, 108, 188, 188))
+    assert np.asarray(inside).max() == 0
+    captions = draw_boxes(picture, boxes, ["cell"] * len(boxes), [(255, 0, 0)] * len(boxes))
+    assert 0 < changed(picture, captions).mean() < 0.03
+
+
+def test_places_of_captions_are_compared_with_all_that_are_near() -> None:
+    rng = np.random.default_rng(0)
+    places = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 300, (60, 4)).tolist()]
+    taken = drawing._Taken()
+    for number, place in enumerate(places):
+        assert taken.pixels_in(place) == sum(drawing._overlap(place, other) for other in places[:number])
+        taken.add(place)
 
 
 @pytest.mark.parametrize("what", ["captions", "colors"])

@@ -78,6 +78,7 @@ def test_a_run_leaves_a_model_and_its_reports(recipe, real_charts, capsys):
 
     detector = Detector.from_pretrained(folder)
     assert detector.names == {0: "disc", 1: "square"}
+    assert detector.detection_config.chosen["training_scale"]["large_object_side"] > 0
     data = chosen.val_images, chosen.val_annotations
     assert "image_size" in detector.detection_config.chosen["training_scale"]
     measured = evaluate_detector(detector, *data, batch_size=2, raw=True)

@@ -7,8 +7,9 @@ in a readable size, whereas Pillow carries a scalable font with it.
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -61,8 +62,8 @@ def draw_boxes(
             drawn; boxes that are wholly outside or not finite are left out.
         captions: N texts; none are drawn when left out.
         colors: N colours, red, green and blue in [0, 255]; by default a colour for each place in the list.
-        line_width: Width of the outlines in pixels; by default it grows with the image.
-        font_size: Height of the captions' font in pixels; by default it grows with the image.
+        line_width: Width of the outlines in pixels; by default it grows with the image and the boxes.
+        font_size: Height of the captions' font in pixels; by default it grows with the image and the boxes.
 
     Returns:
         A new RGB image of the same size.
@@ -76,11 +77,13 @@ def draw_boxes(
     if drawing is image:
         drawing = image.copy()
     length = math.sqrt(drawing.width * drawing.height)  # one measure of size for wide and tall images alike
-    line_width = line_width or max(1, round(length / 200))
+    typical = _typical_side(boxes)
+    # Small objects of a large image would disappear under its wide lines and large letters.
+    line_width = line_width or max(1, round(min(length / 200, max(3, typical / 16))))
     if not font_size:
         # Smaller in a crowd, whose captions would otherwise cover the image.
         crowd = max(1.0, math.sqrt(len(boxes) / 15))
-        font_size = max(11, round(length / 36 / crowd))
+        font_size = max(11, round(min(length / 36 / crowd, max(24, typical / 3))))
 
     draw = ImageDraw.Draw(drawing)
     inside = [(i, _clip(box, drawing.width, drawing.height)) for i, box in enumerate(boxes)]
@@ -91,6 +94,13 @@ def draw_boxes(
         texts = [(box, legible(captions[i]), colors[i]) for i, box in visible]
         _draw_captions(draw, drawing.size, texts, font_size)
     return drawing
+
+
+def _typical_side(boxes: np.ndarray) -> float:
+    """The median of the boxes' longer sides in pixels; infinite without boxes."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
+    sides = sides[np.isfinite(sides)]
+    return float(np.median(sides)) if len(sides) else math.inf
 
 
 def segment_colors(labels: Sequence[int]) -> list[Color]:
@@ -233,14 +243,14 @@ def _draw_captions(
     font_size: int,
 ) -> None:
     """Chooses a place for every caption in order of the list, then draws them with the first on top."""
-    placed: list[_Place] = []
+    placed = _Taken()
     drawings = []
     for box, text, color in captions:
         font = _fitting_font(text, font_size, image_size)
         if font is None:
             continue
         place = _place(box, _tag_size(text, font), image_size, placed)
-        placed.append(place)
+        placed.add(place)
         drawings.append((place, text, font, color))
     for place, text, font, color in reversed(drawings):
         _draw_tag(draw, place, text, font, color)
@@ -275,7 +285,7 @@ def _tag_size(text: str, font: Font) -> tuple[int, int]:
 
 
 def _place(
-    box: tuple[int, int, int, int], size: tuple[int, int], image_size: tuple[int, int], placed: list[_Place]
+    box: tuple[int, int, int, int], size: tuple[int, int], image_size: tuple[int, int], placed: _Taken
 ) -> _Place:
     """The best place for a caption, inside the image: on top of its box, else inside, below or beside."""
     width, height = size
@@ -292,7 +302,32 @@ def _place(
         (left - width, top),
     ]
     places = (_inside(wish, size, image_size) for wish in wishes)
-    return min(places, key=lambda place: sum(_overlap(place, other) for other in placed))
+    return min(places, key=placed.pixels_in)
+
+
+class _Taken:
+    """The places of captions so far, by parts of the image: of thousands only the near ones are looked at."""
+
+    _PART = 128  # pixels
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, int], set[int]] = {}
+        self._places: list[_Place] = []
+
+    def add(self, place: _Place) -> None:
+        """Takes another place."""
+        for part in self._parts_of(place):
+            self._parts.setdefault(part, set()).add(len(self._places))
+        self._places.append(place)
+
+    def pixels_in(self, place: _Place) -> int:
+        """How many pixels of a place are taken, counted for each caption there."""
+        near = set().union(*(self._parts.get(part, ()) for part in self._parts_of(place)))
+        return sum(_overlap(place, self._places[number]) for number in near)
+
+    def _parts_of(self, place: _Place) -> Iterator[tuple[int, int]]:
+        left, top, right, bottom = (edge // self._PART for edge in place)
+        return itertools.product(range(left, right + 1), range(top, bottom + 1))
 
 
 def _inside(corner: tuple[int, int], size: tuple[int, int], image_size: tuple[int, int]) -> _Place:
