@@ -1,6 +1,6 @@
 """Makes the drawing in README.md: an example image with a model's detections.
 
-python docs/figures/make_readme_picture.py --model blood-cells
+python docs/figures/make_readme_picture.py --model blood-cells --threshold 0.3
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     )
     parser.add_argument("--image", type=Path, default=ROOT / "examples" / "BloodImage_00000.jpg")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "figures" / "readme.jpg")
-    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--threshold", type=float, help="by default as chosen for the model")
     arguments = parser.parse_args()
 
     detections = Detector.from_pretrained(arguments.model)(arguments.image, threshold=arguments.threshold)

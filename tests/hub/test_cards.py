@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from detrkit import Detector
+from detrkit import DetectionConfig, Detector
 from detrkit.benchmark.report import append_csv, make_rows
 from detrkit.benchmark.sides import Settings
 from detrkit.benchmark.turns import Times
@@ -242,12 +242,20 @@ def blood_cells(tmp_path_factory):
         model="deformable-detr",
         from_scratch=True,
         epochs=100,
+        queries=60,
         learning_rate=3e-4,
         **dict.fromkeys(
             ("train_images", "train_annotations", "val_images", "val_annotations", "output"), "x"
         ),
     )
     recipe.save(folder / "recipe.json")
+    tuning = {"steps": 612, "epochs": 12.0, "batch_size": 4, "ema_decay": 0.997, "queries": 12}
+    tuning |= {"kept": "The last.", "learning_rate": 2e-4, "backbone_learning_rate": 1e-4}
+    (folder / "fine_tuning.json").write_text(json.dumps(tuning), encoding="utf-8")
+    measured = {"cross_fitted": True, "precision": 0.75, "recall": 0.85, "F1": 0.797}
+    DetectionConfig(
+        threshold=0.4, overlap=0.7, class_agnostic=True, chosen={"measured": measured}
+    ).save_pretrained(folder)
     (folder / "metrics.csv").write_text(
         "step,epoch,loss,AP\n50,1.0,9.5,\n100,2.0,5.5,0.2\n150,3.0,5.2,0.45\n200,4.0,5.1,0.44\n",
         encoding="utf-8",
@@ -266,6 +274,12 @@ def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
     assert "**Platelets** are the weakest class: their AP is 32.1, that of RBC 65.4." in text
     assert "100 epochs of batches of 4 images: AdamW with a learning rate of 0.0003" in text
     assert "after epoch 3, the best" in text
+    assert "612 steps (12 epochs) of 4 images" in text
+    assert "decides: threshold 0.4." in text
+    assert "| precision | recall | F1 | | :--- | ---: | ---: | | 75.0 | 85.0 | 79.7 |" in text
+    assert "Of two boxes of any class that overlap by more than IoU 0.7 the better one stays" in text
+    assert 'detector("photo.jpg")' in text
+    assert "--threshold" not in text
     assert "12 object queries and 4 classes" in text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results}["AP"] == 0.4567
     assert "None" not in text
@@ -332,7 +346,7 @@ def test_the_snippets_of_the_bundled_models_card_run(
     assert detrkit_here(*command.split()[1:]).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "evaluation.json", "metrics.csv"])
+@pytest.mark.parametrize("name", ["recipe.json", "evaluation.json", "metrics.csv", "detection_config.json"])
 def test_a_bundled_model_without_its_records_gets_no_card(blood_cells, tmp_path, name):
     folder = tmp_path / "blood-cells"
     shutil.copytree(blood_cells, folder)

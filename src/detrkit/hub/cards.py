@@ -44,6 +44,7 @@ class Card:
         variants: Options of the configuration that cards describe.
         uses: What the model is for, and its limits.
         get: How to get the model before it can be used.
+        own_settings: Whether detection settings are stored with the model, so that calls name no threshold.
         transformers_calls: Whether to show the calls of Transformers, which do not take short names.
         result_texts: The numbers in tables, and where they come from.
         failures: Where the model fails, one item each.
@@ -61,6 +62,7 @@ class Card:
     licence: str = ""
     uses: Sequence[str] = texts.OTHER_USES
     get: Sequence[str] = ()
+    own_settings: bool = False
     transformers_calls: bool = True
     training: Sequence[str] = ()
     preprocessing: Sequence[str] = ()
@@ -116,7 +118,14 @@ class Card:
         family = self.family
         # A sigmoid gives lower scores than a softmax.
         threshold = 0.7 if family.class_scores == "softmax" else 0.5
-        snippets = [(_SEGMENT if self.masks else _DETECT).format(model=self.model, threshold=threshold)]
+        own = self.own_settings
+        snippets = [
+            (_SEGMENT if self.masks else _DETECT).format(
+                model=self.model,
+                argument="" if own else f", threshold={threshold}",
+                option="" if own else f" --threshold {threshold}",
+            )
+        ]
         if self.transformers_calls:
             snippets.append(
                 _TRANSFORMERS.format(
@@ -252,7 +261,7 @@ _DETECT = """\
 from detrkit import Detector
 
 detector = Detector.from_pretrained("{model}")
-detections = detector("photo.jpg", threshold={threshold})
+detections = detector("photo.jpg"{argument})
 for detection in detections:
     print(detection.name, round(detection.score, 3), detection.box)
 detections.draw("photo.jpg").save("photo_boxes.jpg")
@@ -261,7 +270,7 @@ detections.draw("photo.jpg").save("photo_boxes.jpg")
 or on the command line
 
 ```bash
-detrkit detect photo.jpg --model {model} --threshold {threshold} --save-dir out
+detrkit detect photo.jpg --model {model}{option} --save-dir out
 ```
 
 Boxes are left, top, right and bottom edge in pixels of the photo."""
