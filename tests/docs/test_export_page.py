@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from detrkit import Detector
-from detrkit.engines.export import export_model
 from tests.docs.blocks import ROOT, blocks_of
+from tests.exported import write_exported
 
-pytest.importorskip("onnxscript")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 WITHOUT_TORCH = "import sys; sys.modules |= dict.fromkeys(['torch', 'transformers', 'detrkit'])\n"
@@ -21,21 +21,27 @@ np.savez("found.npz", names=[f[0] for f in found], scores=[f[1] for f in found],
 """
 
 
-def test_the_code_without_pytorch_finds_the_same(
-    tiny_detr: Path, pictures: list[Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("model_type", "size"),
+    [
+        ("detr", {"shortest_edge": 64, "longest_edge": 90}),
+        ("conditional_detr", {"shortest_edge": 64}),
+        ("deformable_detr", {"shortest_edge": 64, "longest_edge": 1333}),
+        ("table-transformer", {"longest_edge": 100}),
+    ],
+)
+def test_the_code_without_detrkit_finds_the_same_with_every_family(
+    model_type: str, size: dict[str, int], pictures: list[Path], tmp_path: Path
 ) -> None:
-    from detrkit.checkpoints.loading import load_pretrained
-
-    model, processor = load_pretrained(str(tiny_detr), None)
-    export_model(model, tmp_path / "my-onnx", "onnx", processor=processor, verify=False)
+    (tmp_path / "my-onnx").mkdir()
+    folder = write_exported(tmp_path / "my-onnx", model_type, size)
     (block,) = [b for b in blocks_of(ROOT / "docs" / "export.md") if "import onnxruntime" in b.code]
-    detector = Detector.from_pretrained(tiny_detr, device="cpu")
-    for picture in pictures[:2]:
-        (tmp_path / "photo.jpg").write_bytes(picture.read_bytes())
-        code = WITHOUT_TORCH + block.code + SAVE
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
-        found, expected = np.load(tmp_path / "found.npz"), detector(picture, threshold=0.3)
-        assert found["names"].tolist() == expected.names
-        assert len(expected) > 3
-        np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-3)
-        np.testing.assert_allclose(found["boxes"], expected.boxes, atol=0.1)
+    detector = Detector.from_pretrained(folder)
+    (tmp_path / "photo.jpg").write_bytes(pictures[0].read_bytes())
+    code = WITHOUT_TORCH + block.code + SAVE
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    found, expected = np.load(tmp_path / "found.npz"), detector(pictures[0], threshold=0.3)
+    assert found["names"].tolist() == expected.names
+    assert len(expected) > 3
+    np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found["boxes"], expected.boxes, atol=0.05)

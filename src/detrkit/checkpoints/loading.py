@@ -15,6 +15,7 @@ from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import DETECTION_CONFIG, check_config, check_folder, read_model_json
 from detrkit.common.text import first_line
+from detrkit.common.without_torch import require_torch
 from detrkit.families import Family, family_of, has_masks
 from detrkit.models.adapters import CONFIG, add_adapter, base_of_adapter, model_of
 
@@ -122,6 +123,7 @@ def read_detection_config(name: str, revision: str | None = None) -> DetectionCo
 
     path: str | os.PathLike[str] | None = Path(name) / DETECTION_CONFIG
     if not is_folder(name):
+        require_torch_for(name)
         from transformers.utils import cached_file
 
         try:
@@ -226,6 +228,13 @@ def is_folder(name: str) -> bool:
     return os.path.isdir(name)  # noqa: PTH112 - a Hub id is not a path
 
 
+def is_exported(name: str) -> bool:
+    """Whether a model's name is that of a folder with an exported model."""
+    from detrkit.engines.exported import MANIFEST
+
+    return is_folder(name) and os.path.lexists(Path(name) / MANIFEST)
+
+
 def manifest_of(name: str) -> Manifest | None:
     """The manifest of a folder with an exported model; None for any other model."""
     if not is_folder(name):
@@ -233,6 +242,23 @@ def manifest_of(name: str) -> Manifest | None:
     from detrkit.engines.exported import read_manifest
 
     return read_manifest(name)
+
+
+def choose_engine(name: str, engine: str | None) -> tuple[Manifest | None, str]:
+    """The manifest of an exported model's folder, and the engine: by default that it was exported for.
+
+    Raises:
+        MissingTorchError: Any other model needs PyTorch, which is not installed.
+    """
+    manifest = manifest_of(name)
+    if manifest is None:
+        require_torch_for(name)
+    return manifest, engine or (manifest.engine if manifest else "torch")
+
+
+def require_torch_for(name: str) -> None:
+    """Raises a MissingTorchError for a model that is not an exported one, where PyTorch is not installed."""
+    require_torch(f"{name} is not the folder of an exported model; running it")
 
 
 def load_pretrained(name: str, revision: str | None) -> tuple[ModelWithHeads, DetrImageProcessorBase]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detrkit.common.without_torch import require_torch
-
 if TYPE_CHECKING:
     from detrkit.engines.exported import Manifest
     from detrkit.engines.interface import RunnableModel
@@ -33,7 +31,6 @@ def open_model(
 
         exported = read_exported_files(name, manifest)
         return exported.load_model(engine), exported.load_processor()
-    require_torch(f"{name} is not an exported model; running it")
     from detrkit.checkpoints.loading import read_model_files
 
     files = read_model_files(name, revision)
@@ -47,12 +44,11 @@ def open_processor(name: str, revision: str | None) -> DetrImageProcessorBase | 
         CheckpointError: It cannot be found, read or used.
         MissingExtraError: It needs packages that are not installed.
     """
-    from detrkit.checkpoints.loading import manifest_of, read_model_files
+    from detrkit.checkpoints.loading import choose_engine, read_model_files
 
-    manifest = manifest_of(name)
+    manifest, _ = choose_engine(name, None)
     if manifest is not None:
         from detrkit.checkpoints.exported import read_exported_files
 
         return read_exported_files(name, manifest).load_processor()
-    require_torch(f"{name} is not an exported model; running it")
     return read_model_files(name, revision).load_processor()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import io
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -47,6 +48,7 @@ from detrkit.common.terminal import (
     say,
     warnings_in_one_line,
 )
+from detrkit.common.without_torch import explained, require_torch
 
 app = typer.Typer(
     name="detrkit",
@@ -56,16 +58,29 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _with_torch(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that says before any work that it needs PyTorch, where that is not installed."""
+
+    @functools.wraps(command)
+    def run_command(**options: Any) -> Any:
+        require_torch(f"detrkit {name}")
+        return command(**options)
+
+    return run_command
+
+
 app.command("detect")(detect.detect)
 app.command("segment")(segment.segment)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
-app.command("explain")(explain.explain)
-app.command("train")(train.train)
+app.command("explain")(_with_torch("explain", explain.explain))
+app.command("train")(_with_torch("train", train.train))
 app.command("models")(models.models)
-app.command("convert")(convert.convert)
-app.command("benchmark")(benchmark.benchmark)
-app.command("export")(export.export)
+app.command("convert")(_with_torch("convert", convert.convert))
+app.command("benchmark")(_with_torch("benchmark", benchmark.benchmark))
+app.command("export")(_with_torch("export", export.export))
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(data.app, name="data")
@@ -149,6 +164,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, ImportError):
+            error = explained(error, "this command") or error
         return _report(error)
 
 

@@ -232,7 +232,10 @@ def load_detector(
         cpus: Value of ``--ray-cpus``.
         settings: Engine, device, dtype, revision and limits.
     """
-    if not debug:
+    from detrkit.checkpoints.loading import is_exported
+    from detrkit.checkpoints.registry import resolve_model
+
+    if not debug and not is_exported(resolve_model(model)):  # which needs none of them
         quiet_libraries()
     if ray is not None:
         from detrkit.inference.cluster import RayDetector

@@ -68,6 +68,7 @@ def serve(
     stops the server when all accepted requests are answered. With `--ray`, the models run on a Ray cluster,
     in as many replicas as there is work for. Requires the extra `serve`.
     """
+    from detrkit.checkpoints.loading import is_exported
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.serving import require_packages
 
@@ -80,7 +81,7 @@ def serve(
     for model in named.values():
         resolve_model(model)  # a misspelt name is reported before anybody connects
     limits = options.image_limits(max_pixels, max_bytes, False)
-    if not debug:
+    if not debug and not all(is_exported(resolve_model(model)) for model in named.values()):
         quiet_libraries()
     settings = ModelSettings(
         models=named,

@@ -5,6 +5,8 @@ The command line prints them as one line and exits with status 2.
 
 from __future__ import annotations
 
+import importlib.util
+
 
 class DetrkitError(Exception):
     """Base of the errors that detrkit raises for a user's mistake or a bad file."""
@@ -43,9 +45,11 @@ class MissingExtraError(DetrkitError, ImportError):
         Args:
             feature: What needs it.
             extra: The extra of detrkit with the packages.
-            package: The package, where no extra has it.
+            package: The package, where no extra has it; beside an extra the part of it that does without
+                PyTorch, for an installation without.
         """
-        if package is not None:
+        alone = package is not None and (extra is None or importlib.util.find_spec("torch") is None)
+        if alone:
             super().__init__(f"{feature} needs {package}, which is not installed; run: pip install {package}")
         else:
             super().__init__(
@@ -57,8 +61,14 @@ class MissingExtraError(DetrkitError, ImportError):
 class MissingTorchError(DetrkitError, ImportError):
     """A feature that needs PyTorch, in an installation for exported models that does without."""
 
-    def __init__(self, feature: str) -> None:
+    def __init__(self, feature: str, package: str = "PyTorch") -> None:
+        """Names what is missing.
+
+        Args:
+            feature: What needs it.
+            package: PyTorch, or a package of the full installation that needs it.
+        """
         super().__init__(
-            f"{feature} needs PyTorch and Transformers, which are not installed: this installation runs "
-            "exported models only; in the detrkit checkout run: pip install ."
+            f"{feature} needs {package}, which is not installed: this installation runs exported models "
+            "only; for all of detrkit run in its checkout: pip install ."
         )

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from detrkit.common.without_torch import explained
+
 
 def lazy_names(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Makes a package import lazily what it imports under ``if TYPE_CHECKING``.
@@ -30,7 +32,13 @@ def lazy_names(package: str) -> tuple[list[str], Callable[[str], Any], Callable[
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(homes[name]), name)
+        try:
+            value = getattr(importlib.import_module(homes[name]), name)
+        except ImportError as error:
+            missing = explained(error, f"{package}.{name}")
+            if missing is None:
+                raise
+            raise missing from error
         setattr(module, name, value)
         return value
 

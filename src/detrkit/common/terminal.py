@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
 from detrkit.common.text import printable
+from detrkit.common.without_torch import has_torch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -187,6 +188,8 @@ def _restore_hub_logger(logger: logging.Logger, handlers: list[logging.Handler],
 
 def quiet_libraries() -> None:
     """Silences the libraries' messages and loading bars; downloads still show their progress bar."""
+    if not has_torch():
+        return  # nor is there a library
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

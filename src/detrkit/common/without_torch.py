@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-import numpy as np
-
 from detrkit.common.errors import MissingTorchError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 # The packages of the full installation that an exported model does without.
@@ -23,13 +22,21 @@ FULL_INSTALLATION = frozenset(
 
 def has_torch() -> bool:
     """Whether PyTorch is installed."""
-    return "torch" in sys.modules or importlib.util.find_spec("torch") is not None
+    return importlib.util.find_spec("torch") is not None
 
 
 def require_torch(feature: str) -> None:
     """Raises a MissingTorchError, which begins with the feature's name, where PyTorch is not installed."""
     if not has_torch():
         raise MissingTorchError(feature)
+
+
+def explained(error: ImportError, feature: str) -> MissingTorchError | None:
+    """What a failed import means: a package of the full installation is missing; None for anything else."""
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in FULL_INSTALLATION:
+        return None
+    return MissingTorchError(feature, "PyTorch" if package == "torch" or not has_torch() else package)
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
@@ -40,6 +47,8 @@ def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
 
 def to_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
     """The array itself, or that of a tensor on any device."""
+    import numpy as np
+
     return value.cpu().numpy() if is_tensor(value) else np.asarray(value)
 
 

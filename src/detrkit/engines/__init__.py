@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from detrkit.common.errors import SettingError
+from detrkit.common.without_torch import require_torch
 from detrkit.engines.names import ENGINES, EXPORTED_ENGINES
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def check_engine(engine: str) -> None:
         from detrkit.engines.exported import runtime
 
         runtime(engine)
+    else:
+        require_torch(f"the engine {engine!r}")
 
 
 def start(model: RunnableModel, engine: str, device: Device, dtype: Dtype) -> RunnableModel:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check_installed() -> None:
     """Raises a MissingExtraError where onnxruntime is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingExtraError("the engine 'onnx'", "export")
+        raise MissingExtraError("the engine 'onnx'", "export", package="onnxruntime")
 
 
 def load(path: Path) -> Run:

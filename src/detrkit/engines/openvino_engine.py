@@ -32,7 +32,7 @@ _OPERATORS_KEPT = {"CPU_RUNTIME_CACHE_CAPACITY": 256}
 def check_installed() -> None:
     """Raises a MissingExtraError where OpenVINO is not installed."""
     if importlib.util.find_spec("openvino") is None:
-        raise MissingExtraError("the engine 'openvino'", "export")
+        raise MissingExtraError("the engine 'openvino'", "export", package="openvino")
 
 
 def convert(onnx_file: Path, path: Path) -> None:

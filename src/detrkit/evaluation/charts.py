@@ -41,7 +41,9 @@ def check_charts_available() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("drawing precision-recall curves and confusion matrices", "coco") from error
+        raise MissingExtraError(
+            "drawing precision-recall curves and confusion matrices", "coco", package="matplotlib"
+        ) from error
 
 
 def evaluation_outputs(folder: Path, *, panoptic: bool) -> list[Output]:

@@ -360,7 +360,7 @@ def _library() -> tuple[Any, Any, Any]:
             from faster_coco_eval import COCO, COCOeval_faster
             from faster_coco_eval.core import mask
     except ImportError as error:
-        raise MissingExtraError("COCO evaluation", "coco") from error
+        raise MissingExtraError("COCO evaluation", "coco", package="faster-coco-eval") from error
     return COCO, COCOeval_faster, mask
 
 

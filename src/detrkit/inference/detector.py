@@ -165,14 +165,13 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.checkpoints.loading import manifest_of, read_detection_config
+        from detrkit.checkpoints.loading import choose_engine, read_detection_config
         from detrkit.checkpoints.opening import open_model
         from detrkit.checkpoints.registry import resolve_model
 
         # Mistakes in the settings should not wait for a download.
         name = resolve_model(os.fspath(model))
-        manifest = manifest_of(name)
-        engine = engine or (manifest.engine if manifest else "torch")
+        manifest, engine = choose_engine(name, engine)
         check_engine(engine)
         placement = place(engine, device, dtype)
         loaded, processor = open_model(name, revision, engine, manifest)

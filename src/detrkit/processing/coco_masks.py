@@ -121,5 +121,7 @@ def _coco_mask_module() -> ModuleType:
                     mask,
                 )
         except ImportError:
-            raise MissingExtraError("making masks of COCO polygons", "coco") from None
+            raise MissingExtraError(
+                "making masks of COCO polygons", "coco", package="faster-coco-eval"
+            ) from None
     return mask

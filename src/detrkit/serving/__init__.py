@@ -21,4 +21,4 @@ def require_packages() -> None:
     """
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:
-            raise MissingExtraError("detrkit serve", "serve")
+            raise MissingExtraError("detrkit serve", "serve", package=name)
