@@ -60,6 +60,7 @@ class Family:
         paper: Where the family was published.
         repository: Address of the original implementation.
         description: How the model works, for model cards.
+        drawing: Address of a drawing of the architecture, for model cards.
         published_training: How the released checkpoints were trained, for model cards.
         published_mask_training: How those with masks were trained.
         licence: Of the released checkpoints, as the Hub calls it.
@@ -79,6 +80,7 @@ class Family:
     repository: str
     description: str
     published_training: str
+    drawing: str = ""
     published_mask_training: str = ""
     licence: str = "apache-2.0"
 
@@ -156,6 +158,8 @@ class Family:
         return importlib.import_module(f"{self.package}.{kind}_{self.package.rpartition('.')[2]}")
 
 
+_DRAWINGS = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main"
+
 _FAMILIES = (
     Family(
         model_type="detr",
@@ -180,18 +184,19 @@ Transformer encoder relates every position of the map to every other, and a deco
 learned *object queries* into as many predictions: each is a box with a class, or *no object*. During training
 a bipartite matching assigns every annotated object to one query, so the model learns to report each object
 once. It needs neither anchors nor non-maximum suppression.""",
+        drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
 AdamW with a learning rate of 1e-4 (backbone 1e-5) and weight decay 1e-4, gradients clipped to a norm of 0.1,
 dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 distance and 2 times the
 generalised IoU of the boxes, after every decoder layer; *no object* counts a tenth of a class. The published
 numbers are those of 500 epochs. For a shorter schedule of 300 epochs the authors state 16 V100 GPUs, three
-days and 64 images a batch; hardware and time of the 500 are not known.""",
+days and 64 images a batch.""",
         published_mask_training="""\
 First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5) and
 weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of the
 classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder layer;
 *no object* counts a tenth of a class. Then the mask head on the frozen detector, with a focal and a Dice loss
-of the masks. Epochs, hardware and time of this checkpoint's training are not known.""",
+of the masks. The number of epochs of this checkpoint was not published.""",
     ),
     Family(
         model_type="conditional_detr",
@@ -216,10 +221,11 @@ position separately, and the position is computed from the decoder's own state a
 query; each head then looks at a narrow part of an object, such as one edge of its box. With less to search,
 training needs a tenth of DETR's epochs. Each class has a sigmoid of its own and is trained with the focal
 loss.""",
+        drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
 50 epochs, the learning rate falling to a tenth after 40. AdamW with 1e-4 (backbone 1e-5). The loss adds
 2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised
-IoU of the boxes, after every decoder layer. Hardware and time of the training are not known.""",
+IoU of the boxes, after every decoder layer.""",
     ),
     Family(
         model_type="deformable_detr",
@@ -243,11 +249,12 @@ Deformable DETR replaces attention over all pixels by *deformable attention*: a 
 around a reference point, and learns their offsets and weights. The cost grows with the number of pixels
 rather than with its square, and training needs a tenth of DETR's epochs. Each class has a sigmoid of its own
 and is trained with the focal loss.""",
+        drawing=f"{_DRAWINGS}/deformable_detr_architecture.png",
         published_training="""\
 50 epochs of batches of 32 images, the learning rate falling to a tenth after 40. AdamW with 2e-4 (backbone,
 sampling offsets and reference points 2e-5), gradients clipped to a norm of 0.1. The loss adds 2 times the
 focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised IoU of the boxes,
-after every decoder layer. Hardware and time of the training are not known.""",
+after every decoder layer.""",
     ),
     Family(
         model_type="table-transformer",
@@ -275,12 +282,12 @@ Transformer encoder relates every position of the map to every other, and a deco
 learned *object queries* into as many predictions: each is a box with a class, or *no object*. Its layers are
 *pre-norm*: each attention and feed-forward part normalises its input rather than its residual sum, and the
 encoder ends with a norm.""",
+        drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
 20 epochs of batches of 2 images: AdamW with a learning rate of 5e-5 (backbone 1e-5), which falls by a tenth
 after each epoch, and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the
 cross-entropy of the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after the
-last decoder layer only; *no object* counts 0.4 of a class. Hardware and time of the training are not
-known.""",
+last decoder layer only; *no object* counts 0.4 of a class.""",
     ),
 )
 

@@ -37,6 +37,7 @@ SECTIONS = (
     "Results",
     "Size and speed",
     "Where it fails",
+    "Environmental impact",
     "How to cite",
 )
 MARKUP = ["<script>alert(1)</script>", "![x](http://example.com/x.png)", "a | b\n---\nlicense: other"]

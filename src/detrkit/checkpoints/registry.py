@@ -1,8 +1,8 @@
 """The released checkpoints of the DETR family: names, files, published numbers, architecture.
 
-Numbers are those of the original repositories' READMEs, on COCO val2017 where ``benchmark`` is COCO's. The
-models that come with this package and need no download are listed here too. This module does not import
-torch.
+Numbers are those of the original repositories' READMEs and, where ``paper_numbers`` is set, of the papers; on
+COCO val2017 where ``benchmark`` is COCO's. The models that come with this package and need no download are
+listed here too. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class ReleasedCheckpoint:
         no_object_weight: Weight of the no-object class in training, where it is not the family's.
         labels: Names of the categories, where they are not COCO's.
         training: How it was trained, in a sentence, where that is not as others of the family were.
+        training_cost: What the authors state of the hardware and time of its training, in sentences.
+        paper_numbers: Where in the paper AP50, AP75 and AP by size are; if empty, all are in the README.
     """
 
     name: str
@@ -84,6 +86,8 @@ class ReleasedCheckpoint:
     no_object_weight: float | None = None
     labels: tuple[str, ...] = ()
     training: str = ""
+    training_cost: str = ""
+    paper_numbers: str = ""
 
 
 def _checkpoint(
@@ -113,6 +117,13 @@ def _checkpoint(
 _DETR = "https://dl.fbaipublicfiles.com/detr"
 _CONDITIONAL = "https://github.com/DeppMeng/ConditionalDETR/releases/download/v1.0/ConditionalDETR"
 _REFINED = {"with_box_refine": True}
+_DETR_HOURS = (
+    "The table in the README of Deformable DETR gives {} GPU hours for 500 epochs of this model. DETR's own "
+    "README gives 28 minutes an epoch on 8 V100 GPUs for the ResNet-50 model."
+)
+_COST_R50, _COST_DC5 = _DETR_HOURS.format("2,000"), _DETR_HOURS.format("7,000")
+_COST_CONDITIONAL = "The README gives about 30 hours on 8 V100 GPUs."
+_GPU_HOURS = "The README gives {} GPU hours on V100 GPUs."
 _TABLES = "https://huggingface.co/bsmock"
 _TABLE_PARTS = (
     *("table", "table column", "table row", "table column header"),
@@ -126,14 +137,18 @@ _RELEASED = (
     *(
         _checkpoint(
             name, f"{_DETR}/{file}.pth", ap, params, gflops,
-            family="detr", hub_id=f"facebook/{name}", num_queries=100, speed=f"{seconds} s an image", **more,
+            family="detr", hub_id=f"facebook/{name}", num_queries=100, speed=f"{seconds} s an image",
+            paper_numbers="Table 1", **more,
         )
         for name, file, ap, params, gflops, seconds, more in (
             ("detr-resnet-50", "detr-r50-e632da11", (42.0, 20.5, 45.8, 61.1), 41, 86, "0.036",
-             {"ap50": 62.3, "ap75": 44.3}),
-            ("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5", (43.3, 22.5, 47.3, 61.1), 41, 187, "0.083", {}),
-            ("detr-resnet-101", "detr-r101-2c7b67e5", (43.5, 21.9, 48.0, 61.8), 60, 152, "0.050", {}),
-            ("detr-resnet-101-dc5", "detr-r101-dc5-a2e86def", (44.9, 23.7, 49.5, 62.3), 60, 253, "0.097", {}),
+             {"ap50": 62.4, "ap75": 44.2, "training_cost": _COST_R50}),
+            ("detr-resnet-50-dc5", "detr-r50-dc5-f0fb7ef5", (43.3, 22.5, 47.3, 61.1), 41, 187, "0.083",
+             {"ap50": 63.1, "ap75": 45.9, "training_cost": _COST_DC5}),
+            ("detr-resnet-101", "detr-r101-2c7b67e5", (43.5, 21.9, 48.0, 61.8), 60, 152, "0.050",
+             {"ap50": 63.8, "ap75": 46.4}),
+            ("detr-resnet-101-dc5", "detr-r101-dc5-a2e86def", (44.9, 23.7, 49.5, 62.3), 60, 253, "0.097",
+             {"ap50": 64.7, "ap75": 47.7}),
         )
     ),
     *(
@@ -151,33 +166,33 @@ _RELEASED = (
     *(
         _checkpoint(
             name, f"{_CONDITIONAL}_{file}_epoch50.pth", ap, params, gflops,
-            family="conditional_detr", hub_id=hub_id,
+            family="conditional_detr", hub_id=hub_id, training_cost=cost,
         )
-        for name, file, ap, params, gflops, hub_id in (
+        for name, file, ap, params, gflops, hub_id, cost in (
             ("conditional-detr-resnet-50", "r50", (41.0, 20.6, 44.3, 59.3), 44, 90,
-             "microsoft/conditional-detr-resnet-50"),
-            ("conditional-detr-resnet-50-dc5", "r50dc5", (43.7, 23.9, 47.6, 60.1), 44, 195, None),
-            ("conditional-detr-resnet-101", "r101", (42.8, 21.7, 46.6, 60.9), 63, 156, None),
-            ("conditional-detr-resnet-101-dc5", "r101dc5", (45.0, 26.1, 48.9, 62.8), 63, 262, None),
+             "microsoft/conditional-detr-resnet-50", _COST_CONDITIONAL),
+            ("conditional-detr-resnet-50-dc5", "r50dc5", (43.7, 23.9, 47.6, 60.1), 44, 195, None, ""),
+            ("conditional-detr-resnet-101", "r101", (42.8, 21.7, 46.6, 60.9), 63, 156, None, ""),
+            ("conditional-detr-resnet-101-dc5", "r101dc5", (45.0, 26.1, 48.9, 62.8), 63, 262, None, ""),
         )
     ),
     *(
         _checkpoint(
             name, f"https://drive.google.com/file/d/{file}/view", ap, params, gflops,
             family="deformable_detr", hub_id=f"SenseTime/{name}", speed=f"{rate} images a second",
-            num_feature_levels=levels, **more,
+            num_feature_levels=levels, training_cost=_GPU_HOURS.format(hours), **more,
         )
-        for name, file, ap, params, gflops, rate, levels, more in (
+        for name, file, ap, params, gflops, rate, hours, levels, more in (
             ("deformable-detr-single-scale", "1WEjQ9_FgfI5sw5OZZ4ix-OKk-IJ_-SDU",
-             (39.4, 20.6, 43.0, 55.5), 34, 78, "27.0", 1, {}),
+             (39.4, 20.6, 43.0, 55.5), 34, 78, "27.0", 160, 1, {}),
             ("deformable-detr-single-scale-dc5", "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
-             (41.5, 24.1, 45.3, 56.0), 34, 128, "22.1", 1, {}),
+             (41.5, 24.1, 45.3, 56.0), 34, 128, "22.1", 215, 1, {}),
             ("deformable-detr", "1nDWZWHuRwtwGden77NLM9JoWe-YisJnA",
-             (44.5, 27.1, 47.6, 59.6), 40, 173, "15.0", 4, {}),
+             (44.5, 27.1, 47.6, 59.6), 40, 173, "15.0", 325, 4, {}),
             ("deformable-detr-with-box-refine", "1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI",
-             (46.2, 28.3, 49.2, 61.5), 41, 173, "15.0", 4, _REFINED),
+             (46.2, 28.3, 49.2, 61.5), 41, 173, "15.0", 325, 4, _REFINED),
             ("deformable-detr-with-box-refine-two-stage", "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
-             (46.9, 29.6, 50.1, 61.6), 41, 173, "14.5", 4, _REFINED | {"two_stage": True}),
+             (46.9, 29.6, 50.1, 61.6), 41, 173, "14.5", 340, 4, _REFINED | {"two_stage": True}),
         )
     ),
     *(

@@ -23,6 +23,22 @@ from detrkit.hub.cards import (
 if TYPE_CHECKING:
     from detrkit.conversion.original import Architecture
 
+# The examples of the cards on the Hub.
+_SAMPLES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
+_WIDGET = [
+    {"src": f"{_SAMPLES}/{file}.jpg", "example_title": title}
+    for file, title in (
+        ("savanna", "Savanna"),
+        ("football-match", "Football match"),
+        ("airport", "Airport"),
+    )
+]
+
+_WRITTEN_BY = (
+    "The authors of the model wrote no card. This one was written by the authors of detrkit, from the paper, "
+    "the original repository and measurements of their own."
+)
+
 _LICENCES = {"apache-2.0": "Apache 2.0", "mit": "MIT"}
 
 # The detections that the cards on the Hub give for COCO image 39769: threshold, then name, score and box.
@@ -123,7 +139,11 @@ def _released(
         model=model,
         family=family,
         masks=masks,
-        front_matter={"license": family.licence, "datasets": [benchmark.dataset]},
+        front_matter={
+            "license": family.licence,
+            "datasets": [benchmark.dataset],
+            **({"widget": _WIDGET} if benchmark.dataset == "coco" else {}),
+        },
         results=None
         if not numbers
         else Results(
@@ -141,15 +161,45 @@ def _released(
         licence=f"Licence: {_LICENCES[family.licence]}.",
         uses=benchmark.uses,
         get=list(get),
+        more_use=_more_use(entry),
         training=[
             benchmark.data,
             *([entry.training] if entry.training else [as_family, benchmark.augmentation]),
+            entry.training_cost or "Hardware and time of this checkpoint's training were not published.",
         ],
+        impact=_impact(entry),
+        written_by=_WRITTEN_BY,
         preprocessing=[_preprocessing(resize_text(size))],
         result_texts=[*_results(entry, numbers, held), *_reproduction(entry, model)],
         size=list(_size_and_speed(entry, facts)),
         failures=_failures(entry, entry.num_queries, published=True),
     )
+
+
+def _more_use(entry: ReleasedCheckpoint) -> list[str]:
+    model = entry.hub_id or entry.name
+    more = [
+        "What the model attends to in an image (see the page on attention maps):",
+        f"```bash\ndetrkit explain photo.jpg --model {model} --save-dir out\n```",
+    ]
+    if entry.family == "detr" and entry.hub_id:
+        more.append(
+            'Where the repository on the Hub has a branch `no_timm`, `revision="no_timm"` loads the same '
+            "weights in the layout of Transformers' own backbone, which does not need timm."
+        )
+    return more
+
+
+def _impact(entry: ReleasedCheckpoint) -> list[str]:
+    hours = (
+        "The training cost under *Training* is all that was published"
+        if entry.training_cost
+        else "The cost of the training was not published"
+    )
+    return [
+        f"{hours}; carbon emissions, energy, region and cloud provider were not. Running the model costs "
+        "what *Size and speed* says; fine-tuning it costs far less than training from scratch."
+    ]
 
 
 def _summary(entry: ReleasedCheckpoint, source: str, architecture: Architecture | None = None) -> str:
@@ -207,9 +257,20 @@ def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) ->
         else "Numbers by size of object were not published."
     )
     yield (
-        f"{sizes} These numbers are published, not re-measured: the authors give them for "
-        f"[{entry.name}]({entry.url}). {held} detrkit's tests compare the model with the original "
-        "implementation on equal weights."
+        f"{sizes} These numbers are published, not re-measured: {_sources(entry)} {held} detrkit's tests "
+        "compare the model with the original implementation on equal weights."
+    )
+
+
+def _sources(entry: ReleasedCheckpoint) -> str:
+    """Which number comes from where."""
+    family = FAMILIES[entry.family]
+    readme = f"[README of the original repository]({family.repository})"
+    if not entry.paper_numbers:
+        return f"the {readme} gives them for [{entry.name}]({entry.url})."
+    return (
+        f"the {readme} gives the AP for [{entry.name}]({entry.url}); {entry.paper_numbers} of the "
+        f"[paper]({family.paper.url}) gives AP50, AP75 and the AP by size."
     )
 
 

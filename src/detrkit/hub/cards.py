@@ -47,7 +47,10 @@ class Card:
         own_settings: Whether detection settings are stored with the model, so that calls name no threshold.
         transformers_calls: Whether to show the calls of Transformers, which do not take short names.
         result_texts: The numbers in tables, and where they come from.
+        more_use: What else can be done with the model.
         failures: Where the model fails, one item each.
+        impact: What is known of the cost of training and of running the model.
+        written_by: Who wrote the card.
     """
 
     title: str
@@ -68,27 +71,43 @@ class Card:
     preprocessing: Sequence[str] = ()
     result_texts: Sequence[str] = ()
     size: Sequence[str] = ()
+    more_use: Sequence[str] = ()
     failures: Sequence[str] = ()
+    impact: Sequence[str] = ()
+    written_by: str = ""
 
     def render(self) -> str:
         """The README.md."""
         paper = self.family.paper
         source = f"Paper: [{paper.title}]({paper.url}), {paper.venue} {paper.year}. {self.licence}"
         sections = {
-            "Model description": [*self.network, self.family.description, *self.variants, source],
+            "Model description": [
+                *self.network,
+                self.family.description,
+                *self._drawing(),
+                *self.variants,
+                source,
+            ],
             "Intended uses and limits": self.uses,
-            "How to use": [*self.get, *self._snippets()],
+            "How to use": [*self.get, *self._snippets(), *self.more_use],
             "Training": self.training,
             "Preprocessing": self.preprocessing,
             "Results": self.result_texts,
             "Size and speed": self.size,
             "Where it fails": [_bullets(self.failures)] if self.failures else [],
+            "Environmental impact": self.impact,
             "How to cite": [_citation(self.family)],
         }
         parts = [self._front_matter(), f"# {markdown(self.title)}", self.summary]
+        parts += [self.written_by] if self.written_by else []
         for heading, section in sections.items():
             parts += [f"## {heading}", *section] if section else []
         return "\n\n".join(map(_wrap, parts)) + "\n"
+
+    def _drawing(self) -> list[str]:
+        """A drawing of the architecture, on cards of the Hub's models; others may be read offline."""
+        family = self.family
+        return [f"![Architecture of {family.title}]({family.drawing})"] if self.written_by else []
 
     def _front_matter(self) -> str:
         task = "image-segmentation" if self.masks else "object-detection"
