@@ -13,7 +13,7 @@ from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
 from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
-from detrkit.common.screening import DETECTION_CONFIG, check_config, check_folder, read_model_json
+from detrkit.common.screening import check_config, check_folder, read_model_json
 from detrkit.common.text import first_line
 from detrkit.common.without_torch import require_torch
 from detrkit.families import Family, family_of, has_masks
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from detrkit.models.configuration import DetrFamilyConfig
     from detrkit.models.detection import ModelWithHeads
     from detrkit.processing.image_processor import DetrImageProcessorBase
-    from detrkit.results.detection_config import DetectionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,38 +110,6 @@ class ModelFiles:
         except Exception as error:  # a file from elsewhere can raise anything
             raise unreadable(self.name, self.revision, "preprocessor_config.json", error) from error
         return processor
-
-
-def read_detection_config(name: str, revision: str | None = None) -> DetectionConfig:
-    """The detection settings of a Hub id or folder; the defaults where it has none.
-
-    Raises:
-        CheckpointError: The file cannot be read or used.
-    """
-    from detrkit.results.detection_config import DetectionConfig
-
-    path: str | os.PathLike[str] | None = Path(name) / DETECTION_CONFIG
-    if not is_folder(name):
-        require_torch_for(name)
-        from transformers.utils import cached_file
-
-        try:
-            path = cached_file(
-                name,
-                DETECTION_CONFIG,
-                revision=revision,
-                # As with the other optional files: a copy in the cache is complete without it.
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        except OSError as error:
-            raise unreadable(name, revision, DETECTION_CONFIG, error) from error
-    if path is None or not os.path.lexists(path):
-        return DetectionConfig()
-    try:
-        return DetectionConfig.from_dict(read_model_json(Path(path)))
-    except (DetrkitError, TypeError) as error:
-        raise unreadable(name, revision, DETECTION_CONFIG, error) from error
 
 
 def read_model_files(name: str, revision: str | None = None) -> ModelFiles:

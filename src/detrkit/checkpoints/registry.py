@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.files import PRETRAINED
 from detrkit.common.text import did_you_mean
 
 Task = Literal["detection", "panoptic"]
@@ -231,8 +232,7 @@ HUB_ONLY: dict[str, str] = {
 
 #: Models that come with the package: short name to folder.
 BUNDLED: dict[str, Path] = {
-    folder.parent.name: folder.parent
-    for folder in sorted((Path(__file__).parent.parent / "pretrained").glob("*/config.json"))
+    folder.parent.name: folder.parent for folder in sorted(PRETRAINED.glob("*/config.json"))
 }
 
 _BY_HUB_ID = {entry.hub_id: entry for entry in _RELEASED if entry.hub_id is not None}

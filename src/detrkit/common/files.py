@@ -25,6 +25,9 @@ from detrkit.common.text import first_line
 _GZIP = b"\x1f\x8b"
 _LARGEST_UNPACKED = 2**32  # bytes; COCO's annotations of its training images take half a gigabyte
 
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
+"""Folder of the models that come with the package."""
+
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuses, before any work, a file or folder that cannot be written or created.

@@ -21,10 +21,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from detrkit.common.errors import SettingError
-from detrkit.common.files import write_json
+from detrkit.common.errors import CheckpointError, DetrkitError, SettingError
+from detrkit.common.files import PRETRAINED, write_json
 from detrkit.common.schema import JsonObject
-from detrkit.common.screening import DETECTION_CONFIG
+from detrkit.common.screening import DETECTION_CONFIG, read_model_json
+from detrkit.common.text import first_line
+from detrkit.common.without_torch import require_torch
 from detrkit.results.overlap import Views, without_overlaps, without_repeats
 
 DEFAULT_THRESHOLD = 0.5
@@ -133,16 +135,22 @@ class DetectionConfig:
         """The settings that are stored with a model; the defaults where none are.
 
         Args:
-            model: A Hub id, a folder, or a short name.
+            model: A Hub id, a folder, or the name of a model in the package.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
-            CheckpointError: There is no such model, or its settings cannot be read.
+            CheckpointError: The settings cannot be read or used.
         """
-        from detrkit.checkpoints.loading import read_detection_config
-        from detrkit.checkpoints.registry import resolve_model
-
-        return read_detection_config(resolve_model(os.fspath(model)), revision)
+        name = os.fspath(model)
+        folders = (folder for folder in (Path(name), PRETRAINED / name) if folder.is_dir())
+        folder = next(folders, None)
+        path = _on_hub(name, revision) if folder is None else folder / DETECTION_CONFIG
+        if path is None or not os.path.lexists(path):
+            return cls()
+        try:
+            return cls.from_dict(read_model_json(path))
+        except (DetrkitError, TypeError) as error:
+            raise _unreadable(name, error) from error
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``detection_config.json`` into a folder, replacing the one that is there."""
@@ -277,6 +285,31 @@ class TileRule(DetectionRule):
         """The places of the candidates above the threshold, the best first, and the model's own scores."""
         places, _ = self._above_threshold(scores, labels)
         return places, scores[places]
+
+
+def _on_hub(name: str, revision: str | None) -> Path | None:
+    """The settings of a repository on the Hub, in the cache; None where it has none."""
+    require_torch(f"{name} is not the folder of an exported model; running it")
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(
+            name,
+            DETECTION_CONFIG,
+            revision=revision,
+            # As with the other optional files: a copy in the cache is complete without it.
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return None if path is None else Path(path)
+
+
+def _unreadable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read {DETECTION_CONFIG} of {name}: {first_line(error)}; correct or remove it"
+    )
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
