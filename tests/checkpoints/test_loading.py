@@ -92,6 +92,7 @@ def test_loading_an_exported_folder_takes_each_step_and_reads_each_file_once(
             "read_manifest",
             "config.json",
             "preprocessor_config.json",
+            "detection_config.json",
             MANIFEST,
         ),
         1,

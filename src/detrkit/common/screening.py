@@ -33,7 +33,7 @@ _REMEDY = "save or fetch the model again"
 DETECTION_CONFIG = "detection_config.json"
 """File beside a model that says how its scores become detections."""
 
-_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json", DETECTION_CONFIG)
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 

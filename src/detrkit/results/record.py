@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from detrkit.common.errors import DetrkitError
 from detrkit.common.schema import JsonObject
 from detrkit.results.journal import Journal, match_results
@@ -164,6 +162,8 @@ class Record:
             position: Position of an image that has a result.
             names: Label -> class name of the model.
         """
+        import numpy as np
+
         from detrkit.results.detections import Detections
 
         entry = self._entry(position)

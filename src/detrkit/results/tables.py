@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
-
 from detrkit import __version__
 from detrkit.common.schema import Annotation, JsonObject
 
@@ -108,6 +106,8 @@ def json_line(image: JsonObject, annotations: Iterable[Annotation], names: Mappi
 
 def corners(bbox: Sequence[float]) -> list[float]:
     """x0, y0, x1, y1 of a COCO box, each the float of fewest digits that is the same float32."""
+    import numpy as np  # only where there are results: the command line reads its options without
+
     x, y, width, height = np.asarray(bbox, dtype=np.float32)
     return [float(str(value)) for value in (x, y, x + width, y + height)]
 
