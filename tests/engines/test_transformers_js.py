@@ -69,7 +69,7 @@ def assert_same_objects(found: list, detections, tolerance: float = 1e-4) -> Non
     assert len(found) == len(detections)
     assert [label for label, _, _ in found] == detections.labels.tolist()
     np.testing.assert_allclose([score for _, score, _ in found], detections.scores, atol=tolerance)
-    boxes = np.array([box for _, _, box in found]) * [width, height, width, height]
+    boxes = np.array([box for _, _, box in found]).reshape(-1, 4) * [width, height, width, height]
     np.testing.assert_allclose(boxes, detections.boxes, atol=max(width, height) * tolerance)
 
 
@@ -257,7 +257,7 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path]:
 def test_the_objects_are_those_of_a_detector(exported):
     source, folder = exported
     detector = Detector.from_pretrained(source, device="cpu")
-    for size in [(96, 64), (64, 64), (107, 64)]:  # as large as the processor makes them
+    for size in [(96, 64), (64, 107)]:  # as large as the processor makes them
         picture = make_picture(*size)
         outputs = run(folder / "onnx" / "model.onnx", picture)
         for threshold in (0.1, 0.5, 0.8):
