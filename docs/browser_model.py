@@ -68,12 +68,12 @@ def model_folder(choice: str | None) -> Path | None:
     source = Path(resolve_model(MODEL))
     folder = ROOT / "build" / "browser" / _fingerprint(source)
     if not (folder / "model.onnx").is_file():
-        from detrkit.checkpoints.loading import load_pretrained, read_detection_config
+        from detrkit.checkpoints.loading import load_pretrained
         from detrkit.engines.export import export_model
 
         _log.info("Exporting %s for the page browser.md: about a minute.", MODEL)
         model, processor = load_pretrained(str(source), None)
-        settings = read_detection_config(str(source), None)
+        settings = DetectionConfig.from_pretrained(str(source))
         export_model(model, folder, "onnx", processor=processor, detection_config=settings)
     return folder
 
