@@ -115,14 +115,14 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
 
 def _reader_of(pipe: Any, model: Any, revision: str | None) -> OutputReader | None:
     """What reads outputs with a model's detection settings; None where it has none of its own."""
-    from detrkit.checkpoints.loading import is_folder
+    from detrkit.checkpoints.loading import is_folder, read_detection_config
     from detrkit.inference.predictions import OutputReader
     from detrkit.results.detection_config import DetectionConfig
 
     name = model if isinstance(model, str) else pipe.model.config.name_or_path
     if not isinstance(model, str) and not is_folder(name):
         return None  # a model that was loaded or made by other means
-    config = DetectionConfig.from_pretrained(name, revision=revision)
+    config = read_detection_config(name, revision)
     if config == DetectionConfig():
         return None
     processor = pipe.image_processor

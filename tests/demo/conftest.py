@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detrkit import Detections
+from detrkit import DetectionConfig, Detections
 
 
 @dataclass
@@ -21,6 +21,7 @@ class NumberReader:
         default_factory=lambda: {number: f"number {number}" for number in range(99)}
     )
     has_masks: bool = False
+    detection_config: DetectionConfig = field(default_factory=DetectionConfig)
     seen: list[int] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -39,7 +40,8 @@ class NumberPrediction:
     size: tuple[int, int]
     min_threshold: float
 
-    def detections(self, threshold: float) -> Detections:
+    def detections(self, threshold: float | None) -> Detections:
+        threshold = 0.5 if threshold is None else threshold
         found = Detections(
             boxes=np.array([[self.number, 1, self.number + 10, 9]], dtype=np.float32),
             scores=np.array([0.75], dtype=np.float32),

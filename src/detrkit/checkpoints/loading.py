@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrkit.checkpoints.registry import resolve_model
+from detrkit.checkpoints.registry import is_released, resolve_model
 from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
 from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
@@ -18,6 +18,7 @@ from detrkit.common.text import first_line
 from detrkit.common.without_torch import require_torch
 from detrkit.families import Family, family_of, has_masks
 from detrkit.models.adapters import CONFIG, add_adapter, base_of_adapter, model_of
+from detrkit.results.detection_config import DetectionConfig
 
 if TYPE_CHECKING:
     from detrkit.engines.exported import Manifest
@@ -110,6 +111,19 @@ class ModelFiles:
         except Exception as error:  # a file from elsewhere can raise anything
             raise unreadable(self.name, self.revision, "preprocessor_config.json", error) from error
         return processor
+
+
+def read_detection_config(name: str, revision: str | None = None) -> DetectionConfig:
+    """The detection settings of a Hub id or folder; the defaults where it has none.
+
+    The Hub is not asked for those of a released checkpoint, which has none.
+
+    Raises:
+        CheckpointError: They cannot be read or used.
+    """
+    if is_released(name):
+        return DetectionConfig()
+    return DetectionConfig.from_pretrained(name, revision=revision)
 
 
 def read_model_files(name: str, revision: str | None = None) -> ModelFiles:

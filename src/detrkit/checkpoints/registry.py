@@ -238,6 +238,11 @@ BUNDLED: dict[str, Path] = {
 _BY_HUB_ID = {entry.hub_id: entry for entry in _RELEASED if entry.hub_id is not None}
 
 
+def is_released(name: str) -> bool:
+    """Whether a name is the Hub id of a released checkpoint, and no folder is called so."""
+    return name in _BY_HUB_ID and not Path(name).is_dir()
+
+
 def find_checkpoint(name: str) -> ReleasedCheckpoint:
     """The released checkpoint with this short name or Hub id.
 

@@ -86,10 +86,10 @@ def detect(
     continues a run however it ended. With `--ray`, the images are shared among the machines of a Ray cluster.
     """
     from detrkit.checkpoints.identity import run_info
+    from detrkit.checkpoints.loading import read_detection_config
     from detrkit.checkpoints.opening import open_processor
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.inference.tiles import read_tiles, with_tiles
-    from detrkit.results.detection_config import DetectionConfig
 
     inputs, mistakes = find_images(images, videos=True)
     name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
@@ -105,7 +105,7 @@ def detect(
         inputs = every_frame(inputs, limits)
     in_time = _check_videos(inputs, every=every, track=track, ray=ray)
     # The settings of the model are read here and now, so that the document tells them.
-    config = DetectionConfig.from_pretrained(name, revision=revision).with_options(
+    config = read_detection_config(name, revision).with_options(
         threshold=threshold, overlap=overlap, class_agnostic=class_agnostic, max_objects=max_objects
     )
     config = with_tiles(config, read_tiles(tiles), partial(open_processor, name, revision))

@@ -127,11 +127,10 @@ def _export_for_engine(
     debug: bool,
 ) -> None:
     """Writes a folder for an engine; ``sources`` are the options of int8 in the order of the command's."""
-    from detrkit.checkpoints.loading import load_pretrained
+    from detrkit.checkpoints.loading import load_pretrained, read_detection_config
     from detrkit.engines.export import check_format, export_model
     from detrkit.evaluation import evaluate_dataset
     from detrkit.inference.detector import Detector
-    from detrkit.results.detection_config import DetectionConfig
 
     calibration, data, annotations, images = sources
     check_format(to, int8=int8)
@@ -141,7 +140,7 @@ def _export_for_engine(
     elif calibration is not None:
         sample = _calibration_images(calibration, debug)
     loaded, processor = load_pretrained(name, revision)
-    settings = DetectionConfig.from_pretrained(name, revision=revision)
+    settings = read_detection_config(name, revision)
     folder = images or calibration
     measure = None
     if annotations is not None and folder is not None:
@@ -174,12 +173,11 @@ def _export_for_transformers_js(
     name: str, revision: str | None, output: Path, int8: bool, verify: bool
 ) -> None:
     """Writes a folder for transformers.js, and says what of the detection settings its callers must pass."""
-    from detrkit.checkpoints.loading import load_pretrained
+    from detrkit.checkpoints.loading import load_pretrained, read_detection_config
     from detrkit.engines.transformers_js import caller_notes, export_for_transformers_js
-    from detrkit.results.detection_config import DetectionConfig
 
     loaded, processor = load_pretrained(name, revision)
-    settings = DetectionConfig.from_pretrained(name, revision=revision)
+    settings = read_detection_config(name, revision)
     exported = export_for_transformers_js(
         loaded, output, processor=processor, int8=int8, verify=verify, detection_config=settings
     )

@@ -134,7 +134,7 @@ class RayDetector:
             SettingError: The cluster cannot be reached, or does not have the requested cores.
             CheckpointError: The model cannot be found, read or used.
         """
-        from detrkit.checkpoints.loading import read_model_files
+        from detrkit.checkpoints.loading import read_detection_config, read_model_files
         from detrkit.checkpoints.registry import resolve_model
         from detrkit.engines.names import ENGINES
 
@@ -148,7 +148,7 @@ class RayDetector:
         self.config = files.config
         self.names = {int(label): str(text) for label, text in self.config.id2label.items()}
         self.has_masks = files.has_masks
-        self.detection_config = DetectionConfig.from_pretrained(name, revision=revision)
+        self.detection_config = read_detection_config(name, revision)
         DetectionRule(self.detection_config, self.names)  # a class that the model does not have
         connect(ray, address)
         self.workers, self.cpus, self.gpus = shares(ray.nodes(), workers, cpus, device)

@@ -165,7 +165,7 @@ class Detector:
             SettingError: Engine, device or dtype do not exist or are not available here.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.checkpoints.loading import choose_engine
+        from detrkit.checkpoints.loading import choose_engine, read_detection_config
         from detrkit.checkpoints.opening import open_model
         from detrkit.checkpoints.registry import resolve_model
 
@@ -175,7 +175,7 @@ class Detector:
         check_engine(engine)
         placement = place(engine, device, dtype)
         loaded, processor = open_model(name, revision, engine, manifest)
-        settings = DetectionConfig.from_pretrained(name, revision=revision)
+        settings = read_detection_config(name, revision)
         detector = cls.__new__(cls)
         detector._start(loaded, processor, engine, placement, limits, settings)
         return detector
