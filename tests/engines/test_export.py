@@ -145,7 +145,7 @@ def test_openvino_s_folder_holds_its_own_format_and_runs(tmp_path):
     model = FAMILIES["detr"].detector(**SMALLEST)
     written = export_model(model, tmp_path / "model", "openvino")
     names = sorted(path.name for path in written.folder.iterdir())
-    assert names == ["config.json", "engine.json", "model.bin", "model.xml"]
+    assert names == ["config.json", "detection_config.json", "engine.json", "model.bin", "model.xml"]
     assert max(written.differences.values()) < 1e-4
     with pytest.raises(CheckpointError, match="exported for the engine 'openvino', which 'onnx' cannot run"):
         open_exported(written.folder, "onnx", model.config)

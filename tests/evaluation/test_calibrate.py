@@ -43,7 +43,7 @@ class Doubling:
     def config(self) -> Any:
         return None
 
-    def with_config(self, config: DetectionConfig) -> Doubling:
+    def with_config(self, config: DetectionConfig, tiles: object = None) -> Doubling:
         return Doubling(self.truths, config)
 
     def stream(
@@ -156,7 +156,7 @@ def test_a_wish_for_precision_or_recall_is_met(truths: list[np.ndarray], dataset
 class _Missing(Doubling):
     """Misses the first object of each image."""
 
-    def with_config(self, config: DetectionConfig) -> _Missing:
+    def with_config(self, config: DetectionConfig, tiles: object = None) -> _Missing:
         return _Missing(self.truths, config)
 
     def stream(

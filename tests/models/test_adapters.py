@@ -111,7 +111,10 @@ def test_an_adapter_that_cannot_be_used_is_refused_by_name(folders, entries, say
 
 
 def test_without_peft_a_message_says_what_it_is(folders, monkeypatch):
-    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
+    found = adapters.importlib.util.find_spec
+    monkeypatch.setattr(
+        adapters.importlib.util, "find_spec", lambda name: None if name == "peft" else found(name)
+    )
     for read in (Detector.from_pretrained, DetrForObjectDetection.from_pretrained):
         with pytest.raises(CheckpointError, match=r"adapter for the model .*pip install peft"):
             read(folders[1])

@@ -14,6 +14,7 @@ import numpy as np
 
 from detrkit.common.errors import SettingError
 from detrkit.common.schema import Segment
+from detrkit.common.without_torch import require_torch
 from detrkit.processing.array_post_processing import (
     TOP_K,
     ArrayCandidates,
@@ -65,11 +66,14 @@ class ArrayImageProcessor(ImagePreparation):
             return processor
         return cls(class_scores, **processor.to_dict())
 
-    def __call__(self, images: ImageSources, **options: Any) -> dict[str, np.ndarray]:
+    def __call__(
+        self, images: ImageSources, return_tensors: str | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Makes the network's input.
 
         Args:
             images: One image or a list of them.
+            return_tensors: "np" for arrays, the default, or "pt" for tensors, which need PyTorch.
             **options: Options of the constructor, for this call.
 
         Returns:
@@ -82,13 +86,20 @@ class ArrayImageProcessor(ImagePreparation):
             ValueError: An option that is not understood.
         """
         refuse_unknown(options, OPTIONS)
+        if return_tensors not in (None, "np", "pt"):
+            raise SettingError(f"return_tensors must be 'np' or 'pt', not {return_tensors!r}")
         settings = Settings.of(self, with_options({}, options))
         made: dict[str, np.ndarray] = {}
         for name, value in self.plan(flatten_images(images), settings).make(settings).items():
             if isinstance(value, list):
                 raise SettingError("images of different sizes cannot be one batch; use do_pad=True")
             made[name] = value
-        return made
+        if return_tensors != "pt":
+            return made
+        require_torch("return_tensors='pt'")
+        import torch
+
+        return {name: torch.from_numpy(value) for name, value in made.items()}
 
     def candidates(self, outputs: ArrayOutputs, top_k: int | None = None) -> ArrayCandidates:
         """Scored boxes of a batch before any threshold.
