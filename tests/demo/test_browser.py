@@ -92,7 +92,7 @@ def test_upload_slide_switch_tabs_and_download(page, picture: Path, tmp_path: Pa
     from PIL import Image
 
     upload(page, picture)
-    shown(page).filter(has_text="above 0.50").wait_for()
+    shown(page).filter(has_text="above 0.5").wait_for()
     set_threshold(page, "objects", 0.2)
     rows = page.get_by_role("tabpanel").locator("tbody tr")
     many = rows.count()
@@ -124,20 +124,20 @@ def test_upload_slide_switch_tabs_and_download(page, picture: Path, tmp_path: Pa
 
 def test_the_arrow_keys_move_the_threshold(page, picture: Path) -> None:
     upload(page, picture)
-    shown(page).filter(has_text="above 0.50").wait_for()
+    shown(page).filter(has_text="above 0.5").wait_for()
     page.get_by_label("range slider for Threshold of objects").press("ArrowLeft")
     shown(page).filter(has_text="above 0.49").wait_for()
 
 
 def test_examples_and_models_can_be_chosen(page, tiny_detr: Path) -> None:
     page.get_by_role("button", name="Example image 2").click()
-    shown(page).filter(has_text="above 0.50").wait_for()
+    shown(page).filter(has_text="above 0.5").wait_for()
     page.get_by_role("combobox", name="Model").click()
     page.get_by_role("option", name=tiny_detr.name, exact=True).click()
     page.get_by_role("tab", name="Panoptic map").click()
     shown(page).filter(has_text="finds boxes only").wait_for()
     page.get_by_role("tab", name="Boxes").click()
-    shown(page).filter(has_text="above 0.50").wait_for()
+    shown(page).filter(has_text="above 0.5").wait_for()
     page.get_by_label("Remove Image").click()
     shown(page).filter(has_text="Drop an image").wait_for()
     assert page.get_by_role("tabpanel").get_by_role("button", name="Download PNG").is_disabled()
@@ -155,7 +155,7 @@ def test_a_broken_file_gets_a_kind_message_and_the_next_image_works(
     assert str(tmp_path) not in said
     page.get_by_label("Remove Image").click()
     upload(page, picture)
-    shown(page).filter(has_text="above 0.50").wait_for()
+    shown(page).filter(has_text="above 0.5").wait_for()
 
 
 def test_every_input_has_a_label(page) -> None:

@@ -181,12 +181,13 @@ def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
 def test_settings_for_a_trained_model_are_left_alone_where_little_is_known(
     truths: list[np.ndarray], dataset: DetectionDataset
 ) -> None:
-    settings = quick_settings(Doubling(truths), dataset)
+    settings = quick_settings(Doubling(truths), dataset, DetectionConfig())
     assert settings.overlap is not None
     assert settings.threshold != 0.5
     assert settings.chosen["images"] == IMAGES
-    nothing = quick_settings(Doubling([one[:0] for one in truths]), dataset)
-    assert nothing == DetectionConfig()
+    known = DetectionConfig(overlap=0.9)
+    assert quick_settings(Doubling(truths), dataset, known).overlap == 0.9
+    assert quick_settings(Doubling([one[:0] for one in truths]), dataset, known) == known
 
 
 @pytest.mark.parametrize(

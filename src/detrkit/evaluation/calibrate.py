@@ -132,19 +132,26 @@ def calibrate_detector(
 
 
 def quick_settings(
-    detector: ObjectFinder, dataset: DetectionDataset, *, batch_size: int = 1, strict: bool = False
+    detector: ObjectFinder,
+    dataset: DetectionDataset,
+    start: DetectionConfig,
+    *,
+    batch_size: int = 1,
+    strict: bool = False,
 ) -> DetectionConfig:
     """Overlap filter and threshold with the best AP and F1 on a checked data set, without honest numbers.
 
     Returns:
-        The settings, or the defaults where the images have too few objects or nothing was found.
+        The settings, with the filter in ``start`` if it has one; ``start`` itself where the images have too
+        few objects or nothing was found.
     """
     sample = collect(detector, dataset, batch_size, None, strict)
     places = list(range(len(sample.detections)))
     judged = sample.judge(dict.fromkeys(places, DetectionConfig(threshold=0.0)))
     if judged.objects.sum() < LEAST_OBJECTS or not judged.correct.any():
-        return DetectionConfig()
-    config = Chooser(sample, Wishes(scores="none", per_class=False), DetectionConfig()).choose(places)
+        return start
+    chooser = Chooser(sample, Wishes(scores="none", per_class=False), start)
+    config = chooser.choose(places) if start.overlap is None else chooser.choose_threshold(places)
     names = [sample.names[label] for label in sample.classes]
     objects = dict(zip(names, judged.objects.sum(axis=0).tolist()))
     about = {"data": dataset.source, "images": len(places), "objects": objects, "asked": {"best": "F1"}}

@@ -87,6 +87,11 @@ class Chooser:
         config = replace(config, calibration=self._curves(places, config))
         return replace(config, threshold=self._thresholds(places, config))
 
+    def choose_threshold(self, places: Sequence[int]) -> DetectionConfig:
+        """The current filter and curves with a threshold that is chosen anew."""
+        config = replace(self._current, threshold=0.0, chosen={})
+        return replace(config, threshold=self._thresholds(places, config))
+
     def promise(self, places: Sequence[int]) -> DetectionConfig:
         """The current settings, which do not know the images, with a threshold that keeps a promise."""
         wishes, config = self._wishes, replace(self._current, threshold=0.0)

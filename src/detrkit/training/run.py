@@ -16,6 +16,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from detrkit.checkpoints.identity import weights_of
+from detrkit.checkpoints.loading import read_detection_config
+from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.files import atomic_folder, write_json
 from detrkit.common.locks import locked
@@ -155,7 +157,8 @@ def _store_settings(
 ) -> DetectionConfig:
     """Chooses overlap filter and threshold on the validation data and stores them with the model."""
     batch_size = recipe.eval_batch_size or recipe.batch_size
-    config = quick_settings(detector, val_data, batch_size=batch_size, strict=recipe.strict)
+    start = _filter_of_start(recipe)
+    config = quick_settings(detector, val_data, start, batch_size=batch_size, strict=recipe.strict)
     is_chosen = bool(config.chosen)
     config = replace(config, chosen={**config.chosen, TRAINING_SCALE: training_scale(train_data)})
     config.save_pretrained(recipe.output)
@@ -204,7 +207,13 @@ def _make_trainer(
         ema_decay=recipe.ema_decay,
         multi_scale=recipe.multi_scale,
         sampler=sampler,
-        measure=partial(_measure, recipe=recipe, processor=processor, dataset=val_data),
+        measure=partial(
+            _measure,
+            recipe=recipe,
+            processor=processor,
+            dataset=val_data,
+            settings=_filter_of_start(recipe),
+        ),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(
@@ -246,16 +255,29 @@ def _run(
     return merge_log(trainer.state.log_history)
 
 
+def _filter_of_start(recipe: TrainingRecipe) -> DetectionConfig:
+    """The overlap filter of the model that training starts from, which the trained model keeps.
+
+    So the AP in training is what ``detrkit evaluate`` gives for either. Thresholds are chosen anew.
+    """
+    if recipe.from_scratch:
+        return DetectionConfig()
+    start = read_detection_config(resolve_model(recipe.model))
+    return DetectionConfig(overlap=start.overlap, class_agnostic=start.class_agnostic)
+
+
 def _measure(
     model: ModelWithHeads,
     recipe: TrainingRecipe,
     processor: DetrImageProcessorBase,
     dataset: DetectionDataset,
+    settings: DetectionConfig,
 ) -> dict[str, float]:
     """The metrics of a model in training, as from ``detrkit evaluate``."""
     device = model.device
     # A detector folds batch norm into the convolutions and can no longer be trained.
     detector = Detector(refreeze_batch_norm(copy.deepcopy(model)), processor, device=device)
+    detector.detection_config = settings
     batch_size = recipe.eval_batch_size or (1 if model.config.dilation else recipe.batch_size)
     evaluation = evaluate_dataset(
         detector,
