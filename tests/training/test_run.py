@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from detrkit import Detector, DetrForSegmentation
+from detrkit import DetectionConfig, Detector, DetrForSegmentation
 from detrkit.common.locks import hold
 from detrkit.data.coco import DetectionDataset
 from detrkit.errors import AnnotationError, DetrkitError, SettingError, TrainingError
@@ -88,6 +88,28 @@ def test_a_run_leaves_a_model_and_its_reports(recipe, real_charts, capsys):
     numbers = {metric["name"]: metric["value"] for metric in entry["metrics"]}
     assert numbers["AP"] == pytest.approx(result.best["AP"], abs=1e-4)
     assert entry["dataset"]["name"] == "instances.json"
+
+
+def test_a_model_keeps_its_overlap_filter_and_is_evaluated_with_it(
+    recipe, tiny_deformable_detr, tmp_path, monkeypatch
+):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_deformable_detr, start)
+    own = DetectionConfig(overlap=0.7, class_agnostic=True)
+    replace(own, threshold={"N/A": 0.9}).save_pretrained(start)  # thresholds belong to its classes
+    used = []
+
+    def watch(detector, *given, **options):
+        used.append(detector.detection_config)
+        return evaluate_dataset(detector, *given, **options)
+
+    evaluate_dataset = run_module.evaluate_dataset
+    monkeypatch.setattr(run_module, "evaluate_dataset", watch)
+    chosen = recipe(model=str(start), epochs=1)
+    train(chosen)
+    assert used == [own]
+    settings = Detector.from_pretrained(chosen.output).detection_config
+    assert (settings.overlap, settings.class_agnostic) == (0.7, True)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path, monkeypatch):
