@@ -175,6 +175,9 @@ def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
     assert found.config.calibration is None
     assert found.after[""].recall >= 0.8
     assert not found.config.chosen["measured"]["cross_fitted"]
+    same = replace(own, chosen={"data": dataset.source})
+    with pytest.warns(UserWarning, match="the promise is too bold"):
+        calibrate_detector(Doubling(truths, same), dataset, Wishes(recall=0.8, confidence=0.9))
     assert found.config.chosen["training_scale"] == {"image_size": [9, 9]}
 
 

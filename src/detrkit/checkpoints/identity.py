@@ -58,7 +58,8 @@ def model_files(model: str | None) -> list[Path]:
     if folder is None or not folder.is_dir():
         return []
     files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    own = [path for path in files if path.suffix in _WEIGHTS or path.name in _CONFIGS]
+    named = (*_CONFIGS, "model.safetensors.index.json", "pytorch_model.bin.index.json")
+    own = [path for path in files if path.suffix in _WEIGHTS or path.name in named]
     return own + (model_files(base) if (base := base_of_adapter(folder)) is not None else [])
 
 

@@ -6,6 +6,7 @@ measured on the fifth. The settings that are stored are chosen on all of them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -173,6 +174,12 @@ def choose_settings(sample: Sample, wishes: Wishes, current: DetectionConfig, *,
     everything = list(range(number))
     chooser = Chooser(sample, wishes, current)
     if wishes.confidence is not None:
+        if current.chosen.get("data") == data:
+            warnings.warn(
+                f"overlap filter and curves were chosen on {data} too, so the promise is too bold; use other "
+                "images",
+                stacklevel=2,
+            )
         config = chooser.promise(everything)
         configs = dict.fromkeys(everything, config)
     else:

@@ -302,14 +302,13 @@ def _on_hub(name: str, revision: str | None) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
     except OSError as error:
-        raise _unreadable(name, error) from error
+        remedy = "check the name, the revision and, for a private model, your login (hf auth login)"
+        raise _unreadable(name, error, remedy) from error
     return None if path is None else Path(path)
 
 
-def _unreadable(name: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"cannot read {DETECTION_CONFIG} of {name}: {first_line(error)}; correct or remove it"
-    )
+def _unreadable(name: str, error: Exception, remedy: str = "correct or remove it") -> CheckpointError:
+    return CheckpointError(f"cannot read {DETECTION_CONFIG} of {name}: {first_line(error)}; {remedy}")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

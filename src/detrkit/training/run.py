@@ -165,6 +165,8 @@ def _store_settings(
     overlap = "no overlap filter" if config.overlap is None else f"overlap filter at IoU {config.overlap:g}"
     if is_chosen:
         say(f"Chosen on the validation images: {config.describe()}, {overlap} (detrkit calibrate says more).")
+    if config.overlap != start.overlap:
+        say("detrkit evaluate uses the filter; with --raw it gives the AP that training has shown.")
     return config
 
 
