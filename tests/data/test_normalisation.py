@@ -1,10 +1,12 @@
 import gzip
 import json
+import unicodedata
 
 import pytest
 
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
+from detrkit.data.image_files import ImageFiles
 from detrkit.errors import AnnotationError
 from tests.data.synthetic import make_document, make_images, write_dataset
 
@@ -68,6 +70,36 @@ def test_what_has_one_meaning_is_read_and_told(name, tmp_path, caplog):
         assert {**found, "bbox": 0} == {**right, "bbox": 0}
     assert report.dataset.document["images"] == expected["images"]
     assert report.dataset.document["categories"] == expected["categories"]
+
+
+def test_a_rotated_box_becomes_the_upright_one_around_it(tmp_path):
+    document = make_document()
+    first, second, *_ = document["annotations"]
+    first.update(bbox=[20, 10, 8, 4], attributes={"rotation": 90.0}, segmentation=[])
+    second.update(bbox=[10, 10, 8, 8], attributes={"rotation": "45"}, segmentation=[])
+    half_turn = second | {"id": 99, "bbox": [5, 5, 6, 4], "attributes": {"rotation": 180}}
+    document["annotations"] = [first, second, half_turn]
+    checked = check_dataset(write_dataset(tmp_path, document))
+    boxes = [entry["bbox"] for entry in checked.dataset.document["annotations"]]
+    side = 8 * 2**0.5
+    expected = [[22, 8, 4, 8], [14 - side / 2, 14 - side / 2, side, side], [5, 5, 6, 4]]
+    assert [pytest.approx(box) for box in expected] == boxes
+    assert [(problem.kind, problem.count) for problem in checked.problems] == [("rotated_box", 2)]
+
+
+def test_ids_beyond_64_bits_are_dropped_by_the_check(tmp_path):
+    document = make_document()
+    document["images"][0]["id"] = 2**63
+    checked = check_dataset(write_dataset(tmp_path, document))
+    assert "64 bits" in checked.problems[0].example
+
+
+def test_a_name_is_found_in_the_other_form_of_its_accents(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / unicodedata.normalize("NFD", "Bär.png")).write_bytes(b"")
+    names = [unicodedata.normalize("NFC", "Bär.png")]
+    assert list(ImageFiles(folder).find(names)) == names
 
 
 def test_class_names_may_be_numbers(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -32,7 +33,8 @@ def image_files_in(folder: Path) -> list[Path]:
 class ImageFiles:
     """Finds files of a folder by the names in a document.
 
-    A name may have backslashes, ``%20`` and the like, another case, the folder's own name in front of it
+    A name may have backslashes, ``%20`` and the like, another case or
+    form of its accented letters, the folder's own name in front of it
     (``images/a.jpg`` with the folder ``images``), or the path or address of another machine. A file is taken
     only if no other one and no other name could be meant.
 
@@ -61,7 +63,7 @@ class ImageFiles:
             if self._exists(spelling):
                 return spelling
         for spelling in spellings:
-            same = self._by_lower_case.get(os.path.normpath(spelling).lower(), [])
+            same = self._by_folded_name.get(_folded(spelling), [])
             if len(same) == 1:
                 return same[0]
         return None
@@ -92,10 +94,15 @@ class ImageFiles:
             yield from (f"{folder}/{'/'.join(parts)}" for folder in ("images", "data"))
 
     @cached_property
-    def _by_lower_case(self) -> dict[str, list[str]]:
+    def _by_folded_name(self) -> dict[str, list[str]]:
         files: dict[str, list[str]] = {}
         for root, _, names in os.walk(self.folder):
             for name in names:
                 path = os.path.relpath(Path(root, name), self.folder)
-                files.setdefault(path.lower(), []).append(path)
+                files.setdefault(_folded(path), []).append(path)
         return files
+
+
+def _folded(path: str) -> str:
+    """A path without case, and with each accented letter as one character, which macOS writes as two."""
+    return unicodedata.normalize("NFC", os.path.normpath(path)).lower()

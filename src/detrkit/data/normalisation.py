@@ -6,6 +6,7 @@ Only what has one possible meaning is changed, and each change is counted. Every
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,6 +95,9 @@ def _annotation(entry: Any, findings: Findings) -> Any:
     if not box and (found := _box_of(read.get("segmentation"))) is not None:
         findings.add("boxless", name)
         read["bbox"] = found
+    elif not polygon and (found := _upright(read)) is not None:
+        findings.add("rotated_box", name)
+        read["bbox"], read["area"] = found, found[2] * found[3]
     return read
 
 
@@ -127,6 +131,23 @@ def _number(value: Any) -> Any:
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
     return float(value) if re.search(r"[.eE]", value) else int(value)
+
+
+def _upright(entry: Mapping[str, Any]) -> list[float] | None:
+    """The upright box around one that CVAT has rotated; None if it is not rotated.
+
+    CVAT writes the box as it was before, and the angle around its centre in degrees as an attribute.
+    """
+    box, attributes = entry.get("bbox"), entry.get("attributes")
+    angle = _number(attributes.get("rotation")) if isinstance(attributes, Mapping) else None
+    if not isinstance(angle, (int, float)) or not is_number(angle) or angle % 180 == 0:
+        return None
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return None
+    left, top, width, height = box
+    sine, cosine = abs(math.sin(math.radians(angle))), abs(math.cos(math.radians(angle)))
+    wide, high = width * cosine + height * sine, width * sine + height * cosine
+    return [left + (width - wide) / 2, top + (height - high) / 2, wide, high]
 
 
 def _box_of(segmentation: Any) -> list[float] | None:

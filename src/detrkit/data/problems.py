@@ -41,6 +41,7 @@ _NOTES = {
     "unknown_size": ("image size not stated (null or 0)", "read from the file"),
     "numeric_name": ("class name that is missing or a number", "read as the id or number"),
     "boxless": ("annotation without a box", "boxed by its segmentation"),
+    "rotated_box": ("box with a rotation in its attributes", "replaced by the upright box around it"),
     "flat_polygon": ("polygon that is not in a list", "read"),
     "renamed_image": ("image file under a slightly different name", "found"),
     "upright_images": (
@@ -109,6 +110,8 @@ def fault_of(entry: object, keys: Mapping[str, type]) -> str | None:
             return f"has no {key}"
         if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
             return f"has {key} {entry[key]!r}, which must be {_TYPE_NAMES[kind]}"
+        if kind is int and abs(entry[key]) >= 2**63:
+            return f"has {key} {entry[key]}, which must be an integer of 64 bits"
     return None
 
 
