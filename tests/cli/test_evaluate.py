@@ -84,6 +84,26 @@ def test_the_numbers_are_printed_and_written(
     assert read_json(from_file)["boxes"] == numbers["boxes"]
 
 
+def test_each_decoder_layer_is_evaluated_on_request(
+    detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = (*arguments(tiny_detr, pictures, annotations), "--layers", "--overlap", 0.5)
+    done = detrkit_here(*run, "--json", out / "numbers.json", "--save-dir", out)
+    assert done.returncode == 0, done.stderr
+    assert "decoder layer" in done.stdout
+    numbers = read_json(out / "numbers.json")
+    last = numbers["layers"]["scores"][-1]
+    assert last == {name: numbers["boxes"][name] for name in STATISTICS}
+    assert numbers["layers"]["overlap"] == 0.5
+    assert (out / "boxes_layers.png").is_file()
+    done = detrkit_here(*run, "--save-dir", out)  # its own files may be replaced
+    assert done.returncode == 0, done.stderr
+    results = out / "boxes_results.json"
+    done = detrkit_here("evaluate", "--annotations", annotations, "--predictions", results, "--layers")
+    assert (done.returncode, "--layers runs a model" in done.stderr) == (2, True)
+
+
 def test_json_on_stdout_is_all_of_stdout(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], annotations: Path
 ) -> None:

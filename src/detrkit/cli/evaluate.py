@@ -49,6 +49,12 @@ Errors = Annotated[
         "--errors", help="Also sort the mistakes into kinds, with the AP50 that each costs (as TIDE does)."
     ),
 ]
+Layers = Annotated[
+    bool,
+    typer.Option(
+        "--layers", help="Also evaluate the boxes of each decoder layer, with and without the overlap filter."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many images, from the first.")]
 Masks = Annotated[
     bool | None,
@@ -92,6 +98,7 @@ def evaluate(
     overwrite: options.Overwrite = False,
     per_class: PerClass = False,
     errors: Errors = False,
+    layers: Layers = False,
     batch_size: options.BatchSize = 1,
     limit: Limit = None,
     masks: Masks = None,
@@ -129,6 +136,10 @@ def evaluate(
         raise DetrkitError("--split requires --data")
     if predictions is not None:
         assert annotations is not None
+        if layers:
+            raise DetrkitError(
+                "--layers runs a model; leave out --predictions, and pass --model and --images"
+            )
         if model is not None or images is not None:
             raise DetrkitError("--predictions replaces a model; leave out --model and --images")
         from detrkit.evaluation import evaluate_predictions
@@ -145,7 +156,7 @@ def evaluate(
         setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
-        choices |= {"overlap": overlap, "raw": raw, "strict": strict, "errors": errors}
+        choices |= {"overlap": overlap, "raw": raw, "strict": strict, "errors": errors, "layers": layers}
         choices["tiles"] = read_tiles(tiles)
         detector = options.load_detector(model, debug=debug, **setup)
         if panoptic_dir is not None and not detector.has_masks:
@@ -196,6 +207,8 @@ def _print_numbers(evaluation: Evaluation, per_class: bool) -> None:
         print_table(evaluation.panoptic.table())
     if evaluation.errors is not None:
         print_table(evaluation.errors.table())
+    if evaluation.layers is not None:
+        print_table(evaluation.layers.table())
     if per_class:
         for result in (*detected, evaluation.panoptic):
             if result is not None:

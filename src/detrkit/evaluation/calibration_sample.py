@@ -11,8 +11,8 @@ from detrkit.common.schema import Annotation
 from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.coco import CocoEvaluator, compare
-from detrkit.evaluation.evaluate import detections_of
 from detrkit.evaluation.operating_points import ImageTruth, Judged, judge_image
+from detrkit.evaluation.streams import detections_of
 from detrkit.results.detection_config import DetectionConfig, DetectionRule
 from detrkit.results.detections import Detections
 from detrkit.results.finder import ObjectFinder

@@ -29,6 +29,8 @@ _CHART_FILES = (
     *("per_class.csv", "precision_recall.csv", "confusion_matrix.csv"),
     *("precision_recall.png", "confusion_matrix.png"),
 )
+LAYER_FILES = ("layers.csv", "layers.png")
+"""Of boxes only: the numbers of each decoder layer."""
 _MEAN_IOU = f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}"
 _CURVE_IOUS = (0.5, 0.75)
 _MOST_CURVES = 10
@@ -54,7 +56,7 @@ def evaluation_outputs(folder: Path, *, panoptic: bool) -> list[Output]:
     return [
         Output(option, folder / f"{stem}_{name}", b"id,category,objects,AP,", witness=f"{stem}_per_class.csv")
         for stem in IOU_TYPES.values()
-        for name in (*_CHART_FILES, "results.json")
+        for name in (*_CHART_FILES, *(LAYER_FILES if stem == "boxes" else ()), "results.json")
     ]
 
 

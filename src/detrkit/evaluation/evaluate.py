@@ -14,19 +14,16 @@ Example:
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from detrkit.common.errors import AnnotationError, ImageError, SettingError
+from detrkit.common.errors import AnnotationError, SettingError
 from detrkit.common.files import atomic_file
-from detrkit.common.progress import with_progress
 from detrkit.common.schema import Annotation
 from detrkit.data import documents
 from detrkit.data.checks import check_dataset
@@ -40,22 +37,16 @@ from detrkit.evaluation.coco import (
     read_ground_truth,
 )
 from detrkit.evaluation.error_analysis import ErrorAnalysis, analyse_errors
+from detrkit.evaluation.layers import LayerEvaluator, LayerScores
 from detrkit.evaluation.panoptic_files import in_categories, panoptic_quality_of_files, read_panoptic_ids
 from detrkit.evaluation.panoptic_quality import PanopticQuality, PanopticResult
 from detrkit.evaluation.results_files import RESULT_KEYS, aligned, read_results
-from detrkit.processing.images import load_image
+from detrkit.evaluation.streams import Clock, detections_of, results_of
 from detrkit.results.detection_config import DetectionConfig
 from detrkit.results.finder import ObjectFinder
 
-if TYPE_CHECKING:
-    from detrkit.results.detections import Detections
-
-logger = logging.getLogger("detrkit")
-
 PANOPTIC_THRESHOLD = 0.85
 """The score of a query above which the original keeps its segment."""
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +62,7 @@ class Evaluation:
         panoptic: Panoptic quality, for a panoptic evaluation.
         results: The detections as COCO results, "bbox" and "segm".
         errors: The kinds of mistakes (of masks where there are no boxes), if they were asked for.
+        layers: COCO's numbers for the boxes of each decoder layer, if they were asked for.
         detection_config: The settings that made the detections. A threshold has no part in it; the overlap
             filter and the most objects do. None where no detector was run for boxes.
     """
@@ -82,6 +74,7 @@ class Evaluation:
     panoptic: PanopticResult | None = None
     results: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
     errors: ErrorAnalysis | None = None
+    layers: LayerScores | None = None
     detection_config: DetectionConfig | None = None
 
     @property
@@ -106,6 +99,7 @@ class Evaluation:
             "masks": self.masks,
             "panoptic": self.panoptic,
             "errors": self.errors,
+            "layers": self.layers,
         }
         config = self.detection_config
         settings = {} if config is None else {"settings": _without_thresholds(config)}
@@ -141,6 +135,8 @@ class Evaluation:
                 with atomic_file(path) as temporary:
                     temporary.write_text(json.dumps(self.results[result.iou_type]) + "\n", encoding="utf-8")
                 written.append(path)
+        if self.layers is not None:
+            written += self.layers.save(folder)
         if self.panoptic is not None:
             rows = [{"id": c.id, **c.to_dict()} for c in self.panoptic.categories]
             path = folder / PANOPTIC_TABLE
@@ -230,6 +226,7 @@ def evaluate_dataset(
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
     errors: bool = False,
+    layers: bool = False,
 ) -> Evaluation:
     """Runs a detector over a data set of any format, see :func:`evaluate_detector`.
 
@@ -251,6 +248,8 @@ def evaluate_dataset(
             them out with a warning.
         errors: Whether to sort the mistakes of boxes into kinds, see
             :func:`detrkit.evaluation.error_analysis.analyse_errors`.
+        layers: Whether to evaluate the boxes of every decoder layer, not only of the last one. Masks are not
+            evaluated then.
 
     Raises:
         AnnotationError: The annotations cannot be used, or do not fit the model or the images.
@@ -268,10 +267,12 @@ def evaluate_dataset(
             "differ from the published ones",
             stacklevel=2,
         )
+    if layers and (panoptic or masks):
+        raise SettingError("decoder layers are compared by their boxes; leave out masks and panoptic data")
     if masks and not panoptic and not dataset.has_segmentations:
         raise AnnotationError(f"{dataset.source} has annotations without a segmentation; leave out masks")
     if masks is None:
-        masks = detector.has_masks and dataset.has_segmentations
+        masks = detector.has_masks and not layers and dataset.has_segmentations
     if not dataset.checked:
         masked = bool(masks) and not panoptic
         dataset = check_dataset(replace(dataset, return_masks=masked), strict=strict).dataset
@@ -280,7 +281,7 @@ def evaluate_dataset(
     config = detector.detection_config
     config = DetectionConfig(chosen=config.chosen) if raw else config
     detector = detector.with_config(config.with_options(max_objects=max_objects, overlap=overlap), tiles)
-    return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), strict, errors)
+    return _evaluate_detections(detector, dataset, batch_size, limit, bool(masks), strict, errors, layers)
 
 
 def _without_thresholds(config: DetectionConfig) -> dict[str, object]:
@@ -345,12 +346,19 @@ def _evaluate_detections(
     masks: bool,
     strict: bool,
     errors: bool,
+    layers: bool,
 ) -> Evaluation:
     evaluator = CocoEvaluator(dataset, detector.names)
-    clock = _Clock()
-    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "masks": masks, "strict": strict}
-    for place, detections in detections_of(detector, dataset, clock=clock, **options):
-        evaluator.add(dataset.document["images"][place]["id"], detections)
+    clock = Clock()
+    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "strict": strict, "clock": clock}
+    images = dataset.document["images"]
+    by_layer = LayerEvaluator(detector, evaluator) if layers else None
+    if by_layer is not None:
+        for place, found in results_of(by_layer.stream, dataset, **options):
+            by_layer.add(images[place]["id"], found)
+    else:
+        for place, detections in detections_of(detector, dataset, masks=masks, **options):
+            evaluator.add(images[place]["id"], detections)
     return Evaluation(
         images=len(evaluator.image_ids),
         seconds_per_image=clock.seconds / len(evaluator.image_ids),
@@ -358,34 +366,9 @@ def _evaluate_detections(
         masks=evaluator.result("segm") if masks else None,
         results=evaluator.results,
         errors=evaluator.errors() if errors else None,
+        layers=None if by_layer is None else by_layer.result(),
         detection_config=detector.detection_config,
     )
-
-
-def detections_of(
-    detector: ObjectFinder,
-    dataset: DetectionDataset,
-    *,
-    batch_size: int,
-    limit: int | None,
-    strict: bool,
-    masks: bool = False,
-    clock: _Clock | None = None,
-) -> Iterator[tuple[int, Detections]]:
-    """Place and detections, whatever their score, of a checked data set's images, but for unreadable ones.
-
-    Raises:
-        ImageError: No image can be read, or ``strict`` is set and one cannot.
-    """
-    stream = partial(
-        detector.stream,
-        threshold=0.0,
-        batch_size=batch_size,
-        masks=masks,
-        exif_orientation=dataset.upright,
-    )
-    number = len(dataset.document["images"][:limit])
-    yield from _results(stream, dataset, number, clock or _Clock(), strict)
 
 
 def _evaluate_panoptic(
@@ -400,17 +383,13 @@ def _evaluate_panoptic(
     known = match_categories(detector.names, dataset.document["categories"], dataset.used_categories)
     categories = {label: known.get(label) for label in detector.names}
     by_image = {entry["image_id"]: entry for entry in dataset.document["annotations"]}
-    images = dataset.document["images"][:limit]
-    clock = _Clock()
-    stream = partial(
-        detector.stream_segments,
-        threshold=threshold,
-        batch_size=batch_size,
-        exif_orientation=dataset.upright,
-    )
+    images = dataset.document["images"]
+    clock = Clock()
+    stream = partial(detector.stream_segments, threshold=threshold)
     assert dataset.panoptic_dir is not None
     evaluated = 0
-    for place, prediction in _results(stream, dataset, len(images), clock, strict):
+    options: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "strict": strict, "clock": clock}
+    for place, prediction in results_of(stream, dataset, **options):
         annotation = by_image[images[place]["id"]]
         image_id = annotation["image_id"]
         ids, segments = in_categories(prediction.ids, prediction.segments, categories)
@@ -420,69 +399,3 @@ def _evaluate_panoptic(
         evaluated += 1
     seconds = clock.seconds / evaluated
     return Evaluation(images=evaluated, seconds_per_image=seconds, panoptic=quality.result())
-
-
-def _results(
-    stream: Callable[[Sequence[Path]], Iterator[_Item]],
-    dataset: DetectionDataset,
-    count: int,
-    clock: _Clock,
-    strict: bool,
-) -> Iterator[tuple[int, _Item]]:
-    """Place and result of the first ``count`` images, but for those that turn out to be unreadable.
-
-    Raises:
-        ImageError: No image can be read, or ``strict`` is set and one cannot.
-    """
-
-    def read() -> Iterator[tuple[int, _Item]]:
-        todo = list(range(count))
-        done = 0
-        while todo:
-            given = 0
-            try:
-                for result in stream([dataset.path(place) for place in todo]):
-                    given, done = given + 1, done + 1
-                    yield todo[given - 1], result
-                return
-            except ImageError:
-                if strict:
-                    raise
-                todo = todo[given:]
-                broken = next((place for place in todo if not _reads(dataset, place)), None)
-                if broken is None:
-                    raise
-                todo.remove(broken)
-        if not done:
-            raise ImageError(f"{dataset.source}: none of the {count} images can be read")
-
-    yield from with_progress(clock.time(read()), count, "Evaluating")
-
-
-def _reads(dataset: DetectionDataset, place: int) -> bool:
-    """Whether an image can be read; says why not."""
-    try:
-        load_image(dataset.path(place), exif_orientation=dataset.upright)
-    except ImageError as error:
-        logger.warning("left out of the evaluation: %s", error)
-        return False
-    return True
-
-
-class _Clock:
-    """Adds up the time that an iterator takes, without that of its consumer."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def time(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        iterator = iter(items)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.seconds += time.perf_counter() - start
-            yield item

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, overload
 
+from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.schema import Category
 from detrkit.engines import check_engine, start, wake
@@ -31,7 +32,7 @@ from detrkit.families import family_of
 from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import PreparedImage, check_numbers
 from detrkit.inference.running import Batch, ModelRunner, TorchRunner
-from detrkit.inference.streams import BatchRun, ImageStreams, detecting
+from detrkit.inference.streams import BatchRun, ImageStreams, detecting, detecting_by_layer
 from detrkit.inference.tiles import Tiles, with_tiles
 from detrkit.processing.array_processor import ArrayImageProcessor
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
@@ -323,6 +324,36 @@ class Detector:
         """
         options = {"max_objects": max_objects, "overlap": overlap, "class_agnostic": class_agnostic}
         run = self._detecting(threshold, masks, tiles, **options)
+        return self._images(batch_size, exif_orientation).results(images, run)
+
+    def stream_layers(
+        self,
+        images: _Many,
+        batch_size: int = 1,
+        *,
+        overlaps: Sequence[float | None] = (None,),
+        exif_orientation: bool = False,
+    ) -> Iterator[list[Detections]]:
+        """Like ``stream`` with threshold 0 and without masks, but gives what each decoder layer finds.
+
+        Args:
+            images: Like the others, as for a call.
+            batch_size: Maximum number of images that go through the model at once.
+            overlaps: Values of ``overlap``, each of which all layers are read with.
+            exif_orientation: Turn each image as its EXIF entry says.
+
+        Returns:
+            For each image, in order, the detections of all layers, the last layer's last, with the first of
+            ``overlaps``, then those with the next.
+
+        Raises:
+            SettingError: The engine is not "torch", or ``detection_config`` cuts images into tiles.
+        """
+        if self._engine != "torch":
+            raise SettingError(f"the engine {self._engine} gives the last decoder layer only; use torch")
+        options = self.detection_config.with_options
+        configs = [options(threshold=0.0, overlap=overlap) for overlap in overlaps]
+        run = detecting_by_layer(self._runner, self._reader, configs)
         return self._images(batch_size, exif_orientation).results(images, run)
 
     @overload

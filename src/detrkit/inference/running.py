@@ -43,6 +43,12 @@ class ModelRunner:
         """The model, without the mask head that it may have."""
         return self.model.detector if has_masks(self.model) else self.model
 
+    @property
+    def by_layer(self) -> Callee:
+        """What gives logits and boxes of each decoder layer, of a model that runs on the engine "torch"."""
+        model: Any = self.without_masks
+        return model.predict_layers
+
     def masks_above(self, threshold: float) -> Callee:
         """The model, with masks of the queries above a threshold."""
         if not has_masks(self.model):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
+from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
 from detrkit.common.progress import with_progress
 from detrkit.engines.placement import Device, is_cuda
@@ -62,6 +63,30 @@ def detecting(
     if shape is None:
         return run
     return TiledRun(run=run, rule=rule, shape=shape, overlap=config.tile_overlap)
+
+
+def detecting_by_layer(
+    runner: ModelRunner, reader: OutputReader, configs: Sequence[DetectionConfig]
+) -> Callable[[Batch], Iterator[list[Detections]]]:
+    """What finds the objects of images at each decoder layer, the last layer's last, with each settings.
+
+    Raises:
+        SettingError: The settings cut images into tiles.
+    """
+    if any(config.tile_shape is not None for config in configs):
+        raise SettingError("decoder layers are compared on whole images; leave out tiles (--tiles 0)")
+    rules = [reader.rule(config) for config in configs]
+
+    def run(batch: Batch) -> Iterator[list[Detections]]:
+        outputs, frames = runner.outputs(batch, runner.by_layer), [item.frame for item in batch]
+        layers = [
+            {"logits": logits, "pred_boxes": boxes}
+            for logits, boxes in zip(outputs["logits"], outputs["pred_boxes"])
+        ]
+        found = [reader.detections(layer, frames, rule, False) for rule in rules for layer in layers]
+        yield from map(list, zip(*found))
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -321,6 +321,34 @@ class ObjectDetectionModel(ModelWithHeads):
         features = self.model(**inputs, return_dict=True)
         return self.output_class(**self.read(features, labels, custom_loss=self.custom_loss))
 
+    @torch.no_grad()
+    def predict_layers(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What the heads read off the state that each decoder layer leaves.
+
+        Args:
+            pixel_values: As for ``forward``.
+            pixel_mask: As for ``forward``.
+
+        Returns:
+            ``logits`` (layers, batch, queries, classes) and ``pred_boxes`` (layers, batch, queries, 4); the
+            last layer's are those of ``forward``, bit by bit.
+        """
+        features = self.model(
+            pixel_values=pixel_values, pixel_mask=pixel_mask, output_hidden_states=True, return_dict=True
+        )
+        last = self.read(features)
+        earlier = self.predict(self.states_of_layers(features), features)
+        # With the states of all layers, a product of matrices may round otherwise than with those of one.
+        return {
+            name: torch.cat([layers[:-1], last[name][None]])
+            for name, layers in zip(("logits", "pred_boxes"), earlier)
+        }
+
+    def states_of_layers(self, features: DetrModelOutput) -> Tensor:
+        """All layers' states (layers, batch, queries, d_model), of an output that has its hidden states."""
+        earlier = map(self.model.decoder.layernorm, features["decoder_hidden_states"][1:-1])
+        return torch.stack([*earlier, features["last_hidden_state"]])
+
     def states_to_read(self, features: DetrModelOutput) -> Tensor:
         """The decoder states (layers, batch, queries, d_model) to read: of all layers, or the last one."""
         states: Tensor | None = features.intermediate_hidden_states

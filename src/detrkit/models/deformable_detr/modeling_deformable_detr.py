@@ -469,9 +469,13 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
             seconds |= {f"model.decoder.{n}": n for n in own if n.startswith(used)}
         return seconds
 
+    def states_of_layers(self, features: DeformableDetrModelOutput) -> Tensor:
+        """See :meth:`ObjectDetectionModel.states_of_layers`; every output has them."""
+        return features["intermediate_hidden_states"].transpose(0, 1)
+
     def states_to_read(self, features: DeformableDetrModelOutput) -> Tensor:
-        """See :meth:`ObjectDetectionModel.states_to_read`; the output always has the states of all layers."""
-        states: Tensor = features["intermediate_hidden_states"].transpose(0, 1)
+        """See :meth:`ObjectDetectionModel.states_to_read`."""
+        states = self.states_of_layers(features)
         return states if self.config.auxiliary_loss or self.training else states[-1:]
 
     def read(self, features: DeformableDetrModelOutput, *args: Any, **options: Any) -> dict[str, Any]:
