@@ -110,59 +110,54 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def commands_page() -> str:
-    """Every command with its arguments and options, from the program itself."""
+    """Every command with its arguments, options, examples and exit statuses, from the program itself."""
     import typer
 
     from detrkit.cli import app
+    from detrkit.cli.help import EXIT_STATUSES
 
     program = typer.main.get_command(app)
+    statuses = _table(["Exit status", "meaning"], [[f"{k}", text] for k, text in EXIT_STATUSES.items()])
     parts = [
         "# Commands",
         "This page is generated from the program. `detrkit COMMAND --help` prints the same text, and "
-        "`python -m detrkit` is the same program.",
-        "Results go to stdout or to files, messages and progress to stderr. The exit status is 0 on "
-        "success, 1 if some images could not be used or detrkit itself failed, 2 for a user error, and 130 "
-        "if the command was interrupted.",
+        "`python -m detrkit` is the same program. `detrkit --install-completion` installs completion of "
+        "commands and options in bash, zsh, fish and PowerShell.",
+        "Results go to stdout or to files, messages and progress to stderr.",
+        statuses,
+        "A command that gives one of these another meaning says so below.",
+        *_options(program),
     ]
     for name, command in program.commands.items():
         if not getattr(command, "hidden", False):
-            parts += [f"## detrkit {name}", _paragraphs(command.help), *_parameters(command.params)]
+            parts += _command(command, f"detrkit {name}", 2)
         for inner, part in getattr(command, "commands", {}).items():
-            parts += [f"### detrkit {name} {inner}", _paragraphs(part.help), *_parameters(part.params)]
+            parts += _command(part, f"detrkit {name} {inner}", 3)
     return "\n\n".join(parts) + "\n"
 
 
-def _parameters(parameters: Iterable[Any]) -> list[str]:
-    """A table for each heading that ``--help`` has."""
-    tables: dict[str, list[str]] = {}
-    for parameter in parameters:
-        if parameter.name == "help" or getattr(parameter, "hidden", False):
-            continue
-        argument = parameter.param_type_name == "argument"
-        heading = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
-        if argument:
-            names = f"`{parameter.metavar or parameter.name.upper()}`"
-        else:
-            names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-        says = " ".join((parameter.help or "").split())
-        tables.setdefault(heading, []).append(f"| {names} | {_cell(says + _default(parameter))} |")
-    lines = []
-    for heading, rows in tables.items():
-        lines.append("\n".join([f"| {heading} | |", "| --- | --- |", *rows]))
-    return lines
+def _command(command: Any, path: str, level: int) -> list[str]:
+    """The section of a command."""
+    from detrkit.cli.help import EXAMPLES, EXIT_STATUSES, exit_statuses, usage
+
+    parts = [f"{'#' * level} {path}", _paragraphs(command.help)]
+    lines = [usage(command, path), "", "# Examples", *EXAMPLES[path]]
+    parts += ["```bash\n" + "\n".join(lines) + "\n```", *_options(command)]
+    own = {k: text for k, text in exit_statuses(path).items() if text != EXIT_STATUSES[k]}
+    return parts + [f"Exit status {status}: {text}." for status, text in own.items()]
 
 
-def _default(parameter: Any) -> str:
-    if parameter.required:
-        return " Required."
-    value = parameter.default
-    if "[default" in (parameter.help or "") or value is None or callable(value) or value == []:
-        return ""
-    if getattr(parameter, "is_flag", False):
-        if not parameter.secondary_opts:
-            return ""
-        value = (parameter.opts if value else parameter.secondary_opts)[0]
-    return f"  [default: {value}]"
+def _options(command: Any) -> list[str]:
+    """A table for each group of arguments and options."""
+    from detrkit.cli.help import GENERAL, grouped
+
+    tables = []
+    for group, entries in grouped(command).items():
+        if group == GENERAL and command.name != "detrkit":  # the same everywhere
+            entries = [entry for entry in entries if not entry[0].startswith("-h")]
+        rows = [f"| `{names.replace('|', chr(92) + '|')}` | {_cell(text)} |" for names, text in entries]
+        tables.append("\n".join([f"| {group} | |", "| --- | --- |", *rows]))
+    return tables
 
 
 def _paragraphs(text: str | None) -> str:

@@ -123,6 +123,22 @@ def test_max_objects_keeps_the_best_of_each_image(
     assert best == sorted(everything, reverse=True)[:2]
 
 
+def test_standard_input_is_not_sent_to_a_cluster(detrkit_here: Run, tiny_detr: Path) -> None:
+    done = detrkit_here("detect", "-", "--model", tiny_detr, "--ray", "local")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input" in done.stderr
+
+
+def test_folders_of_a_folder_are_read_on_request(detrkit_here: Run, tiny_detr: Path, tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "b/x.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        make_picture(40, 30).save(tmp_path / "photos" / name)
+    done = detrkit_here("detect", tmp_path / "photos", "-r", "--model", tiny_detr, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    names = [image["file_name"] for image in json.loads(done.stdout)["images"]]
+    assert [Path(name).parent.name for name in names] == ["a", "b"]
+
+
 def test_an_image_without_objects_is_listed(
     detrkit_here: Run, tiny_detr: Path, pictures: list[Path], tmp_path: Path
 ) -> None:

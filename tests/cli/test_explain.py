@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,20 @@ def test_the_image_and_the_place_for_pictures_are_checked(
     done = detrkit_here("explain", pictures[0], "--model", tiny_detr, "--save-dir", pictures[1])
     assert done.returncode == 2
     assert "--save-dir must be a folder" in done.stderr
+
+
+def test_a_dash_reads_the_image_from_standard_input(
+    detrkit_here: Run, tmp_path: Path, tiny_detr: Path, pictures: list[Path]
+) -> None:
+    before = os.dup(0)
+    with pictures[0].open("rb") as file:
+        os.dup2(file.fileno(), 0)
+    try:
+        done = detrkit_here(
+            "explain", "-", "--model", tiny_detr, "--save-dir", tmp_path / "out", "--point", "5,5"
+        )
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert done.returncode == 0, done.stderr
+    assert "stdin_encoder.png" in [path.name for path in (tmp_path / "out").iterdir()]

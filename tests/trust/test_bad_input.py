@@ -178,7 +178,7 @@ def test_two_dozen_at_once_as_a_user_starts_the_program(place: Place, tiny_detr:
         sources.append(str(case.make(Place(folder, place.server))))
     assert len(sources) > 20
     photo = place.file("photo.png", png())
-    command = [sys.executable, "-m", "detrkit", "detect", *sources, "/dev/stdin", "--model", str(tiny_detr)]
+    command = [sys.executable, "-m", "detrkit", "detect", *sources, "-", "--model", str(tiny_detr)]
     with photo.open("rb") as file:
         # Through a pipe, as after "curl ... |".
         cat = subprocess.Popen(["cat"], stdin=file, stdout=subprocess.PIPE)

@@ -37,6 +37,7 @@ from detrkit.cli import (
     serve,
     train,
 )
+from detrkit.cli.help import Command, Group, print_help
 from detrkit.cli.options import name_ray_address
 from detrkit.common.errors import DetrkitError
 from detrkit.common.terminal import (
@@ -53,9 +54,8 @@ from detrkit.common.without_torch import explained, require_torch
 app = typer.Typer(
     name="detrkit",
     help="Object detection and panoptic segmentation with DETR, Conditional DETR and Deformable DETR.",
-    add_completion=False,
+    cls=Group,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -71,18 +71,21 @@ def _with_torch(name: str, command: Callable[..., Any]) -> Callable[..., Any]:
     return run_command
 
 
-app.command("detect")(detect.detect)
-app.command("segment")(segment.segment)
-app.command("evaluate")(evaluate.evaluate)
-app.command("calibrate")(calibrate.calibrate)
-app.command("explain")(_with_torch("explain", explain.explain))
-app.command("train")(_with_torch("train", train.train))
-app.command("models")(models.models)
-app.command("convert")(_with_torch("convert", convert.convert))
-app.command("benchmark")(_with_torch("benchmark", benchmark.benchmark))
-app.command("export")(_with_torch("export", export.export))
-app.command("demo")(demo.demo)
-app.command("serve")(serve.serve)
+for _name, _command in (
+    ("detect", detect.detect),
+    ("segment", segment.segment),
+    ("evaluate", evaluate.evaluate),
+    ("calibrate", calibrate.calibrate),
+    ("explain", _with_torch("explain", explain.explain)),
+    ("train", _with_torch("train", train.train)),
+    ("models", models.models),
+    ("convert", _with_torch("convert", convert.convert)),
+    ("benchmark", _with_torch("benchmark", benchmark.benchmark)),
+    ("export", _with_torch("export", export.export)),
+    ("demo", demo.demo),
+    ("serve", serve.serve),
+):
+    app.command(_name, cls=Command)(_command)
 app.add_typer(data.app, name="data")
 
 
@@ -106,9 +109,7 @@ def _top(
         ),
     ] = "text",
 ) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit
+    print_help(context)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from detrkit.cli import options
+from detrkit.cli.help import Command, Group, print_help
 from detrkit.common.errors import SettingError
 from detrkit.common.outputs import COMMENT, JPEG_MARK, Output, check_outputs
 from detrkit.common.terminal import count, make_table, print_table, say
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from detrkit.data.checks import DatasetReport
     from detrkit.data.coco import DetectionDataset
 
-app = typer.Typer(no_args_is_help=True, help="Look at a data set, split it, or change its format.")
+app = typer.Typer(
+    cls=Group,
+    callback=print_help,
+    invoke_without_command=True,
+    help="Look at a data set, split it, or change its format.",
+)
 
 _SIZES = {"small": 32**2, "medium": 96**2}  # COCO's limits of an object's area in pixels
 
@@ -37,7 +43,7 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop if there are proble
 Format = Annotated[str, typer.Option("--to", help="coco, yolo or voc.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     data: Path_,
     images: ImageFolder = None,
@@ -77,7 +83,7 @@ def check(
         say(f"Contact sheet in {sheet}.")
 
 
-@app.command()
+@app.command(cls=Command)
 def split(
     data: Path_,
     output: NewFolder,
@@ -108,7 +114,7 @@ def split(
     _write({"train": train, "val": val}, output, to)
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     data: Path_,
     output: NewFolder,

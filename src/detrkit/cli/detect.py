@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def detect(
     images: options.Images,
+    recursive: options.Recursive = False,
     model: options.Model = "detr-resnet-50",
     threshold: options.ObjectThreshold = None,
     overlap: options.Overlap = None,
@@ -81,9 +82,9 @@ def detect(
     categories, annotations), a table of objects, a table of counts. Videos are files, numbers of cameras and
     RTSP addresses; each frame is an image. Ctrl-C ends a camera.
 
-    Images that cannot be read are reported and left out; the exit status is then 1, or 2 if none can be read.
-    An interrupted run writes the results so far and exits with status 130. With the same files, `--resume`
-    continues a run however it ended. With `--ray`, the images are shared among the machines of a Ray cluster.
+    Images that cannot be read are reported and left out. An interrupted run writes the results so far; with
+    the same files, `--resume` continues a run however it ended. With `--ray`, the images are shared among the
+    machines of a Ray cluster.
     """
     from detrkit.checkpoints.identity import run_info
     from detrkit.checkpoints.loading import read_detection_config
@@ -91,13 +92,15 @@ def detect(
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.inference.tiles import read_tiles, with_tiles
 
-    inputs, mistakes = find_images(images, videos=True)
+    inputs, mistakes = find_images(images, videos=True, recursive=recursive)
     name = resolve_model(model)  # before any work: a misspelt name, with a suggestion
     paths = ResultPaths(json_file, csv_file, counts_file)
     if resume and not paths:
         raise DetrkitError("--resume requires --json FILE, --csv FILE or --counts FILE, which it continues")
     if ray is not None and save_dir is not None:
         raise DetrkitError("--ray makes no drawings; leave out --save-dir, or --ray")
+    if ray is not None and any(item.source.startswith(("/dev/", "/proc/self/")) for item in inputs):
+        raise DetrkitError("--ray does not read standard input; name files or URLs, or leave out --ray")
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)
     if frames == "all":
         if ray is not None:

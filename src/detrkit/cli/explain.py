@@ -14,7 +14,7 @@ from detrkit.cli.reading import ImageReader
 from detrkit.common.errors import ImageError, SettingError
 from detrkit.common.outputs import check_outputs, image_output
 from detrkit.common.terminal import count, say
-from detrkit.inference.inputs import ImageInput, find_images
+from detrkit.inference.inputs import ImageInput, find_images, standard_input
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +45,7 @@ Queries = Annotated[
 
 
 def explain(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File or URL.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="File, URL, or - for stdin.")],
     save_dir: Annotated[Path, typer.Option(help="Write the drawings here.")],
     model: options.Model = "detr-resnet-50",
     threshold: options.ObjectThreshold = None,
@@ -67,14 +67,14 @@ def explain(
 
     Writes NAME_decoder.png, what the query of each detected object attends to; NAME_encoder.png, what the
     encoder attends to from chosen points; and with `--queries`, NAME_queries.png, where each query finds
-    objects in many images. Images of `--queries` that cannot be read are reported and left out; the exit
-    status is then 1.
+    objects in many images. Images of `--queries` that cannot be read are reported and left out.
     """
     from detrkit.attention.maps import check_points
     from detrkit.checkpoints.identity import model_files
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.inference.prepared import read_image
 
+    image = standard_input(image)
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     check_save_dir(save_dir)
     inputs, mistakes = find_images([queries]) if queries is not None else ([], [])

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from detrkit.data.coco import DetectionDataset
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGES", help="Files, folders, patterns or URLs.")]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGES", help="Files, folders, patterns, URLs, or - for an image on stdin."),
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")]
 OptionalModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Also read the images in folders inside folders.")
 ]
 Threshold = Annotated[
     float,

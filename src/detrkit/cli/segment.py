@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def segment(
     images: options.Images,
+    recursive: options.Recursive = False,
     model: options.Model = "detr-resnet-50-panoptic",
     threshold: options.Threshold = 0.85,
     engine: options.Engine = None,
@@ -61,13 +62,12 @@ def segment(
     Prints a table; with `--save-dir`, writes a COCO panoptic document, a PNG file of segment ids for each
     image, and drawings instead. `detrkit evaluate --panoptic-dir` and panopticapi read these files.
 
-    Images that cannot be read are reported and left out; the exit status is then 1, or 2 if none can be read.
-    An interrupted run exits with status 130; `--resume` continues it.
+    Images that cannot be read are reported and left out. `--resume` continues an interrupted run.
     """
     from detrkit.checkpoints.identity import run_info
     from detrkit.checkpoints.registry import resolve_model
 
-    inputs, mistakes = find_images(images)
+    inputs, mistakes = find_images(images, recursive=recursive)
     resolve_model(model)  # before any work: a misspelt name, with a suggestion
     if resume and save_dir is None:
         raise DetrkitError("--resume requires --save-dir DIR, the folder to continue")

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -124,26 +124,33 @@ def _fingerprint(item: ImageInput, max_bytes: int | None) -> str | None:
         return None
 
 
-def find_images(arguments: Sequence[str], *, videos: bool = False) -> tuple[list[ImageInput], list[str]]:
+def standard_input(argument: str) -> str:
+    """The path of standard input for "-", any other argument as it is."""
+    return "/dev/stdin" if argument == "-" else argument
+
+
+def find_images(
+    arguments: Sequence[str], *, videos: bool = False, recursive: bool = False
+) -> tuple[list[ImageInput], list[str]]:
     """The images meant by the arguments of a command, each once, in the order they were named.
 
     Args:
-        arguments: Files, folders (their image files, not those of folders inside), patterns and addresses.
+        arguments: Files, folders (their image files), patterns, addresses, and "-" for standard input.
         videos: Whether the command takes videos, numbers of cameras and RTSP addresses too.
+        recursive: Whether the folders inside a folder count too, except hidden ones and links to folders.
 
     Returns:
         The images, and one line for each argument that means no image.
     """
     sources: list[str] = []
     mistakes: list[str] = []
-    for argument in arguments:
+    for argument in map(standard_input, arguments):
         if videos and is_camera(argument):
             sources.append(argument)
             continue
-        found, mistake = _expand(argument, videos)
+        found, wrong = _expand(argument, videos, recursive)
         sources += found
-        if mistake:
-            mistakes.append(mistake)
+        mistakes += wrong
     unique: dict[str, str] = {}
     for source in sources:
         same_file = source if is_url(source) else os.path.abspath(source)  # noqa: PTH100 - links stay apart
@@ -216,48 +223,70 @@ def _is_pipe(source: str) -> bool:
         return False
 
 
-def _expand(argument: str, videos: bool) -> tuple[list[str], str | None]:
+def _expand(argument: str, videos: bool, recursive: bool) -> tuple[list[str], list[str]]:
+    """What an argument names, and one line for each thing that is wrong with it."""
     if is_url(argument) or "://" in argument:  # file: is read, others are refused by their name
-        return [argument], None
+        return [argument], []
     path = Path(argument)
     try:
         if path.is_dir():
-            entries = sorted(path.iterdir())
-            files = [str(f) for f in entries if f.suffix.lower() in _SUFFIXES and f.is_file()]
-            if videos and (films := [f for f in entries if f.suffix.lower() in SUFFIXES and f.is_file()]):
-                logger.warning(
-                    "%s: videos in a folder, such as %s, are left out; name them, or use a pattern such as "
-                    "'%s/*%s'",
-                    argument,
-                    films[0].name,
-                    argument.rstrip("/"),
-                    films[0].suffix,
-                )
-            inner = [f for f in entries if not f.name.startswith(".") and f.is_dir() and _has_image(f)]
-            if inner:
-                logger.warning(
-                    "%s: images in folders inside, such as %s, are left out; name these folders, or all "
-                    "images with a pattern such as '%s/**/*.jpg'",
-                    argument,
-                    inner[0].name,
-                    argument.rstrip("/"),
-                )
-            return files, None if files else f"{argument}: no images in this folder"
+            return _images_of(path, argument, videos, recursive)
         if path.exists():
-            return [argument], None
+            return [argument], []
     except (OSError, ValueError) as error:  # no permission, or a name that no file system takes
-        return [], f"{argument}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        return [], [f"{argument}: cannot be read: {getattr(error, 'strerror', None) or error}"]
     if glob.has_magic(argument):
         files = sorted(f for f in glob.glob(argument, recursive=True) if not Path(f).is_dir())  # noqa: PTH207
-        return files, None if files else f"{argument}: no file matches"
-    return [], f"{argument}: no such file or folder"
+        return files, [] if files else [f"{argument}: no file matches"]
+    return [], [f"{argument}: no such file or folder"]
 
 
-def _has_image(folder: Path) -> bool:
-    try:
-        return any(file.suffix.lower() in _SUFFIXES for file in folder.iterdir())
-    except OSError:
-        return False
+def _images_of(folder: Path, argument: str, videos: bool, recursive: bool) -> tuple[list[str], list[str]]:
+    """The image files of a folder in the order of their names, and one line for each unreadable folder.
+
+    What is left out is reported.
+
+    Raises:
+        OSError: The folder itself cannot be read.
+    """
+    unreadable: list[OSError] = []
+    tree = _tree(folder, unreadable)
+    found = next(tree, [])
+    if unreadable:
+        raise unreadable[0]
+    if recursive:
+        found += [file for files in tree for file in files]
+    elif inner := next((file for files in tree for file in files if _is_image(file)), None):
+        logger.warning(
+            "%s: images in folders inside, such as %s, are left out; read them with --recursive",
+            argument,
+            inner.relative_to(folder),
+        )
+    films = [file for file in found if videos and file.suffix.lower() in SUFFIXES and file.is_file()]
+    if films:
+        logger.warning(
+            "%s: videos in a folder, such as %s, are left out; name them, or use a pattern such as '%s/*%s'",
+            argument,
+            films[0].relative_to(folder),
+            argument.rstrip("/"),
+            films[0].suffix,
+        )
+    images = [str(file) for file in found if _is_image(file)]
+    if not images:
+        return [], [f"{argument}: no images in this folder"]
+    named = unreadable if recursive else []
+    return images, [f"{error.filename}: cannot be read: {error.strerror}" for error in named]
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and file.is_file()
+
+
+def _tree(folder: Path, unreadable: list[OSError]) -> Iterator[list[Path]]:
+    """The files of a folder, then of each folder inside, without hidden folders and links to folders."""
+    for root, folders, names in os.walk(folder, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield [Path(root, name) for name in sorted(names)]
 
 
 def video_numbers(images: Sequence[ImageInput]) -> dict[int, int]:
