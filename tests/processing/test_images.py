@@ -116,6 +116,42 @@ def test_thirty_two_bit_images_of_bytes_stay_as_they_are():
     np.testing.assert_array_equal(np.asarray(to_rgb(image))[..., 0], PIXELS[..., 0])
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_sixteen_bits_that_hold_bytes_stay_as_they_are(dtype):
+    gray = PIXELS[..., 0]
+    equal(load_image(PIXELS.astype(dtype)), PIXELS)
+    if dtype != np.int64:  # Pillow has no mode for it
+        equal(to_rgb(PIL.Image.fromarray(gray.astype(dtype))), np.repeat(gray[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize(("greatest", "warns"), [(255, False), (4095, True), (4096, False), (65535, False)])
+def test_sixteen_bits_that_leave_an_image_dark_are_warned_of(greatest, warns, caplog):
+    array = np.array([[0, greatest]], np.uint16)
+    for image in (array, PIL.Image.fromarray(array)):
+        caplog.clear()
+        load_image(image)
+        assert [f"end at {greatest} of 65535" in text for text in caplog.messages] == [True] * warns
+
+
+class ArrayOfAnotherLibrary:
+    """As JAX's and TensorFlow's are: NumPy can have it, but it is no array of NumPy's."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_arrays_of_other_libraries_are_images():
+    equal(load_image(ArrayOfAnotherLibrary(PIXELS)), PIXELS)
+    _, second = flatten_images(ArrayOfAnotherLibrary(np.stack([PIXELS, PIXELS])))
+    equal(load_image(second), PIXELS)
+    np.testing.assert_array_equal(
+        to_raster(ArrayOfAnotherLibrary(PIXELS.astype(np.float32)))[0], PIXELS[..., 0]
+    )
+
+
 def with_orientation(orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
@@ -235,6 +271,7 @@ def test_images_come_in_lists_batches_and_nested_lists():
         "high_ascii_chars.png",
         "jfif_unit_cm.jpg",
         "hopper.webp",
+        "i_trns.png",
     ],
 )
 def test_odd_files_read_as_in_the_original(name):
@@ -246,13 +283,6 @@ def test_odd_files_read_as_in_the_original(name):
 @pytest.mark.filterwarnings("error")
 def test_transparent_palettes_are_read_without_a_warning():
     assert load_image(ODD_IMAGES / "pil123p.png").size == (162, 150)
-
-
-def test_sixteen_bit_gray_keeps_its_shades():
-    with PIL.Image.open(ODD_IMAGES / "i_trns.png") as image:
-        stored = np.asarray(image)
-    shades = np.asarray(load_image(ODD_IMAGES / "i_trns.png"))[..., 0]
-    np.testing.assert_allclose(shades, stored / 257, atol=0.51)
 
 
 def test_a_rectangle_is_turned_upright_on_request():
@@ -302,12 +332,25 @@ def test_bytes_open_files_and_data_urls_read_like_the_file(png):
         ("http://[::1/x.jpg", r"http://\[::1/x.jpg: is not an address"),
         (PIL.Image.open(io.BytesIO(as_bytes(PIL.Image.effect_noise((99, 99), 50))[:-700])), "damaged"),
         (torch.zeros(3, 4, 4, device="meta"), "cannot be decoded"),
+        ({"bytes": b"", "path": None}, "a dictionary with 'bytes', 'path' is no image"),
+        ("x" * 5000, "x{300}: cannot be opened"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image that Pillow"),
     ],
 )
 def test_what_holds_no_image_is_one_line(source, reason):
     with pytest.raises(ImageError, match=reason) as error:
         load_image(source)
     assert "\n" not in str(error.value)
+
+
+def test_an_image_whose_file_was_closed_says_so(png):
+    with PIL.Image.open(png) as lazy:
+        pass
+    closed = PIL.Image.fromarray(PIXELS)
+    closed.close()
+    for image in (lazy, closed):
+        with pytest.raises(ImageError, match="closed before its pixels were read; open it again"):
+            load_image(image)
 
 
 @pytest.mark.parametrize(

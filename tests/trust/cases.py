@@ -246,7 +246,7 @@ COLLECTION = [
         "16-bit gray with a transparent shade",
         odd("i_trns.png"),
         (64, 64),
-        how="scaled to 8 bits, not clipped",
+        how="no value is above 255, so they count as 8 bits",
     ),
     Case("JPEG with a broken EXIF block", odd("invalid-exif.jpg"), (200, 200), how="as stored"),
     Case("JPEG of one pixel with its density in centimetres", odd("jfif_unit_cm.jpg"), (1, 1)),
@@ -378,7 +378,7 @@ FILES = [
         "32-bit gray TIFF",
         _tiff(np.full((40, 60), 40_000, np.int32)),
         SIZE,
-        how="scaled to 8 bits, not clipped",
+        how="no value is above 255, so they count as 8 bits",
     ),
     Case(
         "TIFF of real numbers", _tiff(np.full((40, 60), 0.5, np.float32)), SIZE, how="0..1 scaled to 8 bits"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, cast
@@ -255,8 +255,8 @@ def read_image(
 
 def is_one_image(images: object) -> bool:
     """Whether the argument of a call is one image rather than many."""
-    if isinstance(images, (str, bytes, bytearray, os.PathLike)) or hasattr(images, "read"):  # an open file
-        return True
+    if isinstance(images, (str, bytes, bytearray, os.PathLike, Mapping)) or hasattr(images, "read"):
+        return True  # an open file can be read; of a dictionary load_image says what is wrong
     dimensions = getattr(images, "ndim", None)  # arrays and tensors
     if dimensions is not None:
         return dimensions <= 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, cast
 
 import numpy as np
@@ -72,6 +72,9 @@ _TURNS = {
 # Where an image keeps its EXIF block, by Pillow's names.
 _EXIF_BLOCKS = ("exif", "Raw profile type exif")
 
+# 16-bit images without a value as great as this are nearly black: cameras of 12 bits write them.
+_DARK = 4096
+
 # Modes with premultiplied transparency, which Pillow converts by this detour only.
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
@@ -88,8 +91,9 @@ def load_image(
     Args:
         source: A path, a ``file:``, ``http:``, ``https:`` or ``data:`` URL, the bytes of an image file, a
             file that is open for reading bytes (all of it is read, and its position left alone), a PIL image,
-            or an array or tensor of one image with the channels first or last. Arrays of real numbers count
-            as fractions of full brightness if all values are in 0..1, else as 0..255.
+            or an array or tensor of one image with the channels first or last (what gives a NumPy array, as
+            those of JAX and TensorFlow do, is one). Real numbers count as fractions of full brightness if all
+            are in 0..1, else as 0..255; integers as 16 bits where one exceeds 255.
         exif_orientation: Turn the image upright as its EXIF orientation says. Off by default, as in the
             original: COCO's boxes refer to the pixels as they are stored.
         frame: Which frame of an animation, or page of a TIFF, from 0; a PIL image is read where it stands.
@@ -100,11 +104,12 @@ def load_image(
     Raises:
         ImageError: The image cannot be found, read or used.
     """
-    if isinstance(source, VideoFrame):
-        source = source.image
+    source = _plain(source)
     name = source_name(source)
     if isinstance(source, PIL.Image.Image):
         with image_errors(name):
+            if getattr(source, "tile", None) and getattr(source, "fp", None) is None:
+                raise ValueError("the file is closed")
             if frame is None and source.tell() == 0 and not _may_be_edited(source):
                 warn_of_frames(source, name)
             return to_rgb(orient(source, exif_orientation, name), name)
@@ -173,10 +178,24 @@ def _may_be_edited(image: PIL.Image.Image) -> bool:
     return image.format in ("GIF", "TIFF") and not getattr(image, "tile", None)
 
 
+def _plain(source: ImageSource) -> ImageSource:
+    """A frame's image, and the array of what another library holds as one; anything else as it is."""
+    if isinstance(source, VideoFrame):
+        return source.image
+    is_known = isinstance(source, (str, os.PathLike, *BYTES, PIL.Image.Image)) or _is_array(source)
+    if is_known or not (hasattr(source, "__array__") or hasattr(source, "__array_interface__")):
+        return source
+    with image_errors("the image array"):
+        return np.asarray(source)
+
+
 def _checked(source: ImageSource) -> FileSource:
     """What an image file is read from; an ImageError for anything else."""
     if isinstance(source, (str, os.PathLike, *BYTES)) or callable(getattr(source, "read", None)):
         return cast("FileSource", source)
+    if isinstance(source, Mapping):
+        keys = ", ".join(map(repr, list(source)[:5]))
+        raise ImageError(f"a dictionary with {keys} is no image; pass the entry that is one")
     raise ImageError(
         f"cannot read an image from {type(source).__name__}; pass a path, a URL, the bytes of a file, an "
         "open file, a PIL image, a NumPy array or a torch tensor"
@@ -188,8 +207,7 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
 
     Eight-bit modes go through ``convert("RGB")``, as in the original: palettes are looked up, transparency is
     dropped, CMYK is converted. Pillow would clip brighter modes at 255, so those are scaled instead: 16-bit
-    gray by 1/257; mode I, which holds 16-bit gray in files that Pillow reads so, by 1/257 where a value
-    exceeds 255; mode F by 255 if all values are in 0..1.
+    gray, also in mode I, by 1/257 where a value exceeds 255; mode F by 255 if all values are in 0..1.
 
     Args:
         image: An image of any mode.
@@ -205,9 +223,7 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
         return image
     with image_errors(name):
         image.load()
-        if image.mode.startswith("I;16"):
-            return _gray(_divide_rounding(np.asarray(image), 257))
-        if image.mode == "I":
+        if image.mode.startswith("I"):
             return _gray(_integers_to_bytes(np.asarray(image), name))
         if image.mode == "F":
             return _gray(_reals_to_bytes(np.asarray(image), name))
@@ -216,9 +232,7 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
             if mode in _PREMULTIPLIED:
                 image = image.convert(_PREMULTIPLIED[mode])
             if isinstance(image.info.get("transparency"), bytes):
-                image = image.convert(
-                    "RGBA"
-                )  # the same pixels as without this step, but no warning of Pillow's
+                image = image.convert("RGBA")  # the same pixels, but no warning of Pillow's
             return image.convert("RGB")
         except (ValueError, KeyError) as error:
             raise ImageError(
@@ -292,6 +306,7 @@ def to_raster(
     """
     if isinstance(source, PIL.Image.Image) and channels == 4 and source.mode == "RGBA":
         source = np.asarray(orient(source, exif_orientation))
+    source = _plain(source)
     if not _is_array(source):
         if channels not in (1, 3):
             raise ImageError(
@@ -346,6 +361,8 @@ def _rgb_raster(array: np.ndarray, input_data_format: DataFormat) -> Raster:
 
 
 def _iterate_images(images: ImageSources) -> Iterator[ImageSource]:
+    if not isinstance(images, (list, tuple)):
+        images = _plain(images)
     if _is_array(images) and images.ndim == 4:
         yield from images
     elif isinstance(images, (list, tuple)):
@@ -461,12 +478,15 @@ def _integers_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * 255
-    if values.dtype == np.uint16:
-        return _divide_rounding(values, 257)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(f"{name} holds values from {low} to {high}; integers must be in 0..255 or 0..65535")
-    return values.astype(np.uint8) if high <= 255 else _divide_rounding(values, 257)
+    if high <= 255:
+        return values.astype(np.uint8)
+    if high < _DARK:
+        advice = "it is nearly black; if its camera has fewer bits, scale the values"
+        logger.warning("%s: its 16-bit values end at %d of 65535, so %s", name, high, advice)
+    return _divide_rounding(values, 257)
 
 
 def _reals_to_bytes(values: np.ndarray, name: str) -> np.ndarray:

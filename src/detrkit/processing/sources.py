@@ -41,6 +41,9 @@ _CONNECTED = re.compile(r"/dev/(?:stdin|fd/\d+)|/proc/self/fd/\d+")
 # What an image file's own reader raises where the file is of another format.
 _NOT_MINE = (SyntaxError, IndexError, TypeError, struct.error)
 
+# Not pixels but programs and records, for which Pillow starts Ghostscript or Windows, or asks a plug-in.
+_NO_PIXELS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+
 # Formats whose further "frames" are layers of the one image.
 _LAYERED = ("PSD",)
 
@@ -63,6 +66,8 @@ def image_errors(name: str) -> Iterator[None]:
             f"{name}: too many pixels to open safely ({first_line(error)}); shrink it"
         ) from error
     except Exception as error:  # a format's reader can raise anything on a damaged file
+        if isinstance(error, ValueError) and "closed" in str(error):  # Pillow's and Python's own words
+            raise ImageError(f"{name}: was closed before its pixels were read; open it again") from error
         raise ImageError(
             f"{name}: cannot be decoded ({first_line(error)}); the file is damaged, fetch it again"
         ) from error
@@ -158,7 +163,7 @@ class ImageFile:
         hints = []
         tried: set[str] = set()
         for _ in range(2):
-            for kind in [kind for kind in PIL.Image.ID if kind not in tried]:
+            for kind in [kind for kind in PIL.Image.ID if kind not in tried | _NO_PIXELS]:
                 tried.add(kind)
                 make, accepts = PIL.Image.OPEN[kind]
                 try:
@@ -310,7 +315,7 @@ def _open_address(name: str, limits: ImageLimits) -> BinaryIO:
     except ImageError:  # is a ValueError
         raise
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such file; check the path") from None
+        raise ImageError(f"{name[:300]}: no such file; check the path") from None
     except PermissionError:
         raise ImageError(f"{name}: may not be read; change its permissions") from None
     except (OSError, ValueError) as error:
