@@ -90,3 +90,18 @@ def test_an_error_does_not_tell_where_a_model_lies(tmp_path: Path) -> None:
         ModelChoices([str(folder)]).get("mine")
     assert "mine" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_number_of_queries_is_for_the_models_that_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detrkit import Detector
+
+    asked: list[object] = []
+    monkeypatch.setattr(Detector, "from_pretrained", lambda model, queries: asked.append(queries))
+    choices = ModelChoices([str(tmp_path)], queries=30)
+    for label in choices.labels[:2]:
+        choices.get(label)
+    assert asked == [30, None]
+    with pytest.raises(SettingError, match="--queries requires --model"):
+        ModelChoices(queries=30)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detrkit.checkpoints.loading import unreadable
-from detrkit.common.errors import CheckpointError
+from detrkit.common.errors import CheckpointError, SettingError
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_folder
 from detrkit.engines.exported import ExportedModel, Manifest, open_exported
@@ -92,6 +92,15 @@ class ExportedFiles:
     family: Family
     config: ExportedConfig
     contents: Mapping[str, JsonObject]
+
+    def check_queries(self, queries: int | None) -> None:
+        """Raises a SettingError for another number of object queries than the graph has."""
+        if queries not in (None, self.config.object_queries):
+            raise SettingError(
+                f"queries={queries} cannot be set for {self.name}: an exported model has the number of "
+                f"queries that it was exported with, {self.config.object_queries}; export it again with "
+                f"--queries {queries}"
+            )
 
     def load_model(self, engine: str) -> ExportedModel:
         """The model, opened for an engine; see :func:`detrkit.engines.exported.open_exported`."""

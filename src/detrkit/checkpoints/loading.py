@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrkit.checkpoints.registry import is_released, resolve_model
-from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError
+from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
 from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_config, check_folder, read_model_json
@@ -126,10 +126,16 @@ def read_detection_config(name: str, revision: str | None = None) -> DetectionCo
     return DetectionConfig.from_pretrained(name, revision=revision)
 
 
-def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
+def read_model_files(name: str, revision: str | None = None, queries: int | None = None) -> ModelFiles:
     """Reads and checks the configuration of a Hub id or folder; for an adapter's, that of its model.
 
+    Args:
+        name: The Hub id or folder.
+        revision: Branch, tag or commit on the Hub.
+        queries: Object queries that a two-stage model is to have; None for those of its configuration.
+
     Raises:
+        SettingError: The model cannot have so many queries.
         CheckpointError: There is no config.json, or one of another kind of model, or a file of the folder
             must not be read.
     """
@@ -143,7 +149,7 @@ def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
             if base is None:
                 raise
     if base is not None:
-        files = read_model_files(resolve_model(base))
+        files = read_model_files(resolve_model(base), queries=queries)
         if files.adapter is not None:
             raise CheckpointError(
                 f"{_where(name, revision)} is an adapter of the adapter {base}; merge that one"
@@ -156,6 +162,8 @@ def read_model_files(name: str, revision: str | None = None) -> ModelFiles:
     except Exception as error:  # a file from elsewhere can raise anything
         raise unreadable(name, revision, "config.json", error) from error
     config.name_or_path = name
+    if queries is not None and queries != config.object_queries:
+        config.set_object_queries(queries)
     masks = has_masks(values)
     return ModelFiles(
         name=name,
@@ -242,14 +250,55 @@ def require_torch_for(name: str) -> None:
     require_torch(f"{name} is not the folder of an exported model; running it")
 
 
-def load_pretrained(name: str, revision: str | None) -> tuple[ModelWithHeads, DetrImageProcessorBase]:
+def load_pretrained(
+    name: str, revision: str | None, queries: int | None = None
+) -> tuple[ModelWithHeads, DetrImageProcessorBase]:
     """The model of a Hub id or folder, as its family's class, and its image processor.
+
+    Args:
+        name: The Hub id or folder.
+        revision: Branch, tag or commit on the Hub.
+        queries: Object queries that a two-stage model is to have; None for those of its configuration.
 
     Raises:
         CheckpointError: One of them cannot be found, read or used.
+        SettingError: The model cannot have so many queries.
     """
-    files = read_model_files(name, revision)
-    return files.load_model(), files.load_processor()
+    files = read_model_files(name, revision, queries)
+    model, processor = files.load_model(), files.load_processor()
+    if queries is not None:
+        _check_positions(model, processor, queries)
+    return model, processor
+
+
+def _check_positions(model: ModelWithHeads, processor: DetrImageProcessorBase, queries: int) -> None:
+    """Raises a SettingError for more queries than the largest images of a model have positions to propose.
+
+    Of a smaller image all positions are proposed.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from detrkit.models.layers.backbone import ConvEncoder
+
+    for module in model.modules():
+        if isinstance(module, ConvEncoder):
+            module.find_sides()  # by trials, which need arithmetic
+    size = dict(processor.size) if processor.do_resize and processor.size else {}
+    for names in (("height", "width"), ("shortest_edge", "longest_edge"), ("max_height", "max_width")):
+        if all(size.get(name) for name in names):
+            height, width = size[names[0]], size[names[1]]
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():  # shapes alone, no arithmetic
+                outputs = model(torch.empty(1, model.config.num_channels, height, width))
+            proposed = outputs.get("enc_outputs_class")
+            positions = queries if proposed is None else proposed.shape[1]
+            if queries > positions:
+                raise SettingError(
+                    f"queries={queries} is more than the {positions} positions that the model has to propose "
+                    f"in an image of {width}x{height} pixels, the size that its images are resized to; ask "
+                    f"for at most {positions}"
+                )
+            return
 
 
 def _where(name: str, revision: str | None) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    name: str, revision: str | None, engine: str, manifest: Manifest | None
+    name: str, revision: str | None, engine: str, manifest: Manifest | None, queries: int | None = None
 ) -> tuple[RunnableModel, DetrImageProcessorBase | ArrayImageProcessor]:
     """The model of a Hub id or folder, and its image processor.
 
@@ -21,20 +21,22 @@ def open_model(
         revision: Branch, tag or commit on the Hub.
         engine: What will run the model.
         manifest: That of an exported model's folder; None for any other.
+        queries: Object queries that a two-stage model is to have; None for those of its configuration.
 
     Raises:
         CheckpointError: One of them cannot be found, read or used.
         MissingExtraError: They need packages that are not installed.
+        SettingError: The model cannot have so many queries.
     """
     if manifest is not None:
         from detrkit.checkpoints.exported import read_exported_files
 
         exported = read_exported_files(name, manifest)
+        exported.check_queries(queries)
         return exported.load_model(engine), exported.load_processor()
-    from detrkit.checkpoints.loading import read_model_files
+    from detrkit.checkpoints.loading import load_pretrained
 
-    files = read_model_files(name, revision)
-    return files.load_model(), files.load_processor()
+    return load_pretrained(name, revision, queries)
 
 
 def open_processor(name: str, revision: str | None) -> DetrImageProcessorBase | ArrayImageProcessor:

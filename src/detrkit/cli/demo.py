@@ -27,6 +27,7 @@ def demo(
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Get a public URL from Gradio's service.")
     ] = False,
+    queries: options.Queries = None,
     queue_size: Annotated[
         int,
         typer.Option(min=1, help="Maximum number of waiting requests; further ones are refused."),
@@ -41,7 +42,7 @@ def demo(
     from detrkit.demo.choices import ModelChoices
     from detrkit.demo.server import Demo
 
-    choices = ModelChoices(model or ())
+    choices = ModelChoices(model or (), queries=queries)
     # A server is stopped by this signal, and should then remove its files.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Demo(choices, host=host, port=port or None, share=share, queue_size=queue_size) as running:

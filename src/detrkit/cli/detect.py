@@ -34,6 +34,7 @@ def detect(
     overlap: options.Overlap = None,
     class_agnostic: options.ClassAgnostic = None,
     max_objects: options.MaxObjects = None,
+    queries: options.Queries = None,
     tiles: options.Tiles = None,
     engine: options.Engine = None,
     device: options.Device = None,
@@ -117,7 +118,8 @@ def detect(
     if not paths:
         sinks.append(DetectionTable(config.describe()))
     else:
-        shared: dict[str, Any] = {**config.decisions(), "dtype": dtype, "exif_orientation": exif_orientation}
+        shared: dict[str, Any] = {**config.decisions(), "queries": queries, "dtype": dtype}
+        shared["exif_orientation"] = exif_orientation
         info = run_info("detect", model, engine=engine, revision=revision, **shared, **in_time)
         how: dict[str, Any] = {"threshold": config.describe(), "tracks": track, "resume": resume}
         sinks.append(ResultFiles(paths, inputs, info, fingerprints, names, **how))
@@ -128,7 +130,7 @@ def detect(
 
     def start() -> tuple[Detector, Results[Detections]]:
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
-        setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus, "limits": limits}
+        setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus, "limits": limits, "queries": queries}
         detector = options.load_detector(model, debug=debug, **setup).with_config(config)
         if ray is not None:
             return detector, reader.cluster_results(detector, batch_size=batch_size)

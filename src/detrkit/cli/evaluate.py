@@ -103,6 +103,7 @@ def evaluate(
     limit: Limit = None,
     masks: Masks = None,
     max_objects: options.MaxObjects = None,
+    queries: options.Queries = None,
     overlap: options.Overlap = None,
     tiles: options.Tiles = None,
     raw: Raw = False,
@@ -153,7 +154,7 @@ def evaluate(
         from detrkit.inference.tiles import read_tiles
 
         setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
-        setup |= {"ray": ray, "workers": ray_workers, "cpus": ray_cpus}
+        setup |= {"queries": queries, "ray": ray, "workers": ray_workers, "cpus": ray_cpus}
         choices: dict[str, Any] = {"limit": limit, "masks": masks}
         choices |= {"batch_size": batch_size, "threshold": threshold, "max_objects": max_objects}
         choices |= {"overlap": overlap, "raw": raw, "strict": strict, "errors": errors, "layers": layers}
@@ -166,7 +167,7 @@ def evaluate(
     if save_dir is not None:
         evaluation.save(save_dir)
     if json_file is not None:
-        settings: dict[str, Any] = {"dtype": dtype, "raw": raw}
+        settings: dict[str, Any] = {"dtype": dtype, "raw": raw, "queries": queries}
         if annotations is not None:
             settings["annotations"] = content_hash(annotations)
         if panoptic_dir is not None:

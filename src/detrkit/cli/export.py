@@ -82,6 +82,7 @@ def export(
     annotations: Annotations = None,
     images: ImageFolder = None,
     revision: options.Revision = None,
+    queries: options.Queries = None,
     verify: Verify = True,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,
@@ -103,10 +104,10 @@ def export(
     if not debug:
         quiet_libraries()
     if for_js:
-        _export_for_transformers_js(name, revision, output, int8, verify)
+        _export_for_transformers_js(name, revision, queries, output, int8, verify)
     else:
         sources = calibration, data, annotations, images
-        _export_for_engine(name, revision, output, to, int8, verify, sources, debug)
+        _export_for_engine(name, revision, queries, output, to, int8, verify, sources, debug)
 
 
 def _outputs(output: Path, for_js: bool) -> list[Output]:
@@ -119,6 +120,7 @@ def _outputs(output: Path, for_js: bool) -> list[Output]:
 def _export_for_engine(
     name: str,
     revision: str | None,
+    queries: int | None,
     output: Path,
     to: str,
     int8: bool,
@@ -139,7 +141,7 @@ def _export_for_engine(
         sample, dataset = _calibration_data(data, debug)
     elif calibration is not None:
         sample = _calibration_images(calibration, debug)
-    loaded, processor = load_pretrained(name, revision)
+    loaded, processor = load_pretrained(name, revision, queries)
     settings = read_detection_config(name, revision)
     folder = images or calibration
     measure = None
@@ -170,13 +172,13 @@ def _export_for_engine(
 
 
 def _export_for_transformers_js(
-    name: str, revision: str | None, output: Path, int8: bool, verify: bool
+    name: str, revision: str | None, queries: int | None, output: Path, int8: bool, verify: bool
 ) -> None:
     """Writes a folder for transformers.js, and says what of the detection settings its callers must pass."""
     from detrkit.checkpoints.loading import load_pretrained, read_detection_config
     from detrkit.engines.transformers_js import caller_notes, export_for_transformers_js
 
-    loaded, processor = load_pretrained(name, revision)
+    loaded, processor = load_pretrained(name, revision, queries)
     settings = read_detection_config(name, revision)
     exported = export_for_transformers_js(
         loaded, output, processor=processor, int8=int8, verify=verify, detection_config=settings

@@ -91,6 +91,14 @@ Tiles = Annotated[
         "chosen for the model, or none]",
     ),
 ]
+Queries = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Object queries of a two-stage Deformable DETR: more of them find more in crowds.  [default: as "
+        "many as it was trained with]",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 ExifOrientation = Annotated[
     bool,
@@ -236,7 +244,7 @@ def load_detector(
         ray: Value of ``--ray``; None runs the model in this process.
         workers: Value of ``--ray-workers``.
         cpus: Value of ``--ray-cpus``.
-        settings: Engine, device, dtype, revision and limits.
+        settings: Engine, device, dtype, revision, queries and limits.
     """
     from detrkit.checkpoints.loading import is_exported
     from detrkit.checkpoints.registry import resolve_model

@@ -36,6 +36,7 @@ def serve(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     revision: options.Revision = None,
+    queries: options.Queries = None,
     batch_size: options.BatchSize = 4,
     max_wait_ms: Annotated[
         float,
@@ -89,6 +90,7 @@ def serve(
         device=device,
         dtype=dtype,
         revision=revision,
+        queries=queries,
         limits=limits,
         exif_orientation=exif_orientation,
         batch_size=batch_size,

@@ -33,6 +33,7 @@ class ModelChoices:
         models: Sequence[str] = (),
         *,
         capacity: int = 2,
+        queries: int | None = None,
         load: Callable[[str], Detector] | None = None,
     ) -> None:
         """Lists the models without loading one.
@@ -40,23 +41,27 @@ class ModelChoices:
         Args:
             models: Hub ids, folders or short names to offer before all others.
             capacity: How many models stay loaded, at least 1.
+            queries: Object queries of ``models``, which must be two-stage; None as trained.
             load: What loads a model; ``Detector.from_pretrained`` when None.
 
         Raises:
             CheckpointError: A name means no model.
-            SettingError: ``capacity`` is less than 1.
+            SettingError: ``capacity`` is less than 1, or there are queries for no model.
         """
+        if queries is not None and not models:
+            raise SettingError("--queries requires --model, the models that are to have so many queries")
         if capacity < 1:
             raise SettingError(f"a demo needs room for at least 1 loaded model, not {capacity}")
         self._models: dict[str, str] = {}
         for model in models:
             resolve_model(model)  # a misspelt name is told before the page is there
             self._add(model)
+        self._queries = dict.fromkeys(self._models.values(), queries)
         for name in _OFFERED:
             self._models.setdefault(name, name)
         self.labels = list(self._models)
         self._capacity = capacity
-        self._load = load or _load
+        self._load = load or self._from_pretrained
         self._loaded: OrderedDict[str, Detector] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -98,10 +103,9 @@ class ModelChoices:
             self._loaded[label] = detector
             return detector
 
+    def _from_pretrained(self, model: str) -> Detector:
+        from detrkit.common.terminal import quiet_libraries
+        from detrkit.inference.detector import Detector
 
-def _load(model: str) -> Detector:
-    from detrkit.common.terminal import quiet_libraries
-    from detrkit.inference.detector import Detector
-
-    quiet_libraries()
-    return Detector.from_pretrained(model)
+        quiet_libraries()
+        return Detector.from_pretrained(model, queries=self._queries.get(model))

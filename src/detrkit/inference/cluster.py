@@ -66,6 +66,7 @@ class _Settings:
     device: str | None
     dtype: str | None
     revision: str | None
+    queries: int | None
     limits: ImageLimits
     threads: int | None
 
@@ -111,6 +112,7 @@ class RayDetector:
         device: str | None = None,
         dtype: str | None = None,
         revision: str | None = None,
+        queries: int | None = None,
         limits: ImageLimits | None = None,
     ) -> None:
         """Connects to a cluster; the workers start with the first images.
@@ -127,6 +129,7 @@ class RayDetector:
             device: By default a graphics card for each worker where the cluster has some.
             dtype: "float32" (the default), "float16" or "bfloat16".
             revision: Branch, tag or commit on the Hub.
+            queries: As for ``Detector.from_pretrained``.
             limits: How large image files may be and which addresses are asked, where not as usual.
 
         Raises:
@@ -144,7 +147,7 @@ class RayDetector:
         name = resolve_model(os.fspath(model))
         if os.path.isdir(name):  # noqa: PTH112 - a Hub id is not a path
             name = os.path.abspath(name)  # noqa: PTH100 - workers have a working directory of their own
-        files = read_model_files(name, revision)
+        files = read_model_files(name, revision, queries)
         self.config = files.config
         self.names = {int(label): str(text) for label, text in self.config.id2label.items()}
         self.has_masks = files.has_masks
@@ -159,6 +162,7 @@ class RayDetector:
             device=device or ("cpu" if on_cpu else None),
             dtype=dtype,
             revision=revision,
+            queries=queries,
             limits=limits or ImageLimits(),
             threads=self.cpus if on_cpu else None,
         )
@@ -340,6 +344,7 @@ class _Worker:
                 device=settings.device,
                 dtype=settings.dtype,
                 revision=settings.revision,
+                queries=settings.queries,
                 limits=settings.limits,
             )
             self.detector: Detector = detector.with_config(work.config)

@@ -147,6 +147,7 @@ class Detector:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
+        queries: int | None = None,
         limits: ImageLimits | None = None,
     ) -> Detector:
         """Loads a model and its image processor.
@@ -159,11 +160,14 @@ class Detector:
             device: Such as "cpu" or "cuda:1"; by default a GPU if there is one and the engine runs there.
             dtype: "float32" (the default), "float16" or "bfloat16", or the torch dtype.
             revision: Branch, tag or commit on the Hub.
+            queries: Object queries of a two-stage Deformable DETR, which finds more in crowds with more of
+                them, without training; None for those that it was trained with.
             limits: How large image files may be and which addresses are asked; None for the defaults.
 
         Raises:
             CheckpointError: The model cannot be found, read or used.
-            SettingError: Engine, device or dtype do not exist or are not available here.
+            SettingError: Engine, device or dtype do not exist or are not available here, or the model cannot
+                have so many queries.
             MissingExtraError: The engine's packages are not installed.
         """
         from detrkit.checkpoints.loading import choose_engine, read_detection_config
@@ -175,7 +179,7 @@ class Detector:
         manifest, engine = choose_engine(name, engine)
         check_engine(engine)
         placement = place(engine, device, dtype)
-        loaded, processor = open_model(name, revision, engine, manifest)
+        loaded, processor = open_model(name, revision, engine, manifest, queries)
         settings = read_detection_config(name, revision)
         detector = cls.__new__(cls)
         detector._start(loaded, processor, engine, placement, limits, settings)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from detrkit.common.errors import CheckpointError
+from detrkit.common.errors import CheckpointError, SettingError
 from detrkit.common.screening import check_config
 from detrkit.models.ranges import check_ranges
 
@@ -203,6 +203,18 @@ class DetrFamilyConfig(PreTrainedConfig):
     def object_queries(self) -> int:
         """How many object queries the model has: each finds an object in an image, or none."""
         return self.num_queries
+
+    def set_object_queries(self, count: int) -> None:
+        """Changes the number of object queries of a trained model, which only a two-stage model can have.
+
+        Raises:
+            SettingError: The model learned each of its queries, or the number is out of range.
+        """
+        raise SettingError(
+            f"queries={count} cannot be set for this model: it learned each of its {self.object_queries} "
+            "queries, and only those of a two-stage Deformable DETR can be more or fewer; leave out queries, "
+            "or train a model with --queries"
+        )
 
     @property
     def default_out_indices(self) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ def load_detector(model: str, settings: ModelSettings) -> Detector:
         device=settings.device,
         dtype=settings.dtype,
         revision=settings.revision,
+        queries=settings.queries,
         limits=settings.limits,
     )
 

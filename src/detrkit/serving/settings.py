@@ -22,6 +22,7 @@ class ModelSettings:
         device: Where the engine runs.
         dtype: Type of the weights.
         revision: Branch, tag or commit on the Hub.
+        queries: Object queries of two-stage models, likewise.
         limits: How large images may be.
         exif_orientation: Turn each image as its EXIF entry says; results then refer to the turned image.
         batch_size: Maximum number of images that go through a model at once.
@@ -33,6 +34,7 @@ class ModelSettings:
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    queries: int | None = None
     limits: ImageLimits = field(default_factory=lambda: ImageLimits(max_bytes=DEFAULT_MAX_BYTES))
     exif_orientation: bool = False
     batch_size: int = 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from detrkit.common.errors import SettingError
 from detrkit.models.configuration import DetrFamilyConfig
+from detrkit.models.ranges import check_ranges
 
 
 class DeformableDetrConfig(DetrFamilyConfig):
@@ -54,6 +56,16 @@ class DeformableDetrConfig(DetrFamilyConfig):
     def object_queries(self) -> int:
         """How many object queries there are; those of a two-stage model are its proposals."""
         return self.two_stage_num_proposals if self.two_stage else self.num_queries
+
+    def set_object_queries(self, count: int) -> None:
+        """Changes the number of proposals of a two-stage model; see the shared configuration."""
+        if not self.two_stage:
+            super().set_object_queries(count)
+        try:
+            check_ranges({"num_queries": count})
+        except ValueError as error:
+            raise SettingError(str(error)) from error
+        self.num_queries = self.two_stage_num_proposals = count
 
     @property
     def default_out_indices(self) -> tuple[int, ...]:
