@@ -74,6 +74,8 @@ def test_the_numbers_are_printed_and_written(
     again = evaluate_results(annotations, out / "boxes_results.json")
     assert again.stats == pytest.approx(expected.stats, abs=1e-6)
     assert (out / "boxes_confusion_matrix.png").is_file()
+    with Image.open(out / "boxes_errors.png") as gallery:
+        assert gallery.format == "PNG"
 
     from_file = tmp_path / "from-file.json"
     results = out / "boxes_results.json"

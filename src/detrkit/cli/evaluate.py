@@ -39,7 +39,7 @@ SaveDir = Annotated[
     Path | None,
     typer.Option(
         help="Write the detections as COCO results here, and precision-recall curves and confusion matrices "
-        "as CSV and PNG files."
+        "as CSV and PNG files; with --errors the worst mistakes as an image."
     ),
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Also print the metrics of each category.")]

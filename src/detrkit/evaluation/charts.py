@@ -29,8 +29,8 @@ _CHART_FILES = (
     *("per_class.csv", "precision_recall.csv", "confusion_matrix.csv"),
     *("precision_recall.png", "confusion_matrix.png"),
 )
-LAYER_FILES = ("layers.csv", "layers.png")
-"""Of boxes only: the numbers of each decoder layer."""
+LAYER_FILES = ("boxes_layers.csv", "boxes_layers.png")
+ERROR_GALLERY = "boxes_errors.png"
 _MEAN_IOU = f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}"
 _CURVE_IOUS = (0.5, 0.75)
 _MOST_CURVES = 10
@@ -53,10 +53,14 @@ def evaluation_outputs(folder: Path, *, panoptic: bool) -> list[Output]:
     option = "--save-dir"
     if panoptic:
         return [Output(option, folder / PANOPTIC_TABLE, b"id,name,isthing,pq,sq,rq,")]
+    names = {
+        stem: [f"{stem}_{name}" for name in (*_CHART_FILES, "results.json")] for stem in IOU_TYPES.values()
+    }
+    names["boxes"] += [*LAYER_FILES, ERROR_GALLERY]
     return [
-        Output(option, folder / f"{stem}_{name}", b"id,category,objects,AP,", witness=f"{stem}_per_class.csv")
-        for stem in IOU_TYPES.values()
-        for name in (*_CHART_FILES, *(LAYER_FILES if stem == "boxes" else ()), "results.json")
+        Output(option, folder / name, b"id,category,objects,AP,", witness=f"{stem}_per_class.csv")
+        for stem, of_stem in names.items()
+        for name in of_stem
     ]
 
 

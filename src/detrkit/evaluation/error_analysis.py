@@ -36,6 +36,29 @@ KINDS = {
 }
 """The kinds of mistakes, and what they are."""
 
+_CORRECTABLE = ("localisation", "classification")
+WORST = 24
+"""How many false detections, and how many missed objects, are kept as examples."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A false detection, or a missed object.
+
+    Attributes:
+        kind: One of :data:`KINDS`.
+        image_id: The image.
+        found: The detection, as in a COCO results file; None for a missed object.
+        true: The object that was missed, or that the detection was judged by; None for "background".
+        iou: IoU of the two, 0 where there are not two.
+    """
+
+    kind: str
+    image_id: int
+    found: Annotation | None
+    true: Annotation | None
+    iou: float = 0.0
+
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
@@ -46,11 +69,15 @@ class ErrorAnalysis:
         costs: By kind (see :data:`KINDS`), how much higher ``ap50`` would be without these mistakes, in
             [0, 1]. The costs of several kinds do not add up.
         counts: By kind, the number of detections, or of missed objects.
+        false: The most confident false detections, up to :data:`WORST`, which cost the most.
+        missed: The largest missed objects, up to as many.
     """
 
     ap50: float
     costs: dict[str, float]
     counts: dict[str, int]
+    false: Sequence[Mistake] = ()
+    missed: Sequence[Mistake] = ()
 
     def to_dict(self) -> dict[str, object]:
         """All numbers, ready for JSON."""
@@ -68,22 +95,34 @@ class ErrorAnalysis:
 class _Object:
     """A true object."""
 
-    category: int
+    entry: Annotation
     found: bool = False
     near: bool = False  # a wrong detection could be corrected to find it
     best: _Detection | None = None  # the best of these
+
+    @property
+    def category(self) -> int:
+        return self.entry["category_id"]
 
 
 @dataclass(eq=False)
 class _Detection:
     """A detection and how it was judged."""
 
-    category: int
-    score: float
+    entry: Annotation
     correct: bool = False
     ignored: bool = False  # in a crowd
     mistake: str | None = None
+    near: tuple[_Object, float] | None = None  # what it was judged by, and the IoU
     meant: _Object | None = None  # what it would find if it were corrected
+
+    @property
+    def category(self) -> int:
+        return self.entry["category_id"]
+
+    @property
+    def score(self) -> float:
+        return self.entry["score"]
 
 
 @dataclass
@@ -120,7 +159,22 @@ def analyse_errors(
     costs = {kind: max(0.0, _mean_ap(judged, kind) - ap50) for kind in KINDS}
     counts = Counter(detection.mistake for detection in judged.detections)
     counts["missed"] = sum(map(_is_missed, judged.objects))
-    return ErrorAnalysis(ap50, costs, {kind: counts[kind] for kind in KINDS})
+    return ErrorAnalysis(ap50, costs, {kind: counts[kind] for kind in KINDS}, *_worst(judged))
+
+
+def _worst(judged: _Judged) -> tuple[list[Mistake], list[Mistake]]:
+    """The most confident false detections, and the largest missed objects."""
+    wrong = [d for d in judged.detections if d.mistake is not None and not d.ignored]
+    missed = [thing.entry for thing in judged.objects if _is_missed(thing)]
+    false = []
+    for detection in sorted(wrong, key=lambda detection: -detection.score)[:WORST]:
+        assert detection.mistake is not None
+        near, iou = detection.near or (None, 0.0)
+        true = None if near is None else near.entry
+        entry = detection.entry
+        false.append(Mistake(detection.mistake, entry["image_id"], entry, true, iou))
+    largest = sorted(missed, key=lambda entry: -entry["area"])[:WORST]
+    return false, [Mistake("missed", entry["image_id"], None, entry) for entry in largest]
 
 
 def _judge_image(
@@ -133,8 +187,8 @@ def _judge_image(
     """Matches the detections of an image with its objects, and says what is wrong with the others."""
     single = [entry for entry in truths if not entry["iscrowd"]]
     crowds = [entry for entry in truths if entry["iscrowd"]]
-    detections = [_Detection(entry["category_id"], entry["score"]) for entry in entries]
-    objects = [_Object(entry["category_id"]) for entry in single]
+    detections = list(map(_Detection, entries))
+    objects = list(map(_Object, single))
     judged.detections += detections
     judged.objects += objects
     if not detections:
@@ -172,18 +226,21 @@ def _judge_mistake(
         detection.mistake = "background"
         return
     of_class, of_others = ious * same, ious * ~same
-    found = np.array([thing.found for thing in objects])
-    nearest: int | None = None
+    of_found = of_class * np.array([thing.found for thing in objects])
     if BACKGROUND_IOU <= of_class.max() <= POSITIVE_IOU:
-        detection.mistake, nearest = "localisation", int(of_class.argmax())
+        detection.mistake, judged_by = "localisation", of_class
     elif of_others.max() >= POSITIVE_IOU:
-        detection.mistake, nearest = "classification", int(of_others.argmax())
-    elif (of_class * found).max() >= POSITIVE_IOU:
-        detection.mistake = "duplicate"
+        detection.mistake, judged_by = "classification", of_others
+    elif of_found.max() >= POSITIVE_IOU:
+        detection.mistake, judged_by = "duplicate", of_found
     else:
-        detection.mistake = "background" if ious.max() <= BACKGROUND_IOU else "both"
-    if nearest is not None and not objects[nearest].found:
-        meant = detection.meant = objects[nearest]
+        detection.mistake, judged_by = "background" if ious.max() <= BACKGROUND_IOU else "both", ious
+    nearest = int(judged_by.argmax())
+    thing = objects[nearest]
+    if detection.mistake != "background":
+        detection.near = thing, float(judged_by[nearest])
+    if detection.mistake in _CORRECTABLE and not thing.found:
+        meant = detection.meant = thing
         meant.near = True
         if meant.best is None or detection.score > meant.best.score:
             meant.best = detection

@@ -63,6 +63,7 @@ class Evaluation:
         results: The detections as COCO results, "bbox" and "segm".
         errors: The kinds of mistakes (of masks where there are no boxes), if they were asked for.
         layers: COCO's numbers for the boxes of each decoder layer, if they were asked for.
+        dataset: The images, from which the worst mistakes are drawn. None where no detector was run.
         detection_config: The settings that made the detections. A threshold has no part in it; the overlap
             filter and the most objects do. None where no detector was run for boxes.
     """
@@ -75,6 +76,7 @@ class Evaluation:
     results: Mapping[str, Sequence[Annotation]] = field(default_factory=dict)
     errors: ErrorAnalysis | None = None
     layers: LayerScores | None = None
+    dataset: DetectionDataset | None = None
     detection_config: DetectionConfig | None = None
 
     @property
@@ -124,7 +126,8 @@ class Evaluation:
             DetrkitError: A file cannot be written.
         """
         from detrkit.common.tables import write_csv
-        from detrkit.evaluation.charts import PANOPTIC_TABLE, save_coco_result
+        from detrkit.evaluation.charts import ERROR_GALLERY, PANOPTIC_TABLE, save_coco_result
+        from detrkit.evaluation.error_gallery import error_gallery
 
         folder = Path(folder)
         written = []
@@ -137,6 +140,11 @@ class Evaluation:
                 written.append(path)
         if self.layers is not None:
             written += self.layers.save(folder)
+        if self.errors is not None and self.dataset is not None:
+            path = folder / ERROR_GALLERY
+            with atomic_file(path) as temporary:
+                error_gallery(self.errors, self.dataset).save(temporary, format="PNG")
+            written.append(path)
         if self.panoptic is not None:
             rows = [{"id": c.id, **c.to_dict()} for c in self.panoptic.categories]
             path = folder / PANOPTIC_TABLE
@@ -367,6 +375,7 @@ def _evaluate_detections(
         results=evaluator.results,
         errors=evaluator.errors() if errors else None,
         layers=None if by_layer is None else by_layer.result(),
+        dataset=dataset,
         detection_config=detector.detection_config,
     )
 

@@ -69,7 +69,7 @@ class LayerScores:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        table, chart = (folder / f"boxes_{name}" for name in LAYER_FILES)
+        table, chart = (folder / name for name in LAYER_FILES)
         rows = (
             (place, overlap, *(number_or_blank(stats[name]) for name in STATISTICS))
             for overlap, scores in self._curves()
