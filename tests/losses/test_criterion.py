@@ -412,3 +412,25 @@ def test_a_wrong_number_of_labels_is_named():
     logits, boxes = random_predictions()
     with pytest.raises(ValueError, match="2 images but 1 labels"):
         loss_of(logits, boxes, targets_of(3), CONFIG)
+
+
+@pytest.mark.parametrize("config", [DetrConfig(), ConditionalDetrConfig()], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("label", [-1, 4, 9])
+def test_a_class_that_the_model_does_not_have_is_named(config, label):
+    logits, boxes = layered_predictions(2, classes=3 + isinstance(config, DetrConfig))
+    targets = targets_of(3, 2)
+    targets[1]["class_labels"][1] = label
+    message = f"image 1 of the batch has an object of class {label}, and the model has 4 classes, 0 to 3"
+    with pytest.raises(ValueError, match=message):
+        detection_loss(logits, boxes, targets, config)
+
+
+def test_boxes_in_pixels_are_refused():
+    logits, boxes = layered_predictions(1)
+    targets = targets_of(3, 2)
+    targets[1]["image_id"] = torch.tensor([42])
+    targets[1]["boxes"] *= 640
+    with pytest.raises(ValueError, match=r"image_id 42 has a box .* not in pixels"):
+        detection_loss(logits, boxes, targets, CONFIG)
+    targets[1]["boxes"] /= 160  # an object that is four times as large as the crop of its image
+    assert detection_loss(logits, boxes, targets, CONFIG)[0].isfinite()

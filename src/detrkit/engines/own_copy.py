@@ -20,7 +20,7 @@ def own_copy(model: Any) -> Any:
     Raises:
         SettingError: The model cannot be copied, or its adapter is none of layers.
     """
-    model = _without_wrappers(model)
+    model = without_wrappers(model)
     if not isinstance(model, nn.Module):
         return copy.deepcopy(model)
     memo: dict[int, Any] = {}
@@ -38,7 +38,7 @@ def own_copy(model: Any) -> Any:
         ) from error
 
 
-def _without_wrappers(model: Any) -> Any:
+def without_wrappers(model: Any) -> Any:
     """What torch.compile, DataParallel and PEFT put around a model is taken off."""
     while True:
         if hasattr(model, "_orig_mod"):  # of torch.compile

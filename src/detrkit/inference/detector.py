@@ -29,6 +29,7 @@ from detrkit.engines.interface import ModelConfig, RunnableModel, has_masks
 from detrkit.engines.names import EXPORTED_ENGINES
 from detrkit.engines.placement import place
 from detrkit.families import family_of
+from detrkit.inference.own_parts import own_model, own_processor
 from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import PreparedImage, check_numbers
 from detrkit.inference.running import Batch, ModelRunner, TorchRunner
@@ -94,7 +95,8 @@ class Detector:
         Args:
             model: A detection or segmentation model of detrkit. The detector prepares a copy: the model can
                 still be trained and saved, and later changes to it do not reach the detector.
-            processor: Its image processor.
+            processor: Its image processor; one of Transformers or of another family gives its options to one
+                that reads the model's outputs.
             engine: As for ``from_pretrained``, like the others. "onnx" and "openvino" first export the model,
                 which takes a while and is saved by loading a folder that ``detrkit export`` wrote.
             device: Where the engine runs.
@@ -102,14 +104,15 @@ class Detector:
             limits: Of image files and addresses.
 
         Raises:
-            SettingError: Engine, device or dtype do not exist or are not available here.
+            SettingError: Engine, device or dtype do not exist or are not available here, or the model or
+                processor is of another kind.
             MissingExtraError: The engine's packages are not installed.
         """
-        from detrkit.engines.own_copy import own_copy
-
         check_engine(engine)
         placement = place(engine, device, dtype)
-        self._start(own_copy(model), processor, engine, placement, limits, DetectionConfig())
+        model = own_model(model)
+        processor = own_processor(processor, model.config.model_type)
+        self._start(model, processor, engine, placement, limits, DetectionConfig())
 
     def _start(
         self,
@@ -128,8 +131,7 @@ class Detector:
         if engine in EXPORTED_ENGINES:
             family = family_of(model.config.model_type, "the model")
             processor = ArrayImageProcessor.of(processor, family.class_scores)
-        fit = getattr(processor, "fitted_to", lambda channels: processor)  # Transformers' own do not have it
-        self.processor = fit(getattr(model.config, "num_channels", 3))
+        self.processor = processor.fitted_to(getattr(model.config, "num_channels", 3))
         self.limits = limits or ImageLimits()
         self._object_limit = processor.object_limit(model.config.object_queries)
         self._is_thing_map = getattr(model.config, "is_thing_map", None)

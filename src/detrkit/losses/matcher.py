@@ -24,6 +24,9 @@ FOCAL_COST_GAMMA = 2
 # thousands of queries.
 _PAIRS_AT_ONCE = 2**18
 
+# Fractions of an image: of an object that was cropped and not clipped they can exceed 1, but not by so much.
+_LARGEST_COORDINATE = 10
+
 _NAMED_FAULTS = 5  # that an error lists; when a run diverges, every image has some
 
 
@@ -51,6 +54,34 @@ class PackedTargets:
         self.boxes = torch.cat([send(target["boxes"], device) for target in targets]).float()
         images = [image for image, size in enumerate(self.sizes) for _ in range(size)]
         self.image = send(torch.tensor(images, dtype=torch.int64), device)
+
+    @property
+    def extremes(self) -> Tensor:
+        """(3,) float32: the least and the greatest class, and the greatest coordinate."""
+        if not len(self.labels):
+            return self.boxes.new_zeros(3)
+        labels = self.labels.float()
+        return torch.stack([labels.min(), labels.max(), self.boxes.max()])
+
+    def check(self, extremes: np.ndarray, classes: int) -> None:
+        """Raises a ValueError where the extremes are none of targets for so many classes."""
+        least, greatest, coordinate = extremes.tolist()
+        if least < 0 or greatest >= classes:
+            wrong = int(least if least < 0 else greatest)
+            raise ValueError(
+                f"{self._image_with(self.labels == wrong)} has an object of class {wrong}, and the model has "
+                f"{classes} classes, 0 to {classes - 1}; class_labels count from 0"
+            )
+        if coordinate > _LARGEST_COORDINATE:
+            raise ValueError(
+                f"{self._image_with((self.boxes == coordinate).any(1))} has a box with the coordinate "
+                f"{coordinate:g}: boxes are (centre x, centre y, width, height) in fractions of the image, "
+                "not in pixels"
+            )
+
+    def _image_with(self, is_meant: Tensor) -> str:
+        """The name of the image of the first target that is meant."""
+        return self.names[int(self.image[is_meant][0])]
 
     @property
     def names(self) -> list[str]:
@@ -117,12 +148,16 @@ def match(
 
     Raises:
         FloatingPointError: A logit, or the cost of a match, is not finite.
+        ValueError: A target has a class that the model does not have, or its boxes are in pixels.
     """
     logits, boxes = logits.float(), boxes.float()
+    classes = logits.shape[-1] - (not focal)
+    # A class that the model does not have is looked up as another one, until the transfer shows it.
+    known = targets.labels.clamp(0, classes - 1)
     scores = logits if focal else logits.softmax(-1)
     corners = cxcywh_to_xyxy(boxes)
     some = max(1, _PAIRS_AT_ONCE // (logits.shape[0] * logits.shape[2]))
-    row = zip(*(part.split(some) for part in (targets.image, targets.labels, targets.boxes)))
+    row = zip(*(part.split(some) for part in (targets.image, known, targets.boxes)))
     # (layers, targets, queries): in this order the solver needs no copy.
     costs = torch.cat(
         [
@@ -134,8 +169,8 @@ def match(
         dim=1,
     )
     # Not all logits have a part in the costs, so a sum of each image's goes with them.
-    transferred = torch.cat([costs.flatten(), logits.sum((0, 2, 3))]).cpu()
-    query, target = send(_assign(transferred, logits, boxes, targets), boxes.device)
+    transferred = torch.cat([costs.flatten(), logits.sum((0, 2, 3)), targets.extremes]).cpu()
+    query, target = send(_assign(transferred, logits, boxes, targets, classes), boxes.device)
     return Matches(targets.image[target[0]], query, target)
 
 
@@ -176,9 +211,12 @@ def _planes(boxes: Tensor, image: Tensor) -> Tensor:
 
 
 @torch.compiler.disable
-def _assign(transferred: Tensor, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
+def _assign(
+    transferred: Tensor, logits: Tensor, boxes: Tensor, targets: PackedTargets, classes: int
+) -> Tensor:
     """Solves what was transferred: (2, layers, matches) indices of queries and targets."""
-    table = transferred.numpy()
+    table, extremes = np.split(transferred.numpy(), [-3])
+    targets.check(extremes, classes)
     layers, batch, queries = logits.shape[:3]
     if not np.isfinite(table).all():
         raise FloatingPointError(_name_faults(logits, boxes, targets))
