@@ -95,6 +95,7 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
     import transformers
 
     from detrkit.checkpoints.registry import resolve_model
+    from detrkit.inference.own_parts import own_processor
     from detrkit.models.base import DetrFamilyPreTrainedModel
 
     if isinstance(model, (str, os.PathLike)):
@@ -106,6 +107,8 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
         spread = any(hasattr(module, "_hf_hook") for module in pipe.model.modules())
         if not (spread or pipe.model.is_prepared):
             pipe.model = prepare(pipe.model)
+        if pipe.image_processor is not None:
+            pipe.image_processor = own_processor(pipe.image_processor, pipe.model.config.model_type)
         pipe.get_iterator = partial(_batches_of_one_size, pipe, pipe.get_iterator)
         pipe.preprocess = partial(_preprocess, pipe.preprocess)
         if pipe.task == "object-detection" and (reader := _reader_of(pipe, model, kwargs.get("revision"))):

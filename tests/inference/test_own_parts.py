@@ -9,6 +9,7 @@ from detrkit import (
     DeformableDetrImageProcessor,
     Detector,
     DetrImageProcessor,
+    pipeline,
 )
 from detrkit.errors import SettingError
 from tests.conftest import make_picture
@@ -69,3 +70,11 @@ def test_what_is_no_detection_model_is_named():
     )
     with pytest.raises(SettingError, match=r"not DetrForObjectDetection: load it with detrkit"):
         Detector(transformers.DetrForObjectDetection(config), processor)
+
+
+def test_a_pipeline_reads_scores_by_the_models_family_too():
+    model, image = FAMILIES["conditional_detr"].detector(), make_picture(120, 80)
+    expected = Detector(model, ConditionalDetrImageProcessor(size=SIZE), device="cpu")(image, threshold=0)
+    pipe = pipeline("object-detection", model=model, image_processor=DetrImageProcessor(size=SIZE))
+    found = sorted((round(entry["score"], 5) for entry in pipe(image, threshold=0)), reverse=True)
+    assert found == pytest.approx(sorted(expected.scores.tolist(), reverse=True), abs=1e-4)
