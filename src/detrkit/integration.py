@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from detrkit.inference.predictions import OutputReader
+    from detrkit.results.detection_config import DetectionConfig
 
 # What a pipeline's post-processing reads of the outputs.
 _PIPELINE_FIELDS = ("logits", "pred_boxes", "pred_masks", "target_size")
@@ -111,8 +112,11 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
             pipe.image_processor = own_processor(pipe.image_processor, pipe.model.config.model_type)
         pipe.get_iterator = partial(_batches_of_one_size, pipe, pipe.get_iterator)
         pipe.preprocess = partial(_preprocess, pipe.preprocess)
-        if pipe.task == "object-detection" and (reader := _reader_of(pipe, model, kwargs.get("revision"))):
-            pipe.postprocess = partial(_postprocess, reader)
+        if reader := _reader_of(pipe, model, kwargs.get("revision")):
+            as_given = pipe.postprocess
+            if pipe.task == "object-detection":
+                as_given = partial(_postprocess, reader)
+            pipe.postprocess = partial(_postprocess_whole, reader.config, as_given)
     return pipe
 
 
@@ -231,6 +235,15 @@ def _batches_of_one_size(
     given = map(inputs.__getitem__, range(len(inputs))) if hasattr(inputs, "__getitem__") else inputs
     prepared = (pipe.preprocess(item, **preprocess_params) for item in given)
     return run_in_groups(prepared, run, lambda item: tuple(item["pixel_values"].shape), batch_size)
+
+
+def _postprocess_whole(
+    config: DetectionConfig, postprocess: Callable[..., Any], outputs: Any, **options: Any
+) -> Any:
+    """A pipeline's ``postprocess``; refuses an image that the model's settings have cut into tiles."""
+    height, width = (int(side) for side in outputs["target_size"][0])
+    config.check_whole((height, width), None)
+    return postprocess(outputs, **options)
 
 
 def _postprocess(reader: OutputReader, outputs: Any, threshold: float | None = None) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ NOT_RUN = {
     "docs/demo.md": 3,
     "docs/export.md": 2,
     "docs/hub.md": 3,
-    "docs/large-images.md": 1,
+    "docs/large-images.md": 2,
     "docs/large-jobs.md": 3,
     "docs/performance.md": 7,
     "docs/reproduce.md": 3,

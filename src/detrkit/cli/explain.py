@@ -53,6 +53,7 @@ def explain(
     point: Points = None,
     layer: Layer = -1,
     queries: Queries = None,
+    tiles: options.NoTiles = None,
     device: options.Device = None,
     batch_size: options.BatchSize = 1,
     revision: options.Revision = None,
@@ -90,6 +91,7 @@ def explain(
     points = check_points([_parse_point(text) for text in point or ()], (loaded.height, loaded.width))
 
     detector = options.load_detector(model, debug=debug, engine="torch", device=device, revision=revision)
+    detector = options.without_tiles(detector, tiles)
     drawings = _draw_attention(detector, loaded, threshold, layer, detections, points, required=not inputs)
     written = []
     for name, drawing in drawings:

@@ -13,6 +13,7 @@ from detrkit.common.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from detrkit.data.coco import DetectionDataset
+    from detrkit.inference.detector import Detector
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]
 Images = Annotated[
@@ -90,6 +91,10 @@ Tiles = Annotated[
         "480x640; auto for tiles like the images that the model was trained on, 0 for none.  [default: as "
         "chosen for the model, or none]",
     ),
+]
+NoTiles = Annotated[
+    Literal["0"] | None,
+    typer.Option("--tiles", help="0: look at whole images, although the model's settings ask for tiles."),
 ]
 Queries = Annotated[
     int | None,
@@ -225,6 +230,11 @@ def name_ray_address(arguments: list[str]) -> list[str]:
         if argument == "--ray" and not is_ray_address(arguments[i + 1] if i + 1 < len(arguments) else ""):
             named.append(AUTO)
     return named
+
+
+def without_tiles(detector: Detector, tiles: str | None) -> Detector:
+    """A detector for a command that looks at whole images, with the value of its ``--tiles``."""
+    return detector if tiles is None else detector.with_config(detector.detection_config, tiles=0)
 
 
 def load_detector(

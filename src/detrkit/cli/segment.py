@@ -35,6 +35,7 @@ def segment(
     recursive: options.Recursive = False,
     model: options.Model = "detr-resnet-50-panoptic",
     threshold: options.Threshold = 0.85,
+    tiles: options.NoTiles = None,
     engine: options.Engine = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -91,6 +92,7 @@ def segment(
         detector = options.load_detector(
             model, debug=debug, engine=engine, device=device, dtype=dtype, revision=revision
         )
+        detector = options.without_tiles(detector, tiles)
         stream = partial(detector.stream_segments, threshold=threshold, batch_size=batch_size)
         return detector, reader.results(stream, "Segmenting")
 

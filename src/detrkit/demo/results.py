@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from detrkit.attention.maps import Attention
     from detrkit.inference.detector import Detector
     from detrkit.inference.predictions import Prediction
+    from detrkit.inference.tiles import TiledPrediction
 
 MIN_THRESHOLD = 0.1
 """What the sliders begin with; a model is run for all thresholds from here on."""
@@ -85,7 +86,7 @@ class Result:
     path: str
     name: str
     detector: Detector
-    prediction: Prediction
+    prediction: Prediction | TiledPrediction
     model: str
     attention: Attention | None = None
 
@@ -93,7 +94,9 @@ class Result:
     def of(cls, path: str, name: str, detector: Detector, model: str) -> Result:
         """Runs a model on an image; an ImageError if it cannot be read or is too large."""
         least = min(MIN_THRESHOLD, detector.detection_config.least_threshold)
-        prediction = detector.predict(read_upload(path, name), least)
+        image = read_upload(path, name)
+        in_tiles = detector.detection_config.cuts((image.height, image.width))
+        prediction = (detector.predict_in_tiles if in_tiles else detector.predict)(image, least)
         return cls(path, name, detector, prediction, model)
 
     def boxes(self, threshold: float | None) -> View:

@@ -7,9 +7,6 @@ Example:
     detector = Detector.from_pretrained("facebook/detr-resnet-50")
     detections = detector("photo.jpg")
     detections.draw("photo.jpg").save("photo_boxes.jpg")
-
-    segmenter = Detector.from_pretrained("facebook/detr-resnet-50-panoptic")
-    segmenter.segment("photo.jpg").draw().save("photo_segments.jpg")
     ```
 """
 
@@ -18,8 +15,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar, overload
 
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
@@ -33,8 +31,8 @@ from detrkit.inference.own_parts import own_model, own_processor
 from detrkit.inference.predictions import OutputReader, Prediction
 from detrkit.inference.prepared import PreparedImage, check_numbers
 from detrkit.inference.running import Batch, ModelRunner, TorchRunner
-from detrkit.inference.streams import BatchRun, ImageStreams, detecting, detecting_by_layer
-from detrkit.inference.tiles import Tiles, with_tiles
+from detrkit.inference.streams import BatchRun, CallOptions, ImageStreams, detecting, detecting_by_layer
+from detrkit.inference.tiles import TiledPrediction, TiledRun, Tiles, with_tiles
 from detrkit.processing.array_processor import ArrayImageProcessor
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
@@ -56,15 +54,6 @@ _Result = TypeVar("_Result")
 _File: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image"
 _Array: TypeAlias = "np.ndarray | torch.Tensor"
 _Many: TypeAlias = "Iterable[ImageSource]"
-
-
-class _Options(TypedDict, total=False):
-    masks: bool | None
-    max_objects: int | None
-    overlap: float | None
-    class_agnostic: bool | None
-    tiles: Tiles
-    exif_orientation: bool
 
 
 class Detector:
@@ -244,7 +233,7 @@ class Detector:
         images: _File,
         threshold: Threshold | None = ...,
         batch_size: int = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[CallOptions],
     ) -> Detections: ...
 
     @overload
@@ -253,7 +242,7 @@ class Detector:
         images: _Array,
         threshold: Threshold | None = ...,
         batch_size: int = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[CallOptions],
     ) -> Any: ...
 
     @overload
@@ -262,7 +251,7 @@ class Detector:
         images: _Many,
         threshold: Threshold | None = ...,
         batch_size: int = ...,
-        **options: Unpack[_Options],
+        **options: Unpack[CallOptions],
     ) -> list[Detections]: ...
 
     def __call__(
@@ -435,12 +424,21 @@ class Detector:
 
         Raises:
             ImageError: The image cannot be found or read.
-            SettingError: ``min_threshold`` is out of range.
+            SettingError: ``min_threshold`` is out of range, or the image is to be cut into tiles.
         """
         check_numbers(min_threshold, 1)
         batch, with_masks = [self.prepare(image, exif_orientation)], self.has_masks
         run = self._runner.predictions
         return next(run(batch, self._reader, min_threshold, masks=with_masks, attentions=attentions))
+
+    def predict_in_tiles(
+        self, image: ImageSource, min_threshold: float = 0.1, *, exif_orientation: bool = False
+    ) -> TiledPrediction:
+        """Like ``predict`` for an image that ``detection_config`` has cut into tiles, without masks."""
+        run = self._detecting(min_threshold, False, None)
+        assert isinstance(run, TiledRun)
+        found = next(self._images(1, exif_orientation).in_tiles([image], run))
+        return replace(found, config=self.detection_config)
 
     def stream_predictions(
         self, images: _Many, batch_size: int = 1, *, exif_orientation: bool = False

@@ -91,7 +91,9 @@ class OutputReader:
     def segments(
         self, outputs: Outputs, frames: Sequence[ImageFrame], threshold: float
     ) -> Iterator[PanopticSegmentation]:
-        """The panoptic segmentation of each image of a batch."""
+        """The panoptic segmentation of each image of a batch; a SettingError for one to be cut into tiles."""
+        for frame in frames:
+            self.config.check_whole(frame.image_size, frame.source)
         maps = self.processor.panoptic_maps(
             outputs,
             processed_sizes=[frame.processed_size for frame in frames],

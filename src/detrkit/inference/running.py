@@ -69,6 +69,8 @@ class ModelRunner:
         self, batch: Batch, reader: OutputReader, min_threshold: float, *, masks: bool, attentions: bool
     ) -> Iterator[Prediction]:
         """The predictions of images of one processed size; see :meth:`detrkit.Detector.predict`."""
+        for item in batch:
+            reader.config.check_whole(item.frame.image_size, item.frame.source)
         callee = self.without_masks
         if attentions:
             callee = partial(callee, output_attentions=True, return_dict=True)

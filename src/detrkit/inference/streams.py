@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, cast
 
 from detrkit.common.errors import SettingError
 from detrkit.common.limits import ImageLimits
@@ -21,7 +21,7 @@ from detrkit.inference.prepared import (
     reading_threads,
 )
 from detrkit.inference.running import Batch, ModelRunner
-from detrkit.inference.tiles import TiledRun
+from detrkit.inference.tiles import TiledPrediction, TiledRun, Tiles
 from detrkit.processing.array_processor import ArrayImageProcessor
 from detrkit.results.detection_config import DetectionConfig, TileRule
 
@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from detrkit.results.detections import Detections
 
 _Result = TypeVar("_Result")
+
+
+class CallOptions(TypedDict, total=False):
+    """What a call of a detector takes beside images, threshold and batch size."""
+
+    masks: bool | None
+    max_objects: int | None
+    overlap: float | None
+    class_agnostic: bool | None
+    tiles: Tiles
+    exif_orientation: bool
+
 
 BatchRun: TypeAlias = "Callable[[Batch], Iterable[_Result]] | TiledRun"
 """Gives the results of a batch of images, or finds the objects of images in tiles."""
@@ -62,7 +74,7 @@ def detecting(
 
     if shape is None:
         return run
-    return TiledRun(run=run, rule=rule, shape=shape, overlap=config.tile_overlap)
+    return TiledRun(run=run, config=config, names=reader.names)
 
 
 def detecting_by_layer(
@@ -119,11 +131,16 @@ class ImageStreams:
         """The result of each image, in order."""
         threads, size = reading_threads(self.device), self.batch_size
         if isinstance(run, TiledRun):
-            read = partial(read_pixels, processor=self.processor, **self._reading)
-            found = run.stream(images, read, self.prepare, self.exif_orientation, size, threads)
+            found = (prediction.detections() for prediction in self.in_tiles(images, run))
             return cast("Iterator[_Result]", found)  # Detections, as the caller has it from detecting()
         ready = read_ahead(map_in_threads(self.prepare, images, threads), depth=size + 1)
         return run_in_groups(ready, run, kind=lambda item: item.frame.padded_size, size=size)
+
+    def in_tiles(self, images: Iterable[ImageSource], run: TiledRun) -> Iterator[TiledPrediction]:
+        """What is in the tiles of each image, in order."""
+        read = partial(read_pixels, processor=self.processor, **self._reading)
+        threads = reading_threads(self.device)
+        return run.stream(images, read, self.prepare, self.exif_orientation, self.batch_size, threads)
 
     def one_or_many(self, images: Any, run: BatchRun[_Result], description: str) -> _Result | list[_Result]:
         """The result for one image, or the list of those for many, with a progress bar."""

@@ -17,6 +17,7 @@ import numpy as np
 from detrkit.common.errors import SettingError
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.prepared import Origin, PreparedImage, origin_of
+from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
 from detrkit.results.detections import Detections
 from detrkit.results.overlap import Views
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from detrkit.processing.images import ImageSource
-    from detrkit.results.detection_config import DetectionConfig, DetectionRule
+    from detrkit.results.panoptic import PanopticSegmentation
 
     Pixels: TypeAlias = Image | np.ndarray | PreparedImage
 
@@ -159,15 +160,13 @@ class TiledRun:
 
     Attributes:
         run: Finds what may become objects in a batch of tiles: the candidates that ``TileRule`` selects.
-        rule: Chooses the objects of an image.
-        shape: Height and width of a tile in pixels.
-        overlap: Least part of a tile's sides that two neighbours share.
+        config: The detection settings, which say how images are cut.
+        names: The model's labels and their class names.
     """
 
     run: Callable[[Sequence[PreparedImage]], Iterable[Detections]]
-    rule: DetectionRule
-    shape: tuple[int, int]
-    overlap: float
+    config: DetectionConfig
+    names: Mapping[int, str]
 
     def stream(
         self,
@@ -177,8 +176,8 @@ class TiledRun:
         exif_orientation: bool,
         batch_size: int,
         threads: int,
-    ) -> Iterator[Detections]:
-        """The objects of each image, in order; tiles share batches, also those of two images.
+    ) -> Iterator[TiledPrediction]:
+        """What is in the tiles of each image, in order; tiles share batches, also those of two images.
 
         Args:
             images: The images; one at a time is read, in the background.
@@ -197,7 +196,9 @@ class TiledRun:
         for piece in found:
             waiting.append(piece)
             if len(waiting) == piece[0].tiles:
-                yield self._joined(waiting, exif_orientation)
+                yield TiledPrediction(
+                    self.config, self.names, self.config.least_threshold, waiting, exif_orientation
+                )
                 waiting = []
 
     def _pieces(
@@ -205,15 +206,17 @@ class TiledRun:
     ) -> Iterator[tuple[_Place, Pixels]]:
         for source in images:
             # Not bound here: while the next image is read this one can go.
-            yield from self._cut(read(source), source)
+            yield from self._cut(source if isinstance(source, PreparedImage) else read(source), source)
 
     def _cut(self, pixels: Pixels, source: ImageSource) -> Iterator[tuple[_Place, Pixels]]:
         origin = origin_of(source)
         size = _size_of(pixels)
         if isinstance(pixels, PreparedImage):  # resized already
+            self.config.check_whole(size, pixels.frame.source)
             yield _Place(box=(0, 0, size[1], size[0]), image_size=size, tiles=1, origin=origin), pixels
             return
-        boxes = tile_boxes(*size, self.shape, self.overlap)
+        assert self.config.tile_shape is not None
+        boxes = tile_boxes(*size, self.config.tile_shape, self.config.tile_overlap)
         for box in boxes:
             part = pixels if len(boxes) == 1 else _crop(pixels, box)
             yield _Place(box=box, image_size=size, tiles=len(boxes), origin=origin), part
@@ -225,8 +228,41 @@ class TiledRun:
                 found = replace(found, masks=np.packbits(found.masks, axis=-1))
             yield place, found
 
-    def _joined(self, pieces: Sequence[tuple[_Place, Detections]], exif_orientation: bool) -> Detections:
-        """The objects of an image, of the candidates of all its tiles."""
+
+@dataclass(frozen=True, eq=False)
+class TiledPrediction:
+    """What may be objects in the tiles of one image; thresholds can be applied to it later.
+
+    Attributes:
+        config: The detection settings where a call does not say otherwise.
+        names: The model's labels and their class names.
+        min_threshold: The lowest threshold that can be asked for.
+    """
+
+    config: DetectionConfig
+    names: Mapping[int, str]
+    min_threshold: float
+    _pieces: Sequence[tuple[_Place, Detections]]
+    _exif_orientation: bool
+
+    def segments(self, threshold: float) -> PanopticSegmentation:
+        """Raises a SettingError: segmentation looks at whole images."""
+        self.config.check_whole(self._pieces[0][0].image_size, None)
+        raise AssertionError("only images that are cut have a prediction of this kind")
+
+    def detections(self, threshold: Threshold | None = None) -> Detections:
+        """The objects of the image.
+
+        Raises:
+            SettingError: ``threshold`` is lower than what the model was run for.
+        """
+        config = self.config.with_options(threshold=threshold)
+        if config.least_threshold < self.min_threshold:
+            raise SettingError(
+                f"threshold must be at least {self.min_threshold}, which the model was run for, not "
+                f"{threshold}"
+            )
+        pieces = self._pieces
         first = pieces[0][0]
         counts = [len(found) for _, found in pieces]
         boxes = [found.boxes for _, found in pieces]
@@ -238,7 +274,7 @@ class TiledRun:
         scores = np.concatenate([found.scores for _, found in pieces])
         labels = np.concatenate([found.labels for _, found in pieces])
         all_boxes = np.concatenate(boxes)
-        places, final = self.rule.select(scores, labels, all_boxes, views)
+        places, final = DetectionRule(config, self.names).select(scores, labels, all_boxes, views)
         names = [name for _, found in pieces for name in found.names]
         return Detections(
             boxes=all_boxes[places],
@@ -250,7 +286,7 @@ class TiledRun:
             source=first.origin.source,
             frame_index=first.origin.index,
             timestamp=first.origin.timestamp,
-            exif_orientation=exif_orientation,
+            exif_orientation=self._exif_orientation,
         )
 
 

@@ -111,6 +111,22 @@ class DetectionConfig:
             return self.tile_size[0], self.tile_size[1]
         return self.tile_size, self.tile_size
 
+    def cuts(self, image_size: tuple[int, int]) -> bool:
+        """Whether an image of this height and width in pixels is cut into tiles."""
+        shape = self.tile_shape
+        return shape is not None and (image_size[0] > shape[0] or image_size[1] > shape[1])
+
+    def check_whole(self, image_size: tuple[int, int], source: str | None) -> None:
+        """Raises a SettingError for an image that is to be cut, where only whole images are looked at."""
+        if self.cuts(image_size):
+            assert self.tile_shape is not None
+            (height, width), (tall, wide) = image_size, self.tile_shape
+            raise SettingError(
+                f"{source or 'an image'} has {width}x{height} pixels, which the model's settings cut into "
+                f"tiles of {wide}x{tall}; segmentation, attention, pipelines and images that were prepared "
+                "ahead are not cut: shrink the image, or turn tiles off with --tiles 0 or tile_size None"
+            )
+
     @classmethod
     def from_dict(cls, values: JsonObject) -> DetectionConfig:
         """The settings in the content of a ``detection_config.json``.

@@ -127,6 +127,8 @@ class LocalBackend:
         else:
             image = detector.prepare(content, exif_orientation=turn)
             size = image.frame.padded_size
+            # Here, as it would refuse the whole batch: only segmentation looks at whole images.
+            detector.detection_config.check_whole(image.frame.image_size, None)
         return _BatchKind(task.kind, task.model, task.options, size), image
 
     def _load_all(self) -> dict[str, Detector]:
