@@ -50,6 +50,15 @@ def test_a_data_set_is_split_and_converted(detrkit_here: Run, data: Path, tmp_pa
     assert done.stdout.count("format YOLO") == 2
 
 
+def test_images_of_two_splits_are_compared(detrkit_here: Run, tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        write_dataset(tmp_path / "set" / split)
+    done = detrkit_here("data", "check", tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: 3 of the 3 val images are also train images" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

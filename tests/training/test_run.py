@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -469,6 +470,24 @@ def test_a_run_is_resumed_with_the_same_data_wherever_it_is(recipe, annotations,
 def test_validation_images_that_are_training_images_are_warned_of(recipe):
     with pytest.warns(UserWarning, match=r"6 of the 6 validation images are also training images"):
         read_datasets(recipe(), None, None)
+
+
+def test_photos_that_a_split_at_random_puts_into_both_parts_are_warned_of(recipe, tmp_path):
+    document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    noise = np.random.default_rng(0)
+    for number in range(1, 13):  # every photo once as PNG and once as JPEG
+        if number % 2:
+            pixels = noise.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        name = f"{number}.{'png' if number % 2 else 'jpg'}"
+        Image.fromarray(pixels).resize((128, 96)).save(tmp_path / name)
+        document["images"].append({"id": number, "file_name": name})
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 40, 40]}
+        document["annotations"].append(box)
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    options = {"train_images": tmp_path, "train_annotations": tmp_path / "all.json"}
+    whole = recipe(**options, val_images=None, val_annotations=None, val_fraction=0.4)
+    with pytest.warns(UserWarning, match="validation images look like training images"):
+        read_datasets(whole, None, None)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,11 @@ def check(
         Path | None, typer.Option(help="Write a contact sheet of annotated images here, a JPEG file.")
     ] = None,
     check_images: Annotated[
-        bool, typer.Option("--check-images", help="Decode every image, to find damaged ones.")
+        bool,
+        typer.Option(
+            "--check-images",
+            help="Decode every image, to find damaged ones, and those of one split in another.",
+        ),
     ] = False,
     strict: Strict = False,
     overwrite: options.Overwrite = False,
@@ -73,6 +77,7 @@ def check(
     }
     for split, report in reports.items():
         _print_report(split, report)
+    _warn_of_shared_images({split: report.dataset for split, report in reports.items()}, check_images)
     if sheet is not None:
         from detrkit.common.files import atomic_file
         from detrkit.data.contact_sheet import contact_sheet
@@ -146,6 +151,18 @@ def _splits(data: str, images: Path | None) -> dict[str, DetectionDataset]:
     found = {split: open_split(data, split) for split in (*SPLITS, WHOLE)}
     there = {split: dataset for split, dataset in found.items() if dataset is not None}
     return there or {WHOLE: open_any(data, *SPLITS, WHOLE)}  # the error says what is expected
+
+
+def _warn_of_shared_images(splits: dict[str, DetectionDataset], decode: bool) -> None:
+    """Says which images two splits share."""
+    from itertools import combinations
+
+    from detrkit.data.shared_images import describe_shared_images
+
+    for names in combinations(splits, 2):
+        first, second = (splits[name] for name in names)
+        for line in describe_shared_images(first, second, names=names, decode=decode):
+            say(line, title="Warning")
 
 
 def _keep_masks(dataset: DetectionDataset) -> DetectionDataset:

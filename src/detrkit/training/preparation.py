@@ -26,6 +26,7 @@ from detrkit.common.text import did_you_mean, first_line, match_names
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import UNUSED_LABEL, DetectionDataset
 from detrkit.data.layouts import WHOLE, open_any, open_split
+from detrkit.data.shared_images import describe_shared_images
 from detrkit.data.splitting import split_dataset
 from detrkit.evaluation.categories import classes_by_name, listed_categories
 from detrkit.families import FAMILIES, Family
@@ -68,14 +69,16 @@ def read_datasets(
             raise SettingError(
                 f"{train.source} has no validation images; add --val-fraction 0.2, or pass them separately"
             )
-        return split_dataset(train, recipe.val_fraction, seed=recipe.seed)
+        train, val = split_dataset(train, recipe.val_fraction, seed=recipe.seed)
+        _warn_of_shared_images(train, val, recipe)
+        return train, val
     if recipe.val_fraction is not None:
         raise SettingError(f"{val.source} has validation images; leave out --val-fraction")
     if val.return_masks and val.panoptic_dir is None and not val.has_segmentations:
         logger.warning("%s has annotations without a segmentation; only boxes are evaluated", val.source)
         val = replace(val, return_masks=False)
     val = check(val).dataset
-    _warn_of_shared_images(train, val)
+    _warn_of_shared_images(train, val, recipe)
     return train, val
 
 
@@ -95,22 +98,11 @@ def _read_split(recipe: TrainingRecipe, split: str) -> DetectionDataset | None:
     )
 
 
-def _warn_of_shared_images(train: DetectionDataset, val: DetectionDataset) -> None:
+def _warn_of_shared_images(train: DetectionDataset, val: DetectionDataset, recipe: TrainingRecipe) -> None:
     """Warns if validation images are training images, whatever their names: the metrics would mislead."""
-    sizes: dict[int, list[Path]] = {}
-    for path in map(train.path, range(len(train))):
-        sizes.setdefault(path.stat().st_size, []).append(path)
-    shared = []
-    for path in map(val.path, range(len(val))):
-        same_size = sizes.get(path.stat().st_size, [])
-        if any(path.samefile(other) or path.read_bytes() == other.read_bytes() for other in same_size):
-            shared.append(path)
-    if shared:
-        warnings.warn(
-            f"{len(shared)} of the {len(val)} validation images are also training images, such as "
-            f"{shared[0]}; the metrics will be too high. Validate on other images",
-            stacklevel=2,
-        )
+    names = ("training", "validation")
+    for line in describe_shared_images(train, val, names=names, decode=recipe.check_images):
+        warnings.warn(line, stacklevel=2)
 
 
 def check_classes(model: ModelWithHeads, val: DetectionDataset) -> None:

@@ -94,7 +94,8 @@ class TrainingRecipe:
     )
     strict: bool = _data("Stop if the data set has problems, instead of leaving out entries.", default=False)
     check_images: bool = _data(
-        "Decode every image before the first step, to find damaged ones.",
+        "Decode every image before the first step, to find damaged ones, and validation images that look "
+        "like training images.  [default: only the latter, for up to 2000 images]",
         default=False,
         changes_result=False,
     )
