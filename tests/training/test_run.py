@@ -126,6 +126,27 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path, monke
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_images_of_rare_classes_are_repeated_also_by_a_resumed_run(recipe, tmp_path, monkeypatch, capsys):
+    options = {"epochs": 2, "repeat_rare": 1.0, "mosaic": 0.5}
+    train(recipe(output=tmp_path / "whole", **options))
+    found = re.search(
+        r"an epoch shows (\d+) images, (\d+) of them again", " ".join(capsys.readouterr().err.split())
+    )
+    shown, again = map(int, found.groups())
+    assert (shown - again, again > 0) == (6, True)
+    steps = shown // 2
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, steps + 2)
+        with pytest.raises(Killed):
+            train(recipe(output=tmp_path / "killed", **options))
+    train(recipe(output=tmp_path / "killed", resume=True, **options))
+    assert len(read_metrics(tmp_path / "killed")) == 2 * steps
+    for name in ("metrics.csv", "model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    with pytest.raises(SettingError, match=r"started with --repeat-rare 1\.0, not 0\.0"):
+        train(recipe(output=tmp_path / "killed", resume=True, epochs=2, mosaic=0.5))
+
+
 def test_the_order_of_the_images_does_not_depend_on_the_number_of_readers(recipe, tmp_path):
     train(recipe(output=tmp_path / "none", epochs=1))
     train(recipe(output=tmp_path / "two", epochs=1, workers=2))
@@ -220,6 +241,7 @@ def test_a_run_says_what_it_does_and_how_long_it_takes(recipe, monkeypatch, caps
     chosen = recipe(epochs=1)
     train(chosen)
     said = capsys.readouterr().err
+    assert "repeat" not in said
     assert re.search(r"Training: 6 images with \d objects \(\w+ \d, \w+ \d\)\.", said)
     assert "1 epoch of 3 steps with 2 images each, on cpu in fp32; learning rate 0.0002" in said
     assert f"go to {chosen.output}." in said

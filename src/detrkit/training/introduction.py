@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from detrkit.common.terminal import count
 from detrkit.data.coco import DetectionDataset
+from detrkit.data.loading import PreparedDataset
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.trainer import DetectionTrainer
 
@@ -22,6 +23,8 @@ def introduction(
         more = f" and {len(classes) - _CLASSES} more classes" if len(classes) > _CLASSES else ""
         objects = count(sum(number for _, number in classes), "object")
         yield f"{what}: {count(len(dataset), 'image')} with {objects} ({listed}{more})."
+    if recipe.repeat_rare:
+        yield _repetition(trainer.train_dataset, recipe.repeat_rare)
     steps = len(trainer.sampler) // recipe.gradient_accumulation or 1
     parameters = list(trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -36,4 +39,15 @@ def introduction(
     yield (
         f"{trained / 1e6:.1f} million parameters are trained{frozen}. Model, metrics and charts go to "
         f"{recipe.output}."
+    )
+
+
+def _repetition(examples: PreparedDataset, threshold: float) -> str:
+    """What ``--repeat-rare`` comes to."""
+    images, shown = len(examples.dataset), len(examples)
+    if shown == images:
+        return f"--repeat-rare {threshold:g} repeats no image; a larger fraction may."
+    return (
+        f"Images with classes that under {100 * threshold:g} % of the images have are repeated: an epoch "
+        f"shows {shown} images, {shown - images} of them again."
     )
