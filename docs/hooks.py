@@ -64,6 +64,20 @@ _TOOLBOX = {
     ),
     "Errors": ("detrkit.errors",),
 }
+_LOSSES = {
+    "Set criterion": (
+        "detrkit.losses.criterion.detection_loss",
+        "detrkit.losses.criterion.proposal_loss",
+        "detrkit.losses.criterion.mean_box_count",
+    ),
+    "Bipartite matching": (
+        "detrkit.losses.matcher.match",
+        "detrkit.losses.matcher.Matches",
+        "detrkit.losses.matcher.PackedTargets",
+    ),
+    "A model's loss": ("detrkit.models.detection.ModelWithHeads",),
+    "Boxes": ("detrkit.common.boxes",),
+}
 RESULTS = ROOT / "benchmarks" / "results"
 _CHARTS = "figures/benchmarks"  # where charts of measurements are in the site
 # Columns of measurements that would make the tables too wide.
@@ -77,6 +91,7 @@ def on_files(files: Files, config: Any) -> Files:
     made = {
         "reference/commands.md": commands_page(),
         "reference/shared.md": deeper_page("What the families share", _SHARED),
+        "reference/losses.md": deeper_page("Losses", _LOSSES),
         "reference/toolbox.md": deeper_page("Data, training, evaluation", _TOOLBOX),
         **{f"reference/{name}.md": text for name, text in api_pages().items()},
         **{

@@ -91,6 +91,7 @@ def _material(tmp_path_factory: pytest.TempPathFactory, tiny_detr: Path) -> Path
         shutil.copytree(annotations.parent / "images", folder / "cells" / split)
         shutil.copyfile(annotations, folder / "cells" / f"{split}.json")
         write_yolo(annotations, folder / "cells-yolo", split)
+        write_exports(annotations, folder, split)
     write_coco(folder)
     try:
         resolve_model("blood-cells")
@@ -124,6 +125,21 @@ def write_yolo(annotations: Path, folder: Path, split: str) -> None:
         )
     names = [category["name"] for category in document["categories"]]
     (folder / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+
+
+def write_exports(annotations: Path, folder: Path, split: str) -> None:
+    """The same data set as Roboflow exports it, and its training images as Label Studio and CVAT do."""
+    exports = {f"roboflow/{'valid' if split == 'val' else split}": ("", "_annotations.coco.json", "")}
+    if split == "train":
+        exports["label-studio"] = ("images", "result.json", "images\\")
+        exports["cvat"] = ("images/default", "annotations/instances_default.json", "")
+    for name, (images, file, prefix) in exports.items():
+        document = json.loads(annotations.read_text())
+        for image in document["images"]:
+            image["file_name"] = prefix + image["file_name"]
+        shutil.copytree(annotations.parent / "images", folder / name / images)
+        (folder / name / file).parent.mkdir(exist_ok=True)
+        (folder / name / file).write_text(json.dumps(document))
 
 
 def write_coco(folder: Path) -> None:
