@@ -191,7 +191,7 @@ def prepare(
     check_engine(engine)
     if engine in EXPORTED_ENGINES:
         raise SettingError(
-            f"the engine {engine!r} gives no model of PyTorch: use a Detector with engine={engine!r}"
+            f"the engine {engine!r} does not give a PyTorch model; use a Detector with engine={engine!r}"
         )
     placement = place(engine, device or model.device, dtype or model.dtype)
     return start(copy.deepcopy(model), engine, *placement)

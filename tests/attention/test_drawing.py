@@ -162,7 +162,7 @@ def test_mistakes_are_named(picture: Image.Image) -> None:
     attention: Attention = maps_of(one_cell(0, 0)[None])
     with pytest.raises(ValueError, match="2 colors for 1 row"):
         draw_attention(picture, attention, colors=[RED, BLUE])
-    with pytest.raises(ImageError, match="nothing was chosen"):
+    with pytest.raises(ImageError, match="no object or point was chosen"):
         draw_panels(picture, attention[[]])
 
 

@@ -408,7 +408,7 @@ def test_mistakes_about_queries_are_named(tiny_detr: Path, pictures: list[Path])
 
 @pytest.mark.parametrize("point", [(-1, 5), (WIDTH + 0.5, 5), (5, HEIGHT + 1), (5, float("nan"))])
 def test_a_point_outside_of_the_image_is_refused(tiny_detr: Path, picture: Image.Image, point: Any) -> None:
-    with pytest.raises(SettingError, match="outside of the image, which is 150 pixels wide and 97 high"):
+    with pytest.raises(SettingError, match="outside the image, which is 150 pixels wide and 97 high"):
         encoder_attention(detector_of(tiny_detr), picture, [(3, 3), point])
 
 
@@ -437,8 +437,8 @@ def test_a_model_that_left_pytorch_or_is_compiled_is_refused(tiny_detr: Path, pi
 
     detector = detector_of(tiny_detr, fresh=True)
     detector.model._compiled_call_impl = detector.model._call_impl  # as ``compile()`` does, in less time
-    with pytest.raises(SettingError, match=r"compiled model .* engine='torch'"):
+    with pytest.raises(SettingError, match=r"compiled models .* engine='torch'"):
         decoder_attention(detector, picture)
     detector.model = ExportedModel(lambda _: [], [], detector.model.config)
-    with pytest.raises(SettingError, match=r"exported model .* engine='torch'"):
+    with pytest.raises(SettingError, match=r"exported models .* engine='torch'"):
         encoder_attention(detector, picture, [(1, 1)])

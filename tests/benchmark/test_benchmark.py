@@ -83,7 +83,7 @@ def test_sides_that_compute_something_else_are_named() -> None:
         Times(name, checksums={"forward": value}) for name, value in zip("abc", (100.0, 100.01, 101.0))
     ]
     # A side that never ran is none to compare with.
-    assert disagreement([Times("failed"), *results]) == {"c": "does not compute what a does"}
+    assert disagreement([Times("failed"), *results]) == {"c": "gives different results than a"}
     assert disagreement([*results[:2], Times("d", checksums={"forward": math.nan})]).keys() == {"d"}
     assert disagreement([]) == {}
 
@@ -93,7 +93,7 @@ def test_rows_are_added_to_a_file_of_the_same_columns_only(tmp_path: Path) -> No
     append_csv(path, [{"a": 1, "b": None}])
     append_csv(path, [{"a": "x,y", "b": 2}])
     assert list(csv.DictReader(path.open())) == [{"a": "1", "b": ""}, {"a": "x,y", "b": "2"}]
-    with pytest.raises(DetrkitError, match="other columns"):
+    with pytest.raises(DetrkitError, match="different columns"):
         append_csv(path, [{"a": 1}])
 
 

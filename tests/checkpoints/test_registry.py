@@ -156,7 +156,9 @@ def test_a_folder_is_left_alone_even_under_a_short_name(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_is_only_on_the_hub_is_resolved_and_not_converted():
     assert resolve_model("deformable-detr-detic") == "facebook/deformable-detr-detic"
-    with pytest.raises(CheckpointError, match="facebook/deformable-detr-detic is on the Hub as it is"):
+    with pytest.raises(
+        CheckpointError, match="facebook/deformable-detr-detic is already in the Hub's format"
+    ):
         find_checkpoint("deformable-detr-detic")
     with pytest.raises(CheckpointError, match=r"did you mean .*deformable-detr-box-supervised"):
         resolve_model("deformable-detr-box-supervise")

@@ -63,7 +63,7 @@ def test_a_folder_for_transformers_js_is_not_written_over_other_files_and_its_se
     [
         (("--model", "detr-resnet-5", "--to", "onnx"), "detr-resnet-50"),
         (("--model", "{model}", "--to", "tflite"), "onnx, openvino, transformers.js"),
-        (("--model", "{model}", "--to", "transformers.js", "--calibration", "."), "measures no ranges"),
+        (("--model", "{model}", "--to", "transformers.js", "--calibration", "."), "needs no calibration"),
         (("--model", "{model}"), "--to"),
         (("--model", "{model}", "--to", "openvino", "--int8"), "--calibration"),
         (("--model", "{model}", "--to", "openvino", "--calibration", "."), "require --int8"),

@@ -253,7 +253,7 @@ def test_copies_of_one_head_that_differ_are_refused(name, tensor, tmp_path):
     weights = {n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}
     torch.save({"model": weights | {tensor: torch.ones(shapes[tensor])}}, tmp_path / "d.pth")
     named = tensor.replace("transformer.", "model.").replace(".", r"\.")
-    with pytest.raises(CheckpointError, match=rf"{named} and .* are one tensor .* but differ$"):
+    with pytest.raises(CheckpointError, match=rf"{named} and .* must be identical .* but differ$"):
         convert_checkpoint(tmp_path / "d.pth", tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
 
@@ -481,7 +481,7 @@ def test_an_option_that_is_lost_on_the_way_to_disk_fails_verification(tmp_path, 
         (folder / "config.json").write_text(json.dumps(config | {"dilation": False}))
 
     monkeypatch.setattr(conversion, "_write", write_without_dilation)
-    with pytest.raises(DetrkitError, match="verification failed: the written model gives other logits"):
+    with pytest.raises(DetrkitError, match="verification failed: the written model gives different logits"):
         convert_checkpoint(checkpoint, tmp_path / "out", "detr-resnet-50-dc5")
     assert list(tmp_path.iterdir()) == []
 

@@ -122,6 +122,7 @@ LAYOUTS = {
     "Roboflow": ("train", coco("train/_annotations.coco.json", categories=GROUPED), "train"),
     "CVAT": ("images/train", coco("annotations/instances_train.json"), "train"),
     "CVAT, one task": ("images/default", coco("annotations/instances_default.json", "default/"), WHOLE),
+    "CVAT, one task, plain names": ("images/default", coco("annotations/instances_default.json"), WHOLE),
     "Label Studio": ("images", coco("result.json", "images\\"), WHOLE),
     "LabelMe": ("JPEGImages", coco("annotations.json", "JPEGImages/"), WHOLE),
     "VIA": (".", coco("via_export_coco.json"), WHOLE),

@@ -95,7 +95,7 @@ def test_an_int8_model_detects_nearly_the_same(model, folder):
 def test_int8_is_refused_where_it_cannot_be(model, processor, tmp_path, monkeypatch):
     with pytest.raises(SettingError, match="int8 is for OpenVINO only"):
         export_model(model, tmp_path / "out", "onnx", calibration=PICTURES)
-    with pytest.raises(SettingError, match="needs images to calibrate with"):
+    with pytest.raises(SettingError, match="requires images to calibrate with"):
         export_model(model, tmp_path / "out", "openvino", processor=processor, calibration=[])
     monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"'\.\[export\]'"):

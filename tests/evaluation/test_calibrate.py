@@ -176,7 +176,7 @@ def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
     assert found.after[""].recall >= 0.8
     assert not found.config.chosen["measured"]["cross_fitted"]
     same = replace(own, chosen={"data": dataset.source})
-    with pytest.warns(UserWarning, match="the promise is too bold"):
+    with pytest.warns(UserWarning, match="the promise is too optimistic"):
         calibrate_detector(Doubling(truths, same), dataset, Wishes(recall=0.8, confidence=0.9))
     assert found.config.chosen["training_scale"] == {"image_size": [9, 9]}
 
@@ -197,7 +197,7 @@ def test_settings_for_a_trained_model_are_left_alone_where_little_is_known(
     ("wishes", "message"),
     [
         ({"precision": 1.0}, "precision must be above 0 and below 1"),
-        ({"precision": 0.9, "recall": 0.9}, "ask for either of them"),
+        ({"precision": 0.9, "recall": 0.9}, "either a precision or a recall"),
         ({"confidence": 0.9}, "confidence needs a recall"),
         ({"recall": 0.9, "confidence": 0.9, "per_class": True}, "leave out per-class"),
         ({"scores": "platt"}, "scores must be one of auto, none, temperature, isotonic"),
@@ -209,5 +209,5 @@ def test_wishes_that_contradict_each_other_are_refused(wishes: dict[str, Any], m
 
 
 def test_one_image_is_too_few(truths: list[np.ndarray], dataset: DetectionDataset) -> None:
-    with pytest.raises(AnnotationError, match="too few to choose settings from"):
+    with pytest.raises(AnnotationError, match="not enough to choose settings from"):
         calibrate_detector(Doubling(truths), dataset, limit=1)

@@ -315,8 +315,8 @@ def test_ground_truth_that_cannot_be_used(document: dict, message: str) -> None:
             [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}],
             "detection 0 of the document has no 'score'",
         ),
-        ({"results": []}, "must hold a list of detections"),
-        (["boxes"], "must hold a list of detections"),
+        ({"results": []}, "must contain a list of detections"),
+        (["boxes"], "must contain a list of detections"),
     ],
 )
 def test_results_that_cannot_be_used(results, message: str) -> None:

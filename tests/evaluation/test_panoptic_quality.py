@@ -346,7 +346,10 @@ def forget_segments(document: dict) -> None:
     ("change", "message"),
     [
         (drop_image, r"predictions\.json has no prediction for image 5 and 1 more"),
-        (drop_segment, r"image 5: the predicted map holds segment 210003, which segments_info does not list"),
+        (
+            drop_segment,
+            r"image 5: the predicted map contains segment 210003, which segments_info does not list",
+        ),
         (invent_segment, r"image 5: segments_info lists segment 12, of which the predicted map has no pixel"),
         (repeat_segment, r"image 5: predicted segment 70001 is listed twice"),
         (

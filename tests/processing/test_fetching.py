@@ -35,7 +35,7 @@ def test_a_hanging_name_look_up_ends_in_an_image_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     try:
-        with pytest.raises(ImageError, match=r"example\.org/a\.jpg: not there after 0\.2 seconds"):
+        with pytest.raises(ImageError, match=r"example\.org/a\.jpg: no complete answer after 0\.2 seconds"):
             fetch("http://example.org/a.jpg", HURRIED)
     finally:
         answer.set()

@@ -131,7 +131,7 @@ def test_an_unreadable_image_is_400(running: Running, content: bytes, message: s
         (b'{"image": ["x"]}', "not a list"),
         (b'{"image": "http://example.com/a.png"}', "base64"),
         (b'{"image": ""}', "empty"),
-        (b'{"image": "eA==", "threshold": 0.5}', "options go into the query"),
+        (b'{"image": "eA==", "threshold": 0.5}', "pass options in the query"),
     ],
 )
 def test_unusable_json_is_refused(running: Running, body: bytes, message: str) -> None:

@@ -101,7 +101,7 @@ def test_an_error_of_the_model_is_500_and_shows_nothing_of_it(
     running = start()
     answer = running.detect(number_image(66), headers={"x-request-id": "abc"})
     assert answer.status_code == 500
-    assert error_of(answer) == "internal error; the server's log says more about request abc"
+    assert error_of(answer) == "internal error; see the server's log for request abc"
     said = capsys.readouterr().err
     assert "Error: POST /v1/detect 500" in said
     assert "ZeroDivisionError: a secret of the model" in said

@@ -310,7 +310,7 @@ FILES = [
     Case(
         "file without read permission",
         _forbidden,
-        says="may not be read; change its permissions",
+        says="cannot be read (no permission); change its permissions",
         privileged=False,
     ),
     Case("link to a photo", lambda p: _link(p, str(p.file("photo.png", png()))), SIZE),
@@ -414,25 +414,25 @@ ADDRESSES = [
     Case(
         "redirect to itself",
         from_server("loop"),
-        says="sends on more than 5 times; check the URL",
+        says="too many redirects (more than 5); check the URL",
         limits=HERE,
     ),
     Case(
         "redirect to a file on this computer",
         from_server("to-file"),
-        says="sends on to an address of scheme 'file', which is refused",
+        says="redirects to a URL of scheme 'file', which is refused",
         limits=HERE,
     ),
     Case(
         "redirect to FTP",
         from_server("to-ftp"),
-        says="sends on to an address of scheme 'ftp', which is refused",
+        says="redirects to a URL of scheme 'ftp', which is refused",
         limits=HERE,
     ),
     Case(
         "redirect into a private network",
         from_server("to-private"),
-        says="leads to 127.0.0.2, which is not on the public internet",
+        says="resolves to 127.0.0.2, which is not on the public internet",
         public=("127.0.0.1",),
     ),
     Case(
@@ -443,7 +443,7 @@ ADDRESSES = [
     Case(
         "this computer by name",
         constant("http://localhost/photo.png"),
-        says="leads to localhost (127.0.0.1), which is not on the public internet",
+        says="resolves to localhost (127.0.0.1), which is not on the public internet",
         names={"localhost": "127.0.0.1"},
     ),
     Case(
@@ -454,7 +454,7 @@ ADDRESSES = [
     Case(
         "this computer in IPv6",
         constant("http://[::1]/photo.png"),
-        says="leads to ::1, which is not on the public internet",
+        says="resolves to ::1, which is not on the public internet",
     ),
     Case(
         "this computer, IPv4 mapped to IPv6",
@@ -464,17 +464,17 @@ ADDRESSES = [
     Case(
         "computer in a private network",
         constant("http://192.168.0.1/photo.png"),
-        says="leads to 192.168.0.1, which is not on the public internet",
+        says="resolves to 192.168.0.1, which is not on the public internet",
     ),
     Case(
         "link-local address, where clouds keep secrets",
         constant("https://169.254.169.254/latest"),
-        says="leads to 169.254.169.254, which is not on the public internet",
+        says="resolves to 169.254.169.254, which is not on the public internet",
     ),
     Case(
         "public name of a private address",
         constant("http://photos.example/a.png"),
-        says="leads to photos.example (10.0.0.7), which is not on the public internet",
+        says="resolves to photos.example (10.0.0.7), which is not on the public internet",
         names={"photos.example": "10.0.0.7"},
     ),
     Case(
@@ -520,13 +520,13 @@ ADDRESSES = [
     Case(
         "response that arrives too slowly",
         from_server("slow"),
-        says="not there after 0.4 seconds; check the connection",
+        says="no complete answer after 0.4 seconds; check the connection",
         limits=HURRIED,
     ),
     Case(
         "response whose headers arrive too slowly",
         from_server("slow-headers"),
-        says="not there after 0.4 seconds; check the connection",
+        says="no complete answer after 0.4 seconds; check the connection",
         limits=HURRIED,
     ),
     Case(
@@ -538,7 +538,7 @@ ADDRESSES = [
     Case(
         "file: URL on another computer",
         constant("file://server/photo.png"),
-        says="names a file of another computer; write file:///path",
+        says="refers to a file on another computer; write file:///path",
     ),
     Case(
         "URL with a user name and password",

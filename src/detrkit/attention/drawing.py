@@ -90,7 +90,7 @@ def draw_panels(image: Image.Image, attention: Attention, *, columns: int | None
         ImageError: The image is not of the size that the attention refers to, or there is nothing to draw.
     """
     if len(attention) == 0:
-        raise ImageError("there is no attention to draw: nothing was chosen")
+        raise ImageError("no attention to draw: no object or point was chosen")
     rows = range(len(attention))
     panels = [draw_attention(image, attention[[row]], colors=[row_color(row)]) for row in rows]
     if columns is None:
@@ -129,7 +129,7 @@ def draw_queries(
     if queries is None:
         queries = sorted(np.argsort(-counts, kind="stable")[:20].tolist())
     if not queries or not all(0 <= query < len(counts) for query in queries):
-        raise ImageError(f"no such queries: choose some from 0 to {len(counts) - 1}")
+        raise ImageError(f"unknown queries: choose some from 0 to {len(counts) - 1}")
     font_size = max(8, side // 11)
     font, head = ImageFont.load_default(font_size), round(1.6 * font_size)
     columns = min(_SQUARES_IN_A_LINE, len(queries))

@@ -162,7 +162,7 @@ def encoder_attention(
         A row for each point: maps, for Deformable DETR samples.
 
     Raises:
-        SettingError: A point is outside of the image, the layer or level does not exist, or the detector is
+        SettingError: A point is outside the image, the layer or level does not exist, or the detector is
             not run by PyTorch's eager mode.
         ImageError: The image cannot be found or read.
     """
@@ -202,8 +202,7 @@ def check_points(points: Iterable[Sequence[float]], image_size: tuple[int, int])
             raise SettingError(f"a point is a pair of numbers x, y in pixels, not {point!r}") from error
         if not (0 <= x <= width and 0 <= y <= height):
             raise SettingError(
-                f"the point {x:g},{y:g} is outside of the image, which is {width} pixels wide and "
-                f"{height} high"
+                f"the point {x:g},{y:g} is outside the image, which is {width} pixels wide and {height} high"
             )
         checked.append((x, y))
     return checked
@@ -324,7 +323,7 @@ def query_statistics(
         total = len(images)
     found = list(with_progress(stream, total, "Asking the queries"))
     if not found:
-        raise ImageError("there are no images to collect the queries' boxes from")
+        raise ImageError("no images to collect the queries' boxes from")
     fired, columns = zip(*found)
     queries, boxes, scores, labels = (np.concatenate(column) for column in zip(*columns))
     return QueryStatistics(
@@ -425,11 +424,10 @@ def _eager_model(detector: Detector) -> ObjectDetectionModel:
     model = detector.model
     if not isinstance(model, nn.Module):
         raise SettingError(
-            "an exported model does not give its attention; load the model that it was exported from, with "
-            "engine='torch'"
+            "exported models do not return attention; load the original model with engine='torch'"
         )
     if any(module._compiled_call_impl is not None for module in model.modules()):
-        raise SettingError("a compiled model does not give its attention; load it with engine='torch'")
+        raise SettingError("compiled models do not return attention; load the model with engine='torch'")
     return model.detector if detector.has_masks else model
 
 

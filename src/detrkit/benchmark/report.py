@@ -122,7 +122,7 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         text = path.read_text(encoding="utf-8")
         header = next(csv.reader(text.splitlines()), [])
         if header != names:
-            raise DetrkitError(f"{path} has other columns; name another file, or move it away")
+            raise DetrkitError(f"{path} has different columns; choose another file, or move it away")
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=names, lineterminator="\n")
     if not text:

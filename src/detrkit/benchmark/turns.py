@@ -180,7 +180,7 @@ def disagreement(results: Sequence[Times], tolerance: float = 1e-3) -> dict[str,
         return {}
     first, expected = next(iter(sums.items()))
     return {
-        name: f"does not compute what {first} does"
+        name: f"gives different results than {first}"
         for name, value in sums.items()
         if not abs(value - expected) <= tolerance * abs(expected)
     }

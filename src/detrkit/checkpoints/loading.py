@@ -152,7 +152,8 @@ def read_model_files(name: str, revision: str | None = None, queries: int | None
         files = read_model_files(resolve_model(base), queries=queries)
         if files.adapter is not None:
             raise CheckpointError(
-                f"{_where(name, revision)} is an adapter of the adapter {base}; merge that one"
+                f"{_where(name, revision)} is an adapter of the adapter {base}; merge that one into "
+                "its model first"
             )
         known = {**(files.contents or {}), **(contents or {})}
         return replace(files, adapter=name, adapter_revision=revision, contents=known or None)

@@ -253,7 +253,7 @@ def find_checkpoint(name: str) -> ReleasedCheckpoint:
     hub_id = HUB_ONLY.get(name.removeprefix("facebook/"))
     if hub_id is not None:
         raise CheckpointError(
-            f"{hub_id} is on the Hub as it is; no original checkpoint of it can be converted"
+            f"{hub_id} is already in the Hub's format; there is no original checkpoint to convert"
         )
     if entry is None:
         raise CheckpointError(f"no released checkpoint is called {name!r}{_suggestion(name, REGISTRY)}")

@@ -105,7 +105,8 @@ def _top(
     messages: Annotated[
         Literal["text", "json"],
         typer.Option(
-            "--log-format", help="Form of the messages on stderr, a line each; also after the command."
+            "--log-format",
+            help="Format of the messages on stderr, one per line. Also accepted after the command.",
         ),
     ] = "text",
 ) -> None:

@@ -30,11 +30,13 @@ ImageFolder = Annotated[Path | None, typer.Option(help="Folder of the images.")]
 Annotations = Annotated[Path | None, typer.Option(help="COCO JSON of the images' objects.")]
 Precision = Annotated[
     float | None,
-    typer.Option(help="Find as much as possible with this precision at least, instead of the best F1."),
+    typer.Option(help="Minimum precision: find as many objects as it allows, instead of maximising F1."),
 ]
 Recall = Annotated[
     float | None,
-    typer.Option(help="Find this share of the objects at least, with as few false ones as possible."),
+    typer.Option(
+        help="Minimum recall: find this share of the objects, with as few false detections as possible."
+    ),
 ]
 Confidence = Annotated[
     float | None,
@@ -167,6 +169,9 @@ def _summarise(found: Calibration, output: Path, *, in_place: bool) -> None:
             "none."
         )
     else:
-        say("Precision, recall, F1, AP and errors are those on images that the settings were not chosen on.")
+        say(
+            "Precision, recall, F1, AP and errors are measured on images that were not used to choose the "
+            "settings."
+        )
     where = "the model" if in_place else "the model and its charts"
     say(f"Wrote {where} in {output}. Try: detrkit detect IMAGE --model {output}")

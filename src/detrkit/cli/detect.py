@@ -67,7 +67,7 @@ def detect(
     exif_orientation: options.ExifOrientation = False,
     frames: options.Frames = "first",
     every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Of a video, look at every Nth frame only.")
+        int, typer.Option(min=1, metavar="N", help="Process only every Nth frame of a video.")
     ] = 1,
     track: Annotated[
         bool, typer.Option("--track", help="Follow objects from frame to frame, and number them.")
@@ -99,7 +99,7 @@ def detect(
     if resume and not paths:
         raise DetrkitError("--resume requires --json FILE, --csv FILE or --counts FILE, which it continues")
     if ray is not None and save_dir is not None:
-        raise DetrkitError("--ray makes no drawings; leave out --save-dir, or --ray")
+        raise DetrkitError("--ray does not write drawings; leave out --save-dir, or --ray")
     if ray is not None and any(item.source.startswith(("/dev/", "/proc/self/")) for item in inputs):
         raise DetrkitError("--ray does not read standard input; name files or URLs, or leave out --ray")
     limits = options.image_limits(max_pixels, max_bytes, allow_private_addresses)

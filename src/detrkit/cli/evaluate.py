@@ -70,7 +70,7 @@ Strict = Annotated[
 Raw = Annotated[
     bool,
     typer.Option(
-        "--raw", help="Leave out the settings chosen for the model: no overlap filter, no calibration."
+        "--raw", help="Ignore the settings chosen for the model: no overlap filter, no calibration."
     ),
 ]
 SegmentThreshold = Annotated[

@@ -205,8 +205,8 @@ def _check_settings(
     if for_js:
         if any(option is not None for option in (calibration, data, annotations, images)):
             raise SettingError(
-                "--calibration, --data, --annotations and --images are for OpenVINO: int8 for "
-                "transformers.js measures no ranges; leave them out"
+                "--calibration, --data, --annotations and --images are for OpenVINO only; int8 for "
+                "transformers.js needs no calibration, so leave them out"
             )
         return
     if int8 and calibration is None and data is None:

@@ -24,9 +24,7 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, or a 
 OptionalModel = Annotated[
     str | None, typer.Option("--model", "-m", help="Hub id, folder, or a name from: detrkit models.")
 ]
-Recursive = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Also read the images in folders inside folders.")
-]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Also read the images in subfolders.")]
 Threshold = Annotated[
     float,
     typer.Option(
@@ -79,8 +77,8 @@ MaxObjects = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Keep only the best so many objects of an image.  [default: as chosen for the model, or as many "
-        "as it has queries]",
+        help="Maximum number of objects per image; the best are kept.  [default: as chosen for the model, or "
+        "as many as it has queries]",
     ),
 ]
 Tiles = Annotated[
@@ -115,8 +113,8 @@ ExifOrientation = Annotated[
 Frames = Annotated[
     Literal["first", "all"],
     typer.Option(
-        help="Of animations and TIFFs of several pages: all, each as an image of its own, or the first, with "
-        "a warning."
+        help="Frames of animations and pages of TIFFs to read: the first, with a warning, or all, each as a "
+        "separate image."
     ),
 ]
 MaxPixels = Annotated[

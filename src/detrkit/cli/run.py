@@ -136,7 +136,9 @@ def _finish(sinks: Sequence[Sink[_Result]], detector: Detector, done: Sequence[i
         say("; ".join(written) + ".")
     if left_over := sinks[-1].left_over:
         images = count(left_over, "image")
-        say(f"Left out: the results of {images} of the earlier run that this run does not name.")
+        say(
+            f"Left out: the results of {images} of the earlier run that are not among the inputs of this run."
+        )
 
 
 def _end_without_results(sinks: Sequence[Sink[_Result]], failures: Sequence[str]) -> NoReturn:

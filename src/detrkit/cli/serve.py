@@ -43,7 +43,7 @@ def serve(
         typer.Option(
             min=0,
             max=1000,
-            help="Milliseconds that an image waits for others that are being read, to be run together.",
+            help="Maximum milliseconds that an image waits for others, to be run in one batch.",
         ),
     ] = 5,
     queue_size: Annotated[

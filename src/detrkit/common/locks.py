@@ -42,7 +42,7 @@ def hold(path: Path, output: Path) -> BinaryIO:
         except BlockingIOError as error:
             handle.close()
             raise DetrkitError(
-                f"another process is writing {output}; wait for its end, or choose another place"
+                f"another process is writing {output}; wait until it ends, or choose another place"
             ) from error
         except OSError:
             return handle

@@ -141,7 +141,7 @@ def _without_copies(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[
     copies = model.second_names(model.state_dict())
     for second, first in copies.items():
         if second in weights and not torch.equal(weights[second], weights.get(first, weights[second])):
-            raise CheckpointError(f"{second} and {first} are one tensor in this architecture, but differ")
+            raise CheckpointError(f"{second} and {first} must be identical in this architecture, but differ")
     # A file may hold a shared tensor under its second name alone.
     found = {first: weights[second] for second, first in copies.items() if second in weights}
     return {**found, **{name: tensor for name, tensor in weights.items() if name not in copies}}
@@ -220,7 +220,9 @@ def _verify(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor])
                 f"the checkpoint's weights give infinite or undefined {key} on a random image"
             )
         if not torch.allclose(actual[key], expected[key], rtol=_OUTPUT_TOLERANCE, atol=_OUTPUT_TOLERANCE):
-            raise DetrkitError(f"verification failed: the written model gives other {key} on a random image")
+            raise DetrkitError(
+                f"verification failed: the written model gives different {key} on a random image"
+            )
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

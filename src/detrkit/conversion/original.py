@@ -94,7 +94,7 @@ def read_architecture(tensors: Mapping[str, Tensor], preferred: str | None = Non
     d_model = _size(tensors, classes, dim=1)
     if d_model == 0 or d_model % _ATTENTION_HEADS:
         raise CheckpointError(
-            f"{classes} has {d_model} channels, which {_ATTENTION_HEADS} heads cannot share"
+            f"{classes} has {d_model} channels, which is not divisible by {_ATTENTION_HEADS} attention heads"
         )
     # A softmax needs an output for no object.
     num_labels = _size(tensors, classes, dim=0) - (family.class_scores == "softmax")

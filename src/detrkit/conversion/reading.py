@@ -94,7 +94,7 @@ def _load_pickled_weights(path: Path) -> Any:
                 f"refused to read {path}: it asks for {refused[1]}, and only tensors are read; if you trust "
                 "its source, save its state dict alone and convert that"
             ) from error
-        raise CheckpointError(f"cannot read {path}: it is damaged, cut short or not a checkpoint") from error
+        raise CheckpointError(f"cannot read {path}: it is damaged, truncated or not a checkpoint") from error
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     if not found:
         keys = ", ".join(map(str, list(content)[:10])) if isinstance(content, Mapping) else ""
         raise CheckpointError(
-            f"{path} contains no tensors with names" + (f"; it has the keys {keys}" if keys else "")
+            f"{path} contains no named tensors" + (f"; it has the keys {keys}" if keys else "")
         )
     return found[_trained(found, path)]
 
@@ -166,7 +166,7 @@ def _without_prefix(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
     beside = [name for name in tensors if name not in own and not (others and name.startswith(others))]
     if beside:
         logger.warning(
-            "%s: took the tensors under %r; %d more, such as %s, are not the model's.",
+            "%s: took the tensors under %r; %d more, such as %s, do not belong to the model.",
             *(path, prefix, len(beside), beside[0]),
         )
     return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
@@ -174,6 +174,6 @@ def _without_prefix(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
 
 def _check_values(name: str, tensor: Tensor, path: Path) -> None:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise CheckpointError(f"{path}: tensor {name} does not hold plain values")
+        raise CheckpointError(f"{path}: tensor {name} is sparse, quantised or without values")
     if tensor.is_floating_point() and not tensor.isfinite().all():
         raise CheckpointError(f"{path}: tensor {name} has infinite or undefined (NaN) values")

@@ -31,8 +31,8 @@ def refuse_fractions(rows: Sequence[Annotation], source: str) -> None:
     boxes = [row["bbox"] for row in rows if _is_box(row.get("bbox"))]
     if boxes and all(0 <= value <= 1 for box in boxes for value in box):
         raise AnnotationError(
-            f"{source}: all {len(boxes)} boxes are less than a pixel large, such as {boxes[0]}: they are "
-            "normalised to 0..1, where COCO has pixels; multiply them by the image's width and height"
+            f"{source}: all {len(boxes)} boxes are smaller than a pixel, such as {boxes[0]}: they seem to "
+            f"be normalised to 0..1, but COCO uses pixels; multiply them by the image's width and height"
         )
 
 

@@ -169,7 +169,7 @@ def _coco_files(folders: Sequence[Path], split: str | None) -> Iterator[tuple[Pa
 def _image_folders(folder: Path, split: str | None) -> list[Path]:
     """Where the images of an annotation file may be, the nearest first."""
     roots = [folder, folder.parent] if folder.name.lower() == "annotations" else [folder]
-    names = ("", "images", "data", "JPEGImages", "imgs", "img")
+    names = ("", "images", "data", "JPEGImages", "imgs", "img", "images/default")  # the last one is CVAT's
     found: list[Path] = []
     for root in roots:
         found += [root / name for name in names]

@@ -28,19 +28,19 @@ _KINDS = {
     "identical_annotation": ("annotation listed twice", "dropped"),
     "duplicate_annotation_id": ("annotation id used twice", "renumbered"),
     "corner_boxes": (
-        "box that fits its image only as two corners (x_min, y_min, x_max, y_max), where COCO has width and "
-        "height, while all boxes fit so",
+        "box that fits its image only as two corners (x_min, y_min, x_max, y_max), as all boxes do; COCO's "
+        "boxes are x, y, width, height",
         "kept as written",
     ),
-    "similar_names": ("class name that differs from another only in case or blanks", "kept apart"),
+    "similar_names": ("class name that differs from another only in case or spaces", "kept apart"),
 }
 
 # Loses nothing, and is no reason for --strict to refuse.
 _NOTES = {
-    "written_number": ("number written as text, as a fraction of .0 or as true or false", "read"),
+    "written_number": ("number written as text, with a fraction of .0, or as true or false", "read"),
     "unknown_size": ("image size not stated (null or 0)", "read from the file"),
     "numeric_name": ("class name that is missing or a number", "read as the id or number"),
-    "boxless": ("annotation without a box", "boxed by its segmentation"),
+    "boxless": ("annotation without a box", "box computed from its segmentation"),
     "rotated_box": ("box with a rotation in its attributes", "replaced by the upright box around it"),
     "flat_polygon": ("polygon that is not in a list", "read"),
     "renamed_image": ("image file under a slightly different name", "found"),

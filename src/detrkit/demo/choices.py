@@ -86,7 +86,7 @@ class ModelChoices:
             DetrkitError: There is no such model, or it cannot be loaded.
         """
         if label not in self._models:
-            raise SettingError(f"there is no model {label!r} here; choose one of the list")
+            raise SettingError(f"there is no model {label!r} here; choose one from the list")
         with self._lock:
             if label in self._loaded:
                 self._loaded.move_to_end(label)

@@ -257,7 +257,7 @@ class ResultStore:
         """
         with self._lock:
             if token not in self._results:
-                raise DetrkitError("this image is not kept any more; choose it again")
+                raise DetrkitError("this image is no longer available; choose it again")
             self._results.move_to_end(token)
             return self._results[token]
 

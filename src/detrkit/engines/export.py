@@ -112,7 +112,7 @@ def export_model(
     """
     check_format(to, int8=calibration is not None)
     if calibration is not None and not len(calibration):
-        raise SettingError("int8 needs images to calibrate with, and there are none")
+        raise SettingError("int8 requires images to calibrate with; pass some")
     if model.is_prepared:
         raise SettingError("a model that was prepared for inference cannot be exported: export the original")
     output = Path(output)

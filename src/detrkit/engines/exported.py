@@ -56,7 +56,7 @@ class Manifest:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
-    """The manifest of a folder; None where it holds no exported model, or is none.
+    """The manifest of a folder; None where it contains no exported model, or is none.
 
     Raises:
         CheckpointError: The manifest cannot be read.
@@ -68,9 +68,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest | None:
         content = read_model_json(path, "export the model again")
         manifest = Manifest(**{name: content[name] for name in ("engine", "file", "outputs", "precision")})
         if manifest.engine not in EXPORTED_ENGINES:
-            raise ValueError(f"there is no engine {manifest.engine!r}")
+            raise ValueError(f"unknown engine {manifest.engine!r}")
         if not is_plain_name(manifest.file):
-            raise ValueError(f"{manifest.file!r} is no file beside it")
+            raise ValueError(f"{manifest.file!r} is not the name of a file in the folder")
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -231,16 +231,16 @@ def open_exported(
     ``manifest`` is the folder's, if it has been read before.
 
     Raises:
-        CheckpointError: The folder holds no exported model, it cannot be read, or is not one for ``engine``.
+        CheckpointError: The folder contains no exported model, an unreadable one, or one not for ``engine``.
         MissingExtraError: The engine's package is not installed.
     """
     manifest = manifest or read_manifest(folder)
     if manifest is None:
-        raise CheckpointError(f"{os.fspath(folder)} holds no exported model")
+        raise CheckpointError(f"{os.fspath(folder)} contains no exported model")
     if engine != manifest.engine and (engine, manifest.engine) != ("openvino", "onnx"):
         raise CheckpointError(
-            f"{os.fspath(folder)} holds a model exported for the engine {manifest.engine!r}, which "
-            f"{engine!r} cannot run; leave the engine out, or pass the model that was exported"
+            f"{os.fspath(folder)} contains a model exported for the engine {manifest.engine!r}, which "
+            f"{engine!r} cannot run; leave out the engine, or pass the original model"
         )
     path = Path(folder) / manifest.file
     try:

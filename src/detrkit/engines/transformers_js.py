@@ -202,7 +202,7 @@ def _compare(plain: Path, reading: Reading, file: Path, settings: Settings) -> N
             same = value.shape == expected.shape
             if not (same and torch.allclose(value, expected, rtol=TOLERANCE, atol=TOLERANCE)):
                 raise DetrkitError(
-                    f"the {name} of the model for transformers.js are not PyTorch's on images of "
+                    f"the {name} of the model for transformers.js differ from PyTorch's on images of "
                     f"{size[0]}x{size[1]} pixels; nothing was written"
                 )
 

@@ -170,14 +170,16 @@ def choose_settings(sample: Sample, wishes: Wishes, current: DetectionConfig, *,
     """
     number = len(sample.detections)
     if number < 2:
-        raise AnnotationError(f"{data}: {number} image is too few to choose settings from; give at least 2")
+        raise AnnotationError(
+            f"{data}: {number} image is not enough to choose settings from; pass at least 2"
+        )
     everything = list(range(number))
     chooser = Chooser(sample, wishes, current)
     if wishes.confidence is not None:
         if current.chosen.get("data") == data:
             warnings.warn(
-                f"overlap filter and curves were chosen on {data} too, so the promise is too bold; use other "
-                "images",
+                f"overlap filter and curves were chosen on {data} too, so the promise is too optimistic; "
+                f"use other images",
                 stacklevel=2,
             )
         config = chooser.promise(everything)

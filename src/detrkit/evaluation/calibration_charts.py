@@ -138,7 +138,9 @@ def _draw_reliability(axes: Axes, found: Calibration) -> None:
             label=f"{label}, error {error:.3f}",
         )
     axes.set(
-        title="Do scores tell how often they are right?", xlabel="score", ylabel="share of right detections"
+        title="Are scores as high as the share of right detections?",
+        xlabel="score",
+        ylabel="share of right detections",
     )
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)

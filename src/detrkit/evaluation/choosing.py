@@ -64,7 +64,7 @@ class Wishes:
             if value is not None and not 0 < value < 1:
                 raise SettingError(f"{name} must be above 0 and below 1, not {value}")
         if self.precision is not None and self.recall is not None:
-            raise SettingError("a threshold has one precision at a recall; ask for either of them")
+            raise SettingError("pass either a precision or a recall, not both")
         if self.confidence is not None and self.recall is None:
             raise SettingError("confidence needs a recall to promise, such as 0.9")
         if self.confidence is not None and self.per_class:

@@ -320,7 +320,7 @@ def _common_pixels(
     unlisted = pair_predicted[(column < 0) & (pair_predicted != VOID)]
     if len(unlisted):
         raise AnnotationError(
-            f"{image}: the predicted map holds segment {unlisted[0]}, which segments_info does not list"
+            f"{image}: the predicted map contains segment {unlisted[0]}, which segments_info does not list"
         )
 
     def sums(of_pairs: np.ndarray, places: np.ndarray, segments: _Segments) -> np.ndarray:
@@ -376,7 +376,7 @@ def _checked_map(ids: np.ndarray, what: str) -> np.ndarray:
             f"{what} must be a (height, width) array of whole numbers, not {ids.dtype} {ids.shape}"
         )
     if ids.min() < 0 or ids.max() >= 2**31:
-        raise AnnotationError(f"{what} holds ids below 0 or beyond 2^31; void pixels have id {VOID}")
+        raise AnnotationError(f"{what} contains ids below 0 or beyond 2^31; void pixels have id {VOID}")
     return ids
 
 

@@ -53,7 +53,9 @@ def read_results(source: Sequence[Annotation] | str | os.PathLike[str]) -> Resul
         entries = content.get("annotations")
         named = {key: content.get(key) or [] for key in ("images", "categories")}
     if not _is_list(entries) or not all(map(_is_list, named.values())):
-        raise AnnotationError(f"{name_of(source)} must hold a list of detections, as COCO's results files do")
+        raise AnnotationError(
+            f"{name_of(source)} must contain a list of detections, as COCO's results files do"
+        )
     return Results(name_of(source), entries, **named)
 
 
@@ -109,7 +111,7 @@ def _image_ids(results: Results, truth: Document) -> dict[int, int] | None:
     if missing or len(set(ids.values())) < len(ids):
         raise AnnotationError(
             f"the images of {results.name}, such as {(missing or list(found.values()))[0]}, are not those of "
-            "the ground truth, or several have one name; detect the images that the ground truth lists"
+            "the ground truth, or several share a name; run detect on the images of the ground truth"
         )
     return ids
 

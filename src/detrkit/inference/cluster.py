@@ -418,4 +418,4 @@ def _readable(error: Exception) -> DetrkitError:
     """One line for what Ray says in many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[-1] if lines else type(error).__name__
-    return DetrkitError(f"the workers of the Ray cluster cannot go on: {said}")
+    return DetrkitError(f"the workers of the Ray cluster cannot continue: {said}")

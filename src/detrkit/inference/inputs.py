@@ -258,7 +258,7 @@ def _images_of(folder: Path, argument: str, videos: bool, recursive: bool) -> tu
         found += [file for files in tree for file in files]
     elif inner := next((file for files in tree for file in files if _is_image(file)), None):
         logger.warning(
-            "%s: images in folders inside, such as %s, are left out; read them with --recursive",
+            "%s: images in subfolders, such as %s, are left out; add --recursive to read them",
             argument,
             inner.relative_to(folder),
         )

@@ -52,7 +52,7 @@ def connect(ray: ModuleType, address: str) -> None:
     """
     if not is_ray_address(address):
         raise SettingError(
-            f"{address!r} is no address of a Ray cluster; give host:port, ray://host:port, auto or local"
+            f"{address!r} is not the address of a Ray cluster; pass host:port, ray://host:port, auto or local"
         )
     if ray.is_initialized():
         if address in (AUTO, ray.get_runtime_context().gcs_address):

@@ -346,7 +346,7 @@ def _checked_address(source: str, limits: ImageLimits) -> str:
             # The number, so that a second look-up cannot lead elsewhere.
             return urllib.parse.urlunsplit(parts._replace(netloc=f"{user}{host}{port}"))
     raise ImageError(
-        f"{name}: leads to {found[0][4][0]}, which is not on the public internet; pass allow_private=True "
+        f"{name}: resolves to {found[0][4][0]}, which is not on the public internet; pass allow_private=True "
         "(--allow-private-addresses) if that is meant"
     )
 

@@ -59,7 +59,7 @@ def detection_loss(
     """
     layers, batch = logits.shape[:2]
     if len(targets) != batch:
-        raise ValueError(f"{batch} images but {len(targets)} labels; give one dict an image")
+        raise ValueError(f"{batch} images but {len(targets)} labels; pass one dict per image")
     masks = [] if predict_masks is None else _target_masks(targets)
     logits, boxes = logits.float(), boxes.float()
     packed = PackedTargets(targets, logits.device)

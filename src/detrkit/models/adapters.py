@@ -47,12 +47,13 @@ def model_of(adapter: JsonObject, where: str) -> str:
     base = adapter.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
-            f"{where} is of an adapter and does not name its model; load the model, add the adapter with "
+            f"{where} belongs to an adapter and does not name its model; load the model, add the adapter "
+            f"with "
             "model.load_adapter, and pass the model to Detector"
         )
     if importlib.util.find_spec("peft") is None:
         raise CheckpointError(
-            f"{where} is of an adapter for the model {base[:200]}, which needs PEFT: pip install peft"
+            f"{where} belongs to an adapter for the model {base[:200]}, which needs PEFT: pip install peft"
         )
     return base
 

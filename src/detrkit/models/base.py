@@ -286,8 +286,8 @@ def _check_tensors(
     remedy = "load them with the class and the configuration that they were saved with"
     if any(re.search(r"\bencoder\.(?:layer)?norm\.", name) for name in surplus):
         remedy = (
-            "an encoder ends with a norm where layers are pre-norm: if they are and this is DETR, set "
-            "normalize_before to true in config.json"
+            "a norm at the end of the encoder means pre-norm layers: for DETR, set normalize_before to true "
+            "in config.json"
         )
     for names, problem in ((surplus, "have tensors without a place in"), (lacking, "lack tensors of")):
         if names:

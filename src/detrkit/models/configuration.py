@@ -275,7 +275,9 @@ def _check_backbone(options: object) -> None:
         return
     for name, value in options.items():
         if name in _REFUSED_BACKBONE_OPTIONS and value:
-            raise ValueError(f"{name} is not taken as an option of the backbone: nothing is fetched or run")
+            raise ValueError(
+                f"{name} is not allowed as an option of the backbone, since it would fetch or run something"
+            )
         limit = _MAX_BACKBONE_DEPTH if name in _DEPTHS else _MAX_BACKBONE_NUMBER
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(number, (int, float)) and abs(number) > limit:

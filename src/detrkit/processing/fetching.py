@@ -67,7 +67,8 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
     except queue.Empty:
         download.abandon()
         raise ImageError(
-            f"{url}: not there after {limits.timeout:g} seconds; check the connection, or fetch it yourself"
+            f"{url}: no complete answer after {limits.timeout:g} seconds; check the connection, or fetch it "
+            "yourself"
         ) from None
     if isinstance(outcome, Exception):
         raise outcome
@@ -178,7 +179,9 @@ class _Download:
                         "check the URL"
                     )
                 return self._read(response)
-        raise ImageError(f"{self._url}: sends on more than {self._limits.max_redirects} times; check the URL")
+        raise ImageError(
+            f"{self._url}: too many redirects (more than {self._limits.max_redirects}); check the URL"
+        )
 
     def _open(self, url: str) -> http.client.HTTPResponse:
         parts = urlsplit(url)
@@ -198,7 +201,7 @@ class _Download:
         scheme = urlsplit(url).scheme
         if scheme not in WEB_SCHEMES:
             raise ImageError(
-                f"{self._url}: sends on to an address of scheme {scheme!r}, which is refused; only http and "
+                f"{self._url}: redirects to a URL of scheme {scheme!r}, which is refused; only http and "
                 "https are followed"
             )
 
@@ -233,7 +236,8 @@ class _Download:
     def _private(self, host: str, number: str) -> ImageError:
         address = number if number == host else f"{host} ({number})"
         return ImageError(
-            f"{self._url}: leads to {address}, which is not on the public internet; pass allow_private=True "
+            f"{self._url}: resolves to {address}, which is not on the public internet; pass "
+            f"allow_private=True "
             "(--allow-private-addresses) if that is meant"
         )
 

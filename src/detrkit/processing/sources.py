@@ -267,7 +267,7 @@ def _data_url_content(url: str, name: str) -> bytes:
     """What a ``data:`` URL holds (RFC 2397)."""
     header, comma, content = url.partition(",")
     if not comma:
-        raise ImageError(f"{name}: a data: URL has a comma before its content; check it")
+        raise ImageError(f"{name}: the data: URL has no comma before its content; check it")
     if header.lower().rstrip().endswith(";base64"):
         return decode_base64(urllib.parse.unquote(content), name)
     return urllib.parse.unquote_to_bytes(content)
@@ -286,7 +286,7 @@ def _content(file: BinaryIO, name: str, limits: ImageLimits) -> bytes:
         if before is not None:
             file.seek(before)
     if not isinstance(content, BYTES):
-        raise ImageError(f"{name}: is open for reading text; open it with mode 'rb'")
+        raise ImageError(f"{name}: is open in text mode; open it with mode 'rb'")
     if limit is not None and len(content) > limit:
         raise _too_large(name, f"more than {limit}", limits)
     return bytes(content)
@@ -304,7 +304,7 @@ def _open_address(name: str, limits: ImageLimits) -> BinaryIO:
     path = name
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise ImageError(f"{name}: names a file of another computer; write file:///path")
+            raise ImageError(f"{name}: refers to a file on another computer; write file:///path")
         path = urllib.request.url2pathname(parts.path)
     elif scheme:
         raise ImageError(
@@ -317,7 +317,7 @@ def _open_address(name: str, limits: ImageLimits) -> BinaryIO:
     except FileNotFoundError:
         raise ImageError(f"{name[:300]}: no such file; check the path") from None
     except PermissionError:
-        raise ImageError(f"{name}: may not be read; change its permissions") from None
+        raise ImageError(f"{name}: cannot be read (no permission); change its permissions") from None
     except (OSError, ValueError) as error:
         # A path that is no path may be very long.
         reason = getattr(error, "strerror", None) or error

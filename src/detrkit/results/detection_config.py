@@ -87,7 +87,7 @@ class DetectionConfig:
         self._check_tile_size()
         _check_number("tile_overlap", self.tile_overlap, 0, 1)
         if self.tile_overlap == 1:
-            raise SettingError("tile_overlap must be below 1: tiles would never get on")
+            raise SettingError("tile_overlap must be below 1: otherwise tiles do not advance")
         for name, points in (self.calibration or {}).items():
             _check_curve(name, points)
 
@@ -135,7 +135,7 @@ class DetectionConfig:
             SettingError: A setting does not exist or is out of range.
         """
         if not isinstance(values, Mapping):
-            raise SettingError(f"it must hold a JSON object, not a {type(values).__name__}")
+            raise SettingError(f"it must contain a JSON object, not a {type(values).__name__}")
         known = [one.name for one in fields(cls)]
         unknown = [name for name in values if name not in known]
         if unknown:

@@ -249,9 +249,9 @@ def image_of(results: Detections | PanopticSegmentation, image: ImageSource | No
     from detrkit.processing.images import load_image
 
     if image is None and results.source is None:
-        raise ImageError(f"these {what} did not come from a file; give draw() the image")
+        raise ImageError(f"these {what} did not come from a file; pass the image to draw()")
     if image is None and getattr(results, "frame_index", None) is not None:
-        raise ImageError(f"these {what} are of a frame of {results.source}; give draw() the frame")
+        raise ImageError(f"these {what} are of a frame of {results.source}; pass the frame to draw()")
     source = results.source if image is None else image
     background = load_image(source, exif_orientation=results.exif_orientation)
     height, width = results.image_size

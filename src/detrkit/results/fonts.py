@@ -131,7 +131,8 @@ def _script(letter: str) -> str:
 @lru_cache(maxsize=256)
 def _warn(script: str) -> None:
     logger.warning(
-        "no font here has all the %s letters of the names: they are drawn as code points; install a font "
+        "no installed font has all the %s letters of the class names: they are drawn as code points; "
+        "install a font "
         "that has them, such as one of Noto",
         script,
     )

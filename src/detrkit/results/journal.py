@@ -84,8 +84,8 @@ class Journal:
                         self.check(entry, self.path)
                     elif not isinstance(entry, dict) or not self._is_valid(entry):
                         raise DetrkitError(
-                            f"line {number} of {self.path} is damaged; delete the line to have its image "
-                            "done again, or start from scratch without --resume"
+                            f"line {number} of {self.path} is damaged; delete the line to process its image "
+                            f"again, or start from scratch without --resume"
                         )
                     else:
                         yield place, entry

@@ -125,7 +125,7 @@ def _query(request: Request, kind: Kind) -> tuple[RequestOptions, str | None]:
 def _only(request: Request, name: str) -> str | None:
     values = request.query_params.getlist(name)
     if len(values) > 1:
-        raise RequestError(400, f"parameter {name[:100]!r} is given {len(values)} times; give it once")
+        raise RequestError(400, f"parameter {name[:100]!r} is given {len(values)} times; pass it once")
     return cast("str", values[0]) if values else None
 
 
@@ -171,8 +171,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = {
-        404: "there is no such path; /openapi.json lists those that there are",
-        405: f"{request.method[:20]} is not possible here; use {(error.headers or {}).get('Allow', 'GET')}",
+        404: "unknown path; /openapi.json lists the paths",
+        405: f"{request.method[:20]} is not supported here; use {(error.headers or {}).get('Allow', 'GET')}",
     }.get(error.status_code, str(error.detail))
     request.scope[RECORD].error = message
     return _error(error.status_code, message, error.headers)
@@ -181,4 +181,4 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGoneError):
         return Response(status_code=CLIENT_GONE)  # which nobody reads
-    return _error(500, f"internal error; the server's log says more about request {request.scope[RECORD].id}")
+    return _error(500, f"internal error; see the server's log for request {request.scope[RECORD].id}")

@@ -141,7 +141,7 @@ class RayBackend:
                 raise found
             assert isinstance(found, Answer)
             return found
-        raise RequestError(503, "the cluster loses its replicas; try again", {"Retry-After": "5"})
+        raise RequestError(503, "the cluster is losing replicas; try again", {"Retry-After": "5"})
 
     def describe(self, model: str) -> JsonObject:
         """See :meth:`detrkit.serving.backend.Backend.describe`."""

@@ -67,7 +67,7 @@ class Upload:
         unknown = [name for name in document if name != FIELD]
         if unknown:
             raise RequestError(
-                400, f'unknown entry {unknown[0][:100]!r} beside "image"; options go into the query'
+                400, f'unknown entry {unknown[0][:100]!r} besides "image"; pass options in the query'
             )
         return image_bytes(document[FIELD], FIELD)
 
@@ -142,7 +142,7 @@ async def _read_form(request: Request, max_bytes: int | None) -> Upload:
         unknown = [name for name in form if name != FIELD]
         if unknown:
             raise RequestError(
-                400, f'unknown field {unknown[0][:100]!r} beside "image"; options go into the query'
+                400, f'unknown field {unknown[0][:100]!r} besides "image"; pass options in the query'
             )
         values = form.getlist(FIELD)
         if len(values) != 1:

@@ -71,7 +71,7 @@ def load_backbone_weights(model: nn.Module, path: Path) -> str:
         if tensors[source].shape != targets[name].shape:
             raise CheckpointError(
                 f"{path} does not fit {title}: {source} has the shape {tuple(tensors[source].shape)}, not "
-                f"{tuple(targets[name].shape)}; choose the --backbone that the weights are of"
+                f"{tuple(targets[name].shape)}; choose the --backbone that the weights belong to"
             )
     with torch.no_grad():
         for name, source in match.names.items():
@@ -208,12 +208,12 @@ def _does_not_fit(
     if path.suffix == ".safetensors":
         return (
             f"{reason}, and a safetensors file does not keep their order; choose the --backbone that the "
-            "weights are of, or a PyTorch file"
+            f"weights belong to, or a PyTorch file"
         )
     expected = f"{len(targets)}" if whole is None else f"{len(whole)} (with its classifier) or {len(targets)}"
     return (
         f"{reason}, and its {count(len(tensors), 'tensor')} are not the {expected} of {title} in number and "
-        "shapes; choose the --backbone that the weights are of"
+        "shapes; choose the --backbone that the weights belong to"
     )
 
 

@@ -166,7 +166,7 @@ def _store_settings(
     if is_chosen:
         say(f"Chosen on the validation images: {config.describe()}, {overlap} (detrkit calibrate says more).")
     if config.overlap != start.overlap:
-        say("detrkit evaluate uses the filter; with --raw it gives the AP that training has shown.")
+        say("detrkit evaluate uses the filter; with --raw it reports the AP shown during training.")
     return config
 
 

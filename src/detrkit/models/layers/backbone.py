@@ -185,7 +185,7 @@ class ConvEncoder(nn.Module):
         if self.native_size is None and not isinstance(error, AssertionError):  # by which timm checks sizes
             raise error
         height, width = pixel_values.shape[-2:]
-        reason = f"the backbone does not take images of {height}x{width} pixels ({first_line(error)})"
+        reason = f"the backbone does not accept images of {height}x{width} pixels ({first_line(error)})"
         if self.native_size is None:
             raise SettingError(f"{reason}; give the image processor another size or pad_size") from error
         height, width = self.native_size
