@@ -29,14 +29,30 @@ def test_a_model_is_copied_with_its_settings_or_gets_them_in_place(
     raw = detector.with_config(DetectionConfig(threshold=0.0))(pictures[0])
     np.testing.assert_allclose(raw.boxes, plain.boxes)
 
+    card = (output / "README.md").read_text()
+    assert f"copy of `{tiny_detr.name}`" in card
+    assert str(tmp_path) not in card
+
     model = tmp_path / "model"
     shutil.copytree(tiny_detr, model)
+    (model / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n\nIts AP is 12.3.\n")
+    (model / "NOTICE").write_text("Pixels by somebody.\n")
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     for _ in range(2):  # and again over its own files
         done = detrkit_here("calibrate", "--model", model, "--output", model, *data)
         assert done.returncode == 0, done.stderr
     assert json.loads((model / "detection_config.json").read_text())["chosen"]["images"] == len(pictures)
     assert all((model / name).read_bytes() == content for name, content in before.items())
+    assert "README.md still describes the earlier settings" in done.stderr
+
+    for _ in range(2):  # and again over its own files
+        done = detrkit_here("calibrate", "--model", model, "--output", tmp_path / "copy", *data)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy" / "NOTICE").read_bytes() == before["NOTICE"]
+    card = (tmp_path / "copy" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n---\n\n> This is a copy of `model`")
+    assert card.endswith("# Mine\n\nIts AP is 12.3.\n")
+    assert "numbers below are the original's" in " ".join(card.split())
 
 
 def test_mistakes_are_one_line_and_change_nothing(

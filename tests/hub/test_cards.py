@@ -311,6 +311,9 @@ def test_the_card_of_a_fine_tuned_model_says_what_was_measured_and_how_it_was_tr
     assert "after epoch 7, the best" in text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {"AP": 0.4567, "AP50": 0.5}
     assert card.data.base_model == "facebook/detr-resnet-50"
+    assert 'detector("photo.jpg")' in text  # the threshold is that of the model
+    assert "--threshold" not in text
+    assert "These calls do not read `detection_config.json`" in text
     assert card.data.license is None  # whoever trained it decides
     assert "None" not in text
 

@@ -12,13 +12,14 @@ from detrkit.cli import options
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_folder
 from detrkit.common.outputs import Output, check_outputs
-from detrkit.common.screening import DETECTION_CONFIG
+from detrkit.common.screening import DETECTION_CONFIG, check_folder
 from detrkit.common.terminal import count, print_table, say
 
 if TYPE_CHECKING:
     from detrkit.evaluation.calibrate import Calibration
 
 _MARK = b'"threshold": '
+_CARD = "README.md"
 
 OutputFolder = Annotated[
     Path,
@@ -112,11 +113,13 @@ def calibrate(
     in_place = is_folder(name) and output.exists() and output.samefile(name)
     own = [path for path in model_files(name) if path.name != DETECTION_CONFIG]
     outputs = [Output("--output", output / DETECTION_CONFIG, _MARK), *calibration_outputs(output)]
+    notices = _notices(name)
     if not in_place:
         outputs += [
-            Output("--output", output / path.name, _MARK, DETECTION_CONFIG) for path in _copied(name, own)
+            Output("--output", output / path.name, _MARK, DETECTION_CONFIG)
+            for path in (*_copied(own), *notices)
         ]
-    check_outputs(outputs, [*own, images, annotations], overwrite=overwrite)
+    check_outputs(outputs, [*own, *notices, images, annotations], overwrite=overwrite)
     check_charts_available()
 
     setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
@@ -126,6 +129,7 @@ def calibrate(
     with atomic_folder(output) as folder:
         if not in_place:
             _copy_model(name, revision, own, folder)
+            _copy_notices(name, notices, found, folder)
         found.config.save_pretrained(folder)
         save_calibration(found, folder)
     print_table(comparison_table(found))
@@ -133,9 +137,10 @@ def calibrate(
     _summarise(found, output, in_place=in_place)
 
 
-def _copied(name: str, own: list[Path]) -> list[Path]:
+def _copied(own: list[Path]) -> list[Path]:
     """The files that the copy of a model will have."""
-    return own or [Path("config.json"), Path("preprocessor_config.json"), Path("model.safetensors")]
+    files = ("config.json", "preprocessor_config.json", "model.safetensors")
+    return [*(own or map(Path, files)), Path(_CARD)]
 
 
 def _copy_model(name: str, revision: str | None, own: list[Path], folder: Path) -> None:
@@ -150,6 +155,37 @@ def _copy_model(name: str, revision: str | None, own: list[Path], folder: Path) 
     model, processor = load_pretrained(name, revision)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _notices(name: str) -> list[Path]:
+    """What a model's folder says of its origin and licence, without its card; empty for a Hub id."""
+    kinds = ("NOTICE", "LICENSE", "LICENCE", "COPYING")
+    folder = Path(name)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in files if path.is_file() and path.stem.upper() in kinds]
+
+
+def _copy_notices(name: str, notices: list[Path], found: Calibration, folder: Path) -> None:
+    """Copies notices and card, with a note in the card that its numbers are not those of the new settings."""
+    from detrkit.hub.cards import card_with_note, plain_card
+
+    for path in notices:
+        shutil.copyfile(path, folder / path.name)
+    card = Path(name) / _CARD
+    title = Path(name).name if Path(name).is_dir() else name
+    text = (
+        card.read_text(encoding="utf-8")
+        if card.is_file()
+        else plain_card(check_folder(folder)["config.json"], title)
+    )
+    data = Path(found.config.chosen["data"]).name
+    note = (
+        f"This is a copy of `{title}` with other detection settings: `detrkit calibrate` chose those in "
+        f"`{DETECTION_CONFIG}` on {count(len(found.raw.objects), 'image')} of `{data}`. "
+        "`operating_points.csv` has the numbers with these settings. All settings and numbers below are the "
+        "original's."
+    )
+    (folder / _CARD).write_text(card_with_note(text, note), encoding="utf-8")
 
 
 def _summarise(found: Calibration, output: Path, *, in_place: bool) -> None:
@@ -172,6 +208,10 @@ def _summarise(found: Calibration, output: Path, *, in_place: bool) -> None:
         say(
             "Precision, recall, F1, AP and errors are measured on images that were not used to choose the "
             "settings."
+        )
+    if in_place and (output / _CARD).is_file():
+        say(
+            f"{output / _CARD} still describes the earlier settings; correct it before you publish the model."
         )
     where = "the model" if in_place else "the model and its charts"
     say(f"Wrote {where} in {output}. Try: detrkit detect IMAGE --model {output}")

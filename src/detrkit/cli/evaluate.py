@@ -42,7 +42,10 @@ SaveDir = Annotated[
         "as CSV and PNG files; with --errors the worst mistakes as an image."
     ),
 ]
-PerClass = Annotated[bool, typer.Option("--per-class", help="Also print the metrics of each category.")]
+PerClass = Annotated[
+    bool,
+    typer.Option("--per-class", rich_help_panel="Report", help="Also print the metrics of each category."),
+]
 Errors = Annotated[
     bool,
     typer.Option(

@@ -33,9 +33,9 @@ _GROUPS = {
     "Attention": "detections point layer queries",
     "Measurement": "size repeats transformers",
     "Quantisation": "int8 calibration",
+    "Report": "errors layers",
     "Server": "host port share queue_size max_wait_ms",
-    "Output": "output save_dir json_file csv_file counts_file as_json sheet to verify errors resume "
-    "overwrite",
+    "Output": "output save_dir json_file csv_file counts_file as_json sheet to verify resume overwrite",
     "Hub": "push_to_hub hub_id private handler",
     "Ray cluster": "ray ray_workers ray_cpus",
 }

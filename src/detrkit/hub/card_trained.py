@@ -58,6 +58,7 @@ def trained_card(
         front_matter={"base_model": recipe["model"]} if on_hub else {},
         results=Results(numbers=numbers, dataset={"dataset_type": "coco-format", "dataset_name": dataset}),
         summary=f"{family.title} for {len(config['id2label'])} classes, trained with `detrkit train`.",
+        own_settings=True,
         network=[_network(config)],
         variants=variant_texts(family, config, recipe["masks"]),
         training=[_procedure(family, recipe, row["epoch"])],

@@ -6,6 +6,7 @@ What goes into a card comes from :mod:`~detrkit.hub.card_released` (released and
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -154,7 +155,21 @@ class Card:
                     results=(_SEGMENT_RESULTS if self.masks else _DETECT_RESULTS).format(threshold=threshold),
                 )
             )
+            if own and not self.masks:
+                snippets.append(_OWN_SETTINGS)
         return snippets
+
+
+def card_with_note(card: str, note: str) -> str:
+    """A card with a note before its text, which says how its model differs from the one that it describes.
+
+    Args:
+        card: A README.md, with or without front matter.
+        note: One paragraph of Markdown.
+    """
+    front = re.match(r"---\n.*?\n---\n+", card, re.DOTALL)
+    start = front.end() if front else 0
+    return f"{card[:start]}> {note}\n\n{card[start:]}"
 
 
 def plain_card(config: JsonObject, name: str) -> str:
@@ -327,6 +342,11 @@ model = {model_class}.from_pretrained(name)
 with torch.inference_mode():
     outputs = model(**processor(images=image, return_tensors="pt"))
 {results}"""
+
+_OWN_SETTINGS = (
+    "These calls do not read `detection_config.json`, which has the model's own threshold and overlap "
+    "filter; `Detector` and the commands do."
+)
 
 _DETECT_RESULTS = """\
 sizes = torch.tensor([image.size[::-1]])
