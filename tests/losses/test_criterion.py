@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import box_convert, box_iou, generalized_box_iou, sigmoid_focal_loss
 
 from detrkit import ConditionalDetrConfig, DetrConfig
-from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou, xyxy_to_cxcywh
+from detrkit.common.boxes import cxcywh_to_xyxy, generalized_iou, iou, xyxy_to_cxcywh
 from detrkit.losses import matcher
 from detrkit.losses.criterion import detection_loss
 from detrkit.losses.matcher import PackedTargets, match
@@ -33,8 +33,9 @@ def test_box_formats_convert_back_and_forth(boxes):
 
 @given(boxes_strategy, boxes_strategy)
 @settings(max_examples=50)
-def test_generalized_iou_of_all_pairs_is_torchvisions(a, b):
+def test_iou_of_all_pairs_is_torchvisions(a, b):
     a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
+    torch.testing.assert_close(iou(a[:, None], b[None]), box_iou(a, b), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         generalized_iou(a[:, None], b[None]), generalized_box_iou(a, b), atol=1e-5, rtol=1e-5
     )
@@ -185,6 +186,28 @@ def test_focal_loss_equals_torchvisions_summed_over_all_pairs_of_query_and_class
         wanted[i, query, targets[i]["class_labels"][picked]] = 1
     assert wanted.sum() == 5
     expected = sigmoid_focal_loss(logits, wanted, alpha=alpha, reduction="sum") / 5
+    torch.testing.assert_close(terms["loss_ce"], expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (terms["loss_ce"], expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_with_iou_targets_scores_are_trained_to_be_how_well_the_box_fits():
+    logits, boxes = random_predictions()
+    logits.requires_grad_()
+    targets = targets_of(3, 2)
+    config = ConditionalDetrConfig(num_labels=5, class_targets="iou")
+    _, terms = loss_of(logits, boxes, targets, config)
+    wanted, weight = torch.zeros_like(logits), 0.75 * logits.sigmoid() ** 2
+    for i, (query, picked) in enumerate(
+        matches_by_image(logits[None], boxes[None], targets, 2, 5, 2, focal=True)[0]
+    ):
+        pair = [cxcywh_to_xyxy(part) for part in (boxes[i, query], targets[i]["boxes"][picked])]
+        fit = box_iou(*pair).diagonal()
+        place = (i, query, targets[i]["class_labels"][picked])
+        wanted[place], weight[place] = fit, 0.5 * fit
+    assert (wanted > 0).any()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    expected = (weight * entropy).sum() / 5
     torch.testing.assert_close(terms["loss_ce"], expected)
     gradients = [torch.autograd.grad(loss, logits)[0] for loss in (terms["loss_ce"], expected)]
     torch.testing.assert_close(*gradients)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from detrkit.errors import SettingError
 from detrkit.training import TrainingRecipe
+from tests.conftest import read_json
 
 PATHS = {"train_images": "a", "train_annotations": "b", "val_images": "c", "val_annotations": "d"}
 
@@ -66,6 +68,16 @@ def test_a_run_is_resumed_with_the_options_it_began_with(tmp_path):
     make(batch_size=2, resume=True, workers=3, output="elsewhere").check_same(tmp_path / "recipe.json")
     with pytest.raises(SettingError, match=r"--batch-size 2, not 4"):
         make(resume=True).check_same(tmp_path / "recipe.json")
+
+
+def test_a_run_of_a_version_without_an_option_is_resumed_with_its_default(tmp_path):
+    make().save(tmp_path / "recipe.json")
+    content = read_json(tmp_path / "recipe.json")
+    del content["repeat_rare"]
+    (tmp_path / "recipe.json").write_text(json.dumps(content))
+    make(resume=True).check_same(tmp_path / "recipe.json")
+    with pytest.raises(SettingError, match=r"--repeat-rare 0\.0, not 0\.5"):
+        make(resume=True, repeat_rare=0.5).check_same(tmp_path / "recipe.json")
 
 
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path):

@@ -25,7 +25,7 @@ from detrkit.training import train
 from detrkit.training.optimization import AveragedWeights
 from detrkit.training.preparation import build_model, read_datasets
 from detrkit.training.trainer import DetectionTrainer, is_whole, last_checkpoint
-from tests.conftest import wait_until
+from tests.conftest import read_json, wait_until
 from tests.hub.server import WRITER, HubServer
 
 REPORTS = {
@@ -383,9 +383,20 @@ def test_a_new_model_learns_batch_norm_and_is_saved_frozen(recipe, monkeypatch):
     assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
 
 
+def test_what_scores_are_trained_to_be_is_kept_by_the_model_and_by_training_it_further(recipe, tmp_path):
+    first = recipe(class_targets="iou", epochs=1)
+    plain = train(recipe(epochs=1, output=tmp_path / "plain"))
+    assert train(first).rows[0]["loss_ce"] != plain.rows[0]["loss_ce"]
+    assert read_json(first.output / "config.json")["class_targets"] == "iou"
+    further = recipe(model=str(first.output), epochs=1, output=tmp_path / "further")
+    train(further)
+    assert read_json(further.output / "config.json")["class_targets"] == "iou"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"model": "detr", "from_scratch": True, "backbone": "resnet18", "class_targets": "iou"}, "softmax"),
         ({"model": "deformable-dtr", "from_scratch": True}, "did you mean 'deformable-detr'"),
         ({"model": "detr", "from_scratch": True, "backbone": "resnet5O"}, "did you mean 'resnet"),
         ({"model_option": ["dropot=0"]}, "did you mean 'dropout'"),

@@ -28,6 +28,22 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (...), in (-1, 1]. Two boxes without area give NaN, as their union is empty.
     """
+    overlap, union, hull = _areas(a, b)
+    return overlap / union - (hull - union) / hull
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes that broadcast together, as for :func:`generalized_iou`.
+
+    Returns:
+        (...), in [0, 1]; 0 for two boxes without area.
+    """
+    overlap, union, _ = _areas(a, b)
+    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Areas of the intersection, the union and the box around both."""
     left_a, top_a, right_a, bottom_a = a.unbind(-1)
     left_b, top_b, right_b, bottom_b = b.unbind(-1)
     width = torch.minimum(right_a, right_b) - torch.maximum(left_a, left_b)
@@ -36,4 +52,4 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     union = (right_a - left_a) * (bottom_a - top_a) + (right_b - left_b) * (bottom_b - top_b) - overlap
     hull_width = torch.maximum(right_a, right_b) - torch.minimum(left_a, left_b)
     hull = hull_width * (torch.maximum(bottom_a, bottom_b) - torch.minimum(top_a, top_b))
-    return overlap / union - (hull - union) / hull
+    return overlap, union, hull

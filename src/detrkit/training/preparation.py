@@ -141,6 +141,12 @@ def build_model(
     if recipe.masks and train.panoptic_dir is not None:
         processor.is_thing_map = train.is_thing
     choose_trained(model, recipe)
+    if recipe.class_targets is not None:
+        if FAMILIES[model.config.model_type].class_scores != "sigmoid":
+            raise SettingError(
+                "--class-targets is for Conditional and Deformable DETR; this model has a softmax for classes"
+            )
+        model.config.class_targets = recipe.class_targets
     return model, processor, train
 
 

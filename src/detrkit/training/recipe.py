@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -177,6 +177,12 @@ class TrainingRecipe:
         min=0,
         max=0.999999,
     )
+    class_targets: Literal["one", "iou"] | None = _optimisation(
+        "What the score of a found object is trained to be: one, as in the originals, or the IoU of its box, "
+        "so that scores say how well boxes fit. iou is for Conditional and Deformable DETR.  [default: the "
+        "checkpoint's, or one]",
+        default=None,
+    )
     precision: Literal["auto", "fp32", "bf16"] = _optimisation(
         "auto (bf16 on a GPU that supports it, otherwise fp32), fp32 or bf16.", default="auto"
     )
@@ -339,11 +345,16 @@ class TrainingRecipe:
             name = option.name
             if name == "epochs" and now[name] >= before.get(name, 0):
                 continue
-            if option.metadata["changes_result"] and name != "output" and before.get(name) != now[name]:
+            then = before.get(name, _default_of(option))  # an earlier version may not have had the option
+            if option.metadata["changes_result"] and name != "output" and then != now[name]:
                 raise SettingError(
-                    f"the run in {path.parent} was started with {flag_of(name)} {before.get(name)}, not "
+                    f"the run in {path.parent} was started with {flag_of(name)} {then}, not "
                     f"{now[name]}; resume it with the same options, or start another run in a new folder"
                 )
+
+
+def _default_of(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
 
 
 def flag_of(name: str) -> str:
