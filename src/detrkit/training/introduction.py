@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from detrkit.common.terminal import count
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.loading import PreparedDataset
+from detrkit.training.lora import adapted_layers
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.trainer import DetectionTrainer
 
@@ -36,6 +37,9 @@ def introduction(
         f"backbone {backbone_rate:g}."
     )
     frozen = "" if trained == whole else f"; {(whole - trained) / 1e6:.1f} million are frozen"
+    if recipe.lora is not None:
+        layers = count(len(adapted_layers(trainer.model)), "linear layer")
+        frozen += f", and {layers} learn by adapters of rank {recipe.lora} (LoRA)"
     yield (
         f"{trained / 1e6:.1f} million parameters are trained{frozen}. Model, metrics and charts go to "
         f"{recipe.output}."

@@ -35,6 +35,7 @@ from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.processing.image_processor import DetrImageProcessorBase
 from detrkit.training.backbone_weights import load_backbone_weights, use_pixel_statistics
 from detrkit.training.batch_norm import thaw_batch_norm
+from detrkit.training.lora import add_adapters, check_installed, with_adapter
 from detrkit.training.recipe import TrainingRecipe
 
 logger = logging.getLogger("detrkit")
@@ -244,6 +245,8 @@ def _pretrained_model(
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError) as error:
         raise unreadable(files.name, None, "weights", error) from error
+    if files.adapter is not None:
+        model = with_adapter(model, files.adapter, files.adapter_revision)
     return model, files.load_processor(), train.with_labels(labels)
 
 
@@ -290,7 +293,10 @@ def _options(recipe: TrainingRecipe, family: Family) -> dict[str, Any]:
 
 
 def choose_trained(model: ModelWithHeads, recipe: TrainingRecipe) -> None:
-    """Freezes parameters, and makes batch norm trainable, as the recipe says."""
+    """Freezes parameters, adds adapters, and makes batch norm trainable, as the recipe says."""
+    if recipe.lora is not None:
+        add_adapters(model, recipe.lora)
+        return
     live = recipe.live_batch_norm
     if live is None:
         live = recipe.has_random_backbone and recipe.freeze != "backbone"
@@ -312,8 +318,10 @@ def resolve_workers(recipe: TrainingRecipe, processes: int) -> int:
     return min(8, max(1, torch.get_num_threads() // max(1, processes)))
 
 
-def check_packages() -> None:
+def check_packages(recipe: TrainingRecipe) -> None:
     """Raises a MissingExtraError, before any work, if an optional package is not installed."""
+    if recipe.lora is not None:
+        check_installed()
     try:
         import accelerate  # noqa: F401
         import matplotlib  # noqa: F401

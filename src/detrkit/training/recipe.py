@@ -145,6 +145,13 @@ class TrainingRecipe:
         "original), nothing, backbone, or detector (trains only the masks).",
         default="default",
     )
+    lora: int | None = _model(
+        "Train adapters of this rank, such as 8, on the Transformer's linear layers instead of their weights "
+        "(LoRA), which takes less memory; heads and queries are trained in full, the backbone stays fixed. "
+        "The model that is saved has them merged.",
+        default=None,
+        min=1,
+    )
     live_batch_norm: bool | None = _model(
         "Train batch norm instead of freezing it.  [default: if the backbone has no pretrained weights]",
         default=None,
@@ -255,6 +262,13 @@ class TrainingRecipe:
             raise SettingError("pass either --backbone-weights or --pretrained-backbone, not both")
         if self.live_batch_norm and self.freeze in ("backbone", "detector"):
             raise SettingError(f"--live-batch-norm contradicts --freeze {self.freeze}; leave one of them out")
+        if self.lora is not None and self.from_scratch:
+            raise SettingError("--lora adapts a checkpoint; leave out --from-scratch")
+        if self.lora is not None and (self.freeze in ("nothing", "detector") or self.live_batch_norm):
+            other = "--live-batch-norm" if self.live_batch_norm else f"--freeze {self.freeze}"
+            raise SettingError(
+                f"--lora says itself what stays fixed (such as the backbone); leave out {other}"
+            )
         if self.freeze == "detector" and not self.masks:
             raise SettingError("--freeze detector leaves nothing to train; add --masks")
         if self.hub_id is not None and not self.push_to_hub:

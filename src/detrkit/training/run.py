@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Mapping
@@ -42,6 +41,7 @@ from detrkit.training.batch_norm import refreeze_batch_norm
 from detrkit.training.callbacks import MissedEvaluation, Progress, Reporter, RunPlan, WeightAverage
 from detrkit.training.history import best_row, has_stalled, merge_log
 from detrkit.training.introduction import introduction
+from detrkit.training.lora import merged
 from detrkit.training.preparation import RECIPE_FILE, SPLIT_FILE
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.reports import write_predictions, write_reports
@@ -96,7 +96,7 @@ def train(
     """
     if recipe.push_to_hub:
         check_login()
-    preparation.check_packages()
+    preparation.check_packages(recipe)
     preparation.check_output(recipe)
     with same_randomness():
         if os.environ.get("RANK", "0") != "0":  # one of several processes of one run
@@ -278,7 +278,7 @@ def _measure(
     """The metrics of a model in training, as from ``detrkit evaluate``."""
     device = model.device
     # A detector folds batch norm into the convolutions and can no longer be trained.
-    detector = Detector(refreeze_batch_norm(copy.deepcopy(model)), processor, device=device)
+    detector = Detector(refreeze_batch_norm(merged(model)), processor, device=device)
     detector.detection_config = settings
     batch_size = recipe.eval_batch_size or (1 if model.config.dilation else recipe.batch_size)
     evaluation = evaluate_dataset(
@@ -302,7 +302,7 @@ def _save_best(
     rows: list[dict[str, float]],
 ) -> None:
     """Writes the model that was just evaluated, with its processor and card."""
-    model = trainer.best_weights
+    model = trainer.best_weights if recipe.lora is None else merged(trainer.best_weights)
     card = trained_card(
         recipe.output.resolve().name,
         model.config.to_dict(),
