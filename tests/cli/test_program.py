@@ -14,6 +14,7 @@ import pytest
 
 import detrkit as package
 from detrkit.checkpoints.registry import BUNDLED, HUB_ONLY, REGISTRY
+from detrkit.common.terminal import Terminated
 from tests.cli.conftest import Run
 from tests.conftest import make_picture
 from tests.golden import COMPACT
@@ -222,3 +223,16 @@ def test_an_interrupt_where_nothing_can_be_raised_is_not_lost(detrkit_here: Run,
         signal.signal(signal.SIGINT, before)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+@pytest.mark.parametrize("place", ["detrkit.cli.models.print_table", "typer.core.TyperGroup.parse_args"])
+def test_an_interrupted_command_says_so_and_ends_with_the_status_of_the_signal(
+    detrkit_here: Run, monkeypatch, error: type[KeyboardInterrupt], status: int, place: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, interrupt)
+    done = detrkit_here("models")
+    assert (done.returncode, done.stderr) == (status, "Interrupted. Run the same command again.\n")

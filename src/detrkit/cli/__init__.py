@@ -51,10 +51,33 @@ from detrkit.common.terminal import (
 )
 from detrkit.common.without_torch import explained, require_torch
 
+
+class _InterruptedError(BaseException):
+    """An interrupt of a command, its cause; of no kind that typer knows."""
+
+
+class _Program(Group):
+    """All commands; typer itself would end one that is interrupted without a word, always with status 130."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """As typer, but for interrupts."""
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer, but for interrupts."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+
 app = typer.Typer(
     name="detrkit",
+    cls=_Program,
     help="Object detection and panoptic segmentation with DETR, Conditional DETR and Deformable DETR.",
-    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -160,7 +183,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         with _interrupts_that_are_not_lost(), log_in_one_line():
             return app(arguments, prog_name="detrkit", standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort) as error:
+    except (KeyboardInterrupt, _InterruptedError, typer.Abort) as error:
         say("Interrupted. Run the same command again.")
         return interrupt_status(error if isinstance(error, KeyboardInterrupt) else error.__cause__)
     except Exception as error:
