@@ -136,6 +136,12 @@ def test_frames_keep_to_the_limits(clip: Path) -> None:
         list(read_video(clip, limits=ImageLimits(max_pixels=100)))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (640, 16), (16, 640)])
+def test_frames_of_exactly_the_limit_are_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = write_clip(tmp_path / "a.mp4", [make_picture(*size)] * 2, codec="mpeg4")  # holds rows at its edges
+    assert len(list(read_video(path, limits=ImageLimits(max_pixels=size[0] * size[1])))) == 2
+
+
 @pytest.mark.parametrize(
     "address", ["rtsp://127.0.0.1/a", "rtsp://user:secret@[::1]:8554/a", "http://10.0.0.1/a.mp4"]
 )

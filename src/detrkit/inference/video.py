@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import socket
 import sys
@@ -135,7 +136,7 @@ class Video:
         self._stream = cast("VideoStream", found)
         context = self._stream.codec_context
         if self._limits.max_pixels is not None:
-            context.options = {"max_pixels": str(min(self._limits.max_pixels, 2**31 - 1))}
+            context.options = {"max_pixels": str(min(_with_edges(self._limits.max_pixels), 2**31 - 1))}
         try:
             check_pixels((context.width, context.height), self._limits, self.name)
         except ImageError:
@@ -349,6 +350,15 @@ def _checked_address(source: str, limits: ImageLimits) -> str:
         f"{name}: resolves to {found[0][4][0]}, which is not on the public internet; pass allow_private=True "
         "(--allow-private-addresses) if that is meant"
     )
+
+
+def _with_edges(pixels: int) -> int:
+    """What FFmpeg's own limit must be for frames of so many pixels, up to 256 times as wide as high.
+
+    FFmpeg rounds their sides up to 64, and counts the rows that a decoder holds at the edges: 280 of them.
+    """
+    longest = 16 * math.isqrt(pixels)
+    return max(pixels + 64 * longest, 280 * (longest + 160))
 
 
 def _reason(error: BaseException) -> str:
