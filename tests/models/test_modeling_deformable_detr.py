@@ -208,6 +208,11 @@ class TestImages:
             assert found.is_contiguous()
             assert torch.equal(found, wanted.expand(found.shape))
 
+    def test_an_image_whose_last_map_has_one_pixel_is_computed_as_in_a_batch(self, model):
+        pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        together, alone = model(pixels), model(pixels[:1])
+        assert_same_numbers(alone.logits, together.logits[:1])
+
     def test_no_image_is_refused(self, model):
         with pytest.raises(ValueError, match="does not take inputs_embeds"):
             model(inputs_embeds=torch.zeros(2, 16, 32))

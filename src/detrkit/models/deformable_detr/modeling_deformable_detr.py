@@ -27,6 +27,7 @@ from detrkit.models.layers.feature_levels import (
     Surroundings,
     proposal_anchors,
 )
+from detrkit.models.layers.group_norm import GroupNorm
 from detrkit.models.layers.plain import rows
 from detrkit.models.layers.position_encoding import sine_waves
 from detrkit.models.layers.transformer import PredictionMLP, TransformerLayer
@@ -387,7 +388,7 @@ def _input_projections(config: DeformableDetrConfig, channels: list[int]) -> nn.
     for index in range(config.num_feature_levels - len(channels)):
         source = channels[-1] if index == 0 else config.d_model
         projections.append(nn.Conv2d(source, config.d_model, 3, stride=2, padding=1))
-    return nn.ModuleList(nn.Sequential(p, nn.GroupNorm(32, config.d_model)) for p in projections)
+    return nn.ModuleList(nn.Sequential(p, GroupNorm(32, config.d_model)) for p in projections)
 
 
 def _valid_ratio(mask: Tensor) -> Tensor:

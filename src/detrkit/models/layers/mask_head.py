@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import split_heads
+from detrkit.models.layers.group_norm import GroupNorm
 from detrkit.models.layers.plain import is_plain
 
 # Elements of the widest activation of one chunk of queries: 32 MiB in float32 on a CPU, where caches matter,
@@ -96,7 +97,7 @@ class MaskHead(nn.Module):
                     "and d_model must be a power of two times 8"
                 )
             setattr(self, f"lay{i}", nn.Conv2d(before, after, 3, padding=1))
-            setattr(self, f"gn{i}", nn.GroupNorm(groups, after))
+            setattr(self, f"gn{i}", GroupNorm(groups, after))
         for i, (before, after) in enumerate(zip(channels, widths[2:]), start=1):
             setattr(self, f"adapter{i}", nn.Conv2d(before, after, 1))
         self.out_lay = nn.Conv2d(widths[-1], 1, 3, padding=1)
