@@ -26,7 +26,8 @@ MAX_JSON_BYTES = 16 * 2**20
 # Configuration entries that make Transformers or timm fetch or run code.
 _CODE_ENTRIES = frozenset({"auto_map", "trust_remote_code", "code_revision", "custom_pipelines"})
 
-_MOST_LAYERS = 512  # of all stages of a network; the deepest that are in use have a third
+MOST_LAYERS = 512
+"""Maximum number of layers of a network, in all its stages; the deepest that are in use have a third."""
 
 _REMEDY = "save or fetch the model again"
 
@@ -134,9 +135,9 @@ def check_config(config: object, where: str) -> None:
                 f"refused to read {where}: configuration_files names other files to be read in its place; "
                 "save the one that you want as config.json, without this entry"
             )
-        if _is_depth(name) and _total(value) > _MOST_LAYERS:
+        if is_too_deep(name, value):
             raise CheckpointError(
-                f"refused to read {where}: {name} asks for more than {_MOST_LAYERS} layers, which would take "
+                f"refused to read {where}: {name} asks for more than {MOST_LAYERS} layers, which would take "
                 "minutes and memory; correct it"
             )
         if name.endswith("attn_implementation") and "/" in str(value):
@@ -146,8 +147,10 @@ def check_config(config: object, where: str) -> None:
             )
 
 
-def _is_depth(name: str) -> bool:
-    return name in ("depths", "depth") or name.endswith(("layers", "blocks", "repeats"))
+def is_too_deep(name: str, value: object) -> bool:
+    """Whether an entry of a configuration, of the network or its backbone, asks for too many layers."""
+    is_depth = name in ("depths", "depth") or name.endswith(("layers", "blocks", "repeats"))
+    return is_depth and _total(value) > MOST_LAYERS
 
 
 def _total(value: object) -> float:
@@ -158,7 +161,7 @@ def _total(value: object) -> float:
         if isinstance(found, (list, tuple)):
             waiting += found
         elif isinstance(found, (int, float)) and not isinstance(found, bool):
-            total += min(found, _MOST_LAYERS + 1)
+            total += min(found, MOST_LAYERS + 1)
     return total
 
 

@@ -15,15 +15,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from detrkit.common.errors import CheckpointError, SettingError
-from detrkit.common.screening import check_config
+from detrkit.common.screening import MOST_LAYERS, check_config, is_too_deep
 from detrkit.models.ranges import check_ranges
 
 if TYPE_CHECKING:
     from transformers import TimmBackboneConfig
 
 _MAX_BACKBONE_NUMBER = 65_536
-_MAX_BACKBONE_DEPTH = 1_000
-_DEPTHS = frozenset({"depth", "depths", "layers", "num_layers", "num_hidden_layers", "num_blocks"})
 
 # What timm and Transformers would fetch, open or run on a backbone's behalf.
 _REFUSED_BACKBONE_OPTIONS = (
@@ -278,7 +276,10 @@ def _check_backbone(options: object) -> None:
             raise ValueError(
                 f"{name} is not allowed as an option of the backbone, since it would fetch or run something"
             )
-        limit = _MAX_BACKBONE_DEPTH if name in _DEPTHS else _MAX_BACKBONE_NUMBER
+        if is_too_deep(name, value):
+            raise ValueError(f"{name} of the backbone must not exceed {MOST_LAYERS} layers, but is {value}")
         for number in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(number, (int, float)) and abs(number) > limit:
-                raise ValueError(f"{name} of the backbone must not exceed {limit}, but is {number}")
+            if isinstance(number, (int, float)) and abs(number) > _MAX_BACKBONE_NUMBER:
+                raise ValueError(
+                    f"{name} of the backbone must not exceed {_MAX_BACKBONE_NUMBER}, but is {number}"
+                )
