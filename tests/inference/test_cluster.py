@@ -74,6 +74,7 @@ def test_results_come_in_order_and_are_those_of_one_machine(
 def test_segments_and_masks_come_too(cluster: Any, tiny_panoptic: Path, images: list[Path]) -> None:
     detector = RayDetector(tiny_panoptic, address=cluster.address)
     single = Detector.from_pretrained(tiny_panoptic, device="cpu")
+    assert detector.categories() == single.categories()
     for one, other in zip(
         detector.stream_segments(images[:4], 0.1), single.stream_segments(images[:4], 0.1), strict=True
     ):

@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from detrkit.common.schema import Category
     from detrkit.inference.detector import Detector
+    from detrkit.processing.array_processor import ArrayImageProcessor
+    from detrkit.processing.image_processor import DetrImageProcessorBase
 
 Found: TypeAlias = Detections | PanopticSegmentation | ImageError
 """What is in an image, or why it cannot be read."""
@@ -233,7 +236,16 @@ class RayDetector:
         other.detection_config = with_tiles(config, tiles, self._load_processor)
         return other
 
-    def _load_processor(self) -> object:
+    def categories(self, found: Collection[int] = ()) -> list[Category]:
+        """The model's classes for a COCO document, see :meth:`detrkit.Detector.categories`."""
+        from detrkit.inference.predictions import listed_categories
+
+        maps = None
+        if self.has_masks:
+            maps = getattr(self.config, "is_thing_map", None), self._load_processor().is_thing_map
+        return listed_categories(self.names, found, maps)
+
+    def _load_processor(self) -> DetrImageProcessorBase | ArrayImageProcessor:
         from detrkit.checkpoints.opening import open_processor
 
         return open_processor(self._settings.model, self._settings.revision)

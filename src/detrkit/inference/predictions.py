@@ -118,15 +118,8 @@ class OutputReader:
 
     def categories(self, found: Collection[int]) -> list[Category]:
         """See :meth:`detrkit.Detector.categories`."""
-        used = {i: name for i, name in sorted(self.names.items()) if name != "N/A" or i in found}
-        listed: list[Category] = [{"id": label, "name": name} for label, name in used.items()]
-        if self.has_masks:
-            from detrkit.processing.panoptic_rule import resolve_is_thing_map
-
-            is_thing = resolve_is_thing_map(self.is_thing_map, self.processor.is_thing_map)
-            for entry in listed:
-                entry["isthing"] = int(is_thing(entry["id"]))
-        return listed
+        maps = (self.is_thing_map, self.processor.is_thing_map) if self.has_masks else None
+        return listed_categories(self.names, found, maps)
 
     def _candidates(self, outputs: Outputs, frames: Sequence[ImageFrame]) -> Iterator[Candidates]:
         """All scored boxes of each image, in pixels."""
@@ -249,6 +242,28 @@ def _like(outputs: torch.Tensor | np.ndarray, rows: np.ndarray) -> torch.Tensor 
     import torch
 
     return torch.from_numpy(rows).to(outputs.device)
+
+
+def listed_categories(
+    names: Mapping[int, str], found: Collection[int], maps: Sequence[IsThingMap | None] | None
+) -> list[Category]:
+    """A model's classes as the ``categories`` of a COCO document.
+
+    Args:
+        names: Label -> class name.
+        found: Labels that are listed even where COCO left them unused ("N/A").
+        maps: Whether a class is a thing, by label: the first map that is given counts. None for a model
+            without masks.
+    """
+    used = {i: name for i, name in sorted(names.items()) if name != "N/A" or i in found}
+    listed: list[Category] = [{"id": label, "name": name} for label, name in used.items()]
+    if maps is not None:
+        from detrkit.processing.panoptic_rule import resolve_is_thing_map
+
+        is_thing = resolve_is_thing_map(*maps)
+        for entry in listed:
+            entry["isthing"] = int(is_thing(entry["id"]))
+    return listed
 
 
 def no_masks() -> SettingError:
