@@ -142,9 +142,11 @@ def test_a_hub_that_cannot_be_reached_is_told(here, folder, monkeypatch):
 
 
 def test_an_upload_that_fails_half_way_is_told_and_commits_nothing(hub, here, folder, monkeypatch):
-    monkeypatch.setattr(
-        "tests.hub.server._Handler.do_PUT", lambda self: self._send_json({"error": "no"}, 403)
-    )
+    def refuse(handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))  # or it would pass for the next request
+        handler._send_json({"error": "no"}, 403)
+
+    monkeypatch.setattr("tests.hub.server._Handler.do_PUT", refuse)
     assert "403" in refusal(folder)
     assert not hub.commits
 
