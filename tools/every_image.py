@@ -1,8 +1,8 @@
 """Every image gets an answer: aspects from 1:1 to 100:1, every mode of Pillow, every engine, in one process.
 
-``python -m tools.every_image --images 2000 --engine onnx`` prints the most memory that was held in each tenth
-of the images: of a process that keeps nothing of them, no tenth has more than the others. It ends with
-status 1 at anything but a result or an ImageError of one line.
+``python -m tools.every_image --images 2000 --engine onnx`` prints the most memory that was held in
+each hundred of the images: of a process that keeps nothing of them, no hundred has more than the others. It
+ends with status 1 at anything but a result or an ImageError of one line.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main() -> None:
             traceback.print_exc()
             sys.exit(1)
         highest = max(highest, megabytes())
-        if (number + 1) % max(1, args.images // 10) == 0:
+        if (number + 1) % 100 == 0:
             held.append(f"{highest:.0f}")
             print(f"{args.engine}: {number + 1} images, at most {held[-1]} MB", flush=True)
             highest = 0.0

@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing with atheris (``pip install atheris``), of one target::
+"""Coverage-guided fuzzing with atheris (``pip install atheris``), of one target or several in turn::
 
-    python -m tools.fuzz image --runs 300000 --corpus /tmp/corpus/image
+    python -m tools.fuzz image journal --runs 300000 --corpus /tmp/corpus
 
-Stops at the first finding and writes its bytes into the corpus folder's neighbour ``findings``. With
+Stops at the first finding and writes its bytes into ``findings`` in the corpus folder. With
 ``--keep-going`` a finding is only counted, by its error and place, and one example of each is kept.
 """
 
@@ -32,32 +32,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=sorted(TARGETS))
+    parser.add_argument("targets", nargs="+", choices=sorted(TARGETS))
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    target = TARGETS[args.target]
+    *others, name = args.targets
+    for other in others:  # atheris ends the process, so that each needs one
+        if not os.fork():
+            name = other
+            break
+        os.wait()
+    target, corpus = TARGETS[name], args.corpus / name
     logging.getLogger("detrkit").setLevel(logging.CRITICAL)  # findings are what is raised, not what is said
     with atheris.instrument_imports(include=OBSERVED):  # what is imported only when it is needed
         for seed in target.seeds():
             target(seed)
 
-    args.corpus.mkdir(parents=True, exist_ok=True)
+    corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
-        (args.corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-    findings = args.corpus.parent / "findings"
+        (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
+    findings = args.corpus / "findings"
     findings.mkdir(exist_ok=True)
 
-    run = _Counting(args.target, target, findings, args.keep_going, args.runs)
+    run = _Counting(name, target, findings, args.keep_going, args.runs)
     options = [f"-runs={args.runs}", f"-max_len={target.longest}", "-timeout=30", "-rss_limit_mb=6000"]
     options += [
-        f"-artifact_prefix={findings}/{args.target}-",
+        f"-artifact_prefix={findings}/{name}-",
         "-print_final_stats=1",
         f"-seed={args.seed or 1}",
     ]
-    atheris.Setup([sys.argv[0], *options, str(args.corpus)], run, internal_libfuzzer=True)
+    atheris.Setup([sys.argv[0], *options, str(corpus)], run, internal_libfuzzer=True)
     atheris.Fuzz()
 
 

@@ -6,16 +6,10 @@ found lies in ``findings`` and is run by ``test_targets.py`` ever after.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import math
 import shutil
-import struct
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,90 +27,14 @@ from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
 from detrkit.data.voc import read_voc
 from detrkit.data.yolo import read_yolo
-from detrkit.errors import DetrkitError, MissingExtraError
+from detrkit.errors import DetrkitError
 from detrkit.evaluation import evaluate_results
 from detrkit.families import FAMILIES
 from detrkit.processing.images import load_frames, load_image
-
-WEIRD: list[Any] = [
-    *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, -(2**63), 2**64, 10**30),
-    *(0.0, 0.5, -0.5, 1e-9, 1e9, 1e308, math.inf, -math.inf, math.nan),
-    *("", "0", "1", "a", "N/A", "../../x.png", "/dev/zero", "\ud800", "\0", "http://localhost/", "x" * 300),
-    *([], {}, [[]], [0], [0, 0, 0, 0], [1, 2, 3], ["a"], {"a": 1}, [None, None, None, None]),
-    *([1e30, 1e30, 1, 1], [10, 10, -5, -5], [math.nan] * 4, [[1, 1, 9, 1, 9, 9]], [[1, 1, 2]]),
-    *({"counts": "zz", "size": [4, 4]}, {"counts": [3, 4], "size": [2, 2]}, {"height": 0, "width": -1}),
-]
-
-
-class Choices:
-    """A stream of decisions read from bytes; when they run out, every decision is the first."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
-
-    def number(self, below: int) -> int:
-        """An integer from 0 to below - 1, below being at most 65536."""
-        size = 1 if below <= 256 else 2
-        part = self.data[self.place : self.place + size]
-        self.place += size
-        return int.from_bytes(part, "little") % below
-
-    def of(self, options: Any) -> Any:
-        return options[self.number(len(options))]
-
-    def real(self) -> float:
-        """Any float32, with those that matter more often than by chance."""
-        part = self.data[self.place : self.place + 4]
-        self.place += 4
-        if len(part) < 4:
-            return 0.0
-        if part[0] < 64:
-            return [0.0, 1.0, -1.0, 0.5, math.inf, -math.inf, math.nan, 1e38, 1e-38, 88.8, -104.0][
-                part[1] % 11
-            ]
-        return float(struct.unpack("<f", part)[0])
-
-    def reals(self, *shape: int) -> torch.Tensor:
-        return torch.tensor([self.real() for _ in range(math.prod(shape))]).reshape(shape)
-
-
-def edited(document: Any, choices: Choices) -> Any:
-    """A document with up to five of its places changed."""
-    document = {"root": copy.deepcopy(document)}
-    for _ in range(1 + choices.number(5)):
-        holder, key = choices.of(list(_places(document)))
-        what = choices.number(8)
-        if what == 0 and isinstance(holder, list):
-            holder.append(copy.deepcopy(holder[key]))
-        elif what == 1 and holder is not document:
-            del holder[key]
-        elif what == 2 and isinstance(holder, dict) and holder is not document:
-            holder[str(choices.of(WEIRD))] = holder.pop(key)
-        else:
-            holder[key] = copy.deepcopy(choices.of(WEIRD))
-    return document["root"]
-
-
-def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in list(pairs):
-        yield node, key
-        yield from _places(child)
-
-
-def json_text(document: Any, data: bytes) -> bytes:
-    """JSON made of bytes: the bytes themselves, or a document changed as they say."""
-    if data[:1] < b"\x10":
-        return data[1:]
-    return json.dumps(edited(document, Choices(data[1:]))).encode()
-
-
-@cache
-def folder() -> Path:
-    """A folder for the files that have to be files, in memory where there is such a place."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="detrkit-fuzz-", dir=memory if memory.is_dir() else None))
-
+from tests.fuzz.animations import animation, animation_seeds, video, video_seeds
+from tests.fuzz.base import Choices, Target, branching_seeds, edited, folder, json_text
+from tests.fuzz.documents import document, document_seeds, journal, settings
+from tests.fuzz.services import request, request_seeds
 
 # Images
 
@@ -303,7 +221,7 @@ def _rows(rows: Any) -> bytes:
 def yolo_seeds() -> list[bytes]:
     raw = [f"\0\1names: {what}\ntrain: images\n" for what in ("[a]", "{0: a, x: b}", "!!int ''", "&a [*a]")]
     raw += ["\2\0images/1.png\n", "\3\1" + "0 .5 .5 .2 .2\n1 nan 0 0 0\n"]
-    return [*(text.encode() for text in raw), *_branching_seeds(5)]
+    return [*(text.encode() for text in raw), *branching_seeds(5)]
 
 
 def voc(data: bytes) -> None:
@@ -337,17 +255,7 @@ def _fill(element: ElementTree.Element, content: Any) -> None:
 
 def voc_seeds() -> list[bytes]:
     texts = (b"", b"<annotation/>", b'<?xml version="1.0" encoding="x"?><a/>')
-    return [*(b"\1\1" + text for text in (*texts, _xml(VOC))), *_branching_seeds(2)]
-
-
-def _branching_seeds(branches: int) -> list[bytes]:
-    """Bytes that lead into each branch of a target whose first choice is one of so many."""
-    return [
-        bytes([branch, mask, *range(start, start + 40)])
-        for branch in range(branches)
-        for mask in (0, 1)
-        for start in (0, 90, 200)
-    ]
+    return [*(b"\1\1" + text for text in (*texts, _xml(VOC))), *branching_seeds(2)]
 
 
 # Configurations
@@ -402,6 +310,10 @@ def checkpoint(data: bytes) -> None:
 # Post-processing
 
 
+def _reals(choices: Choices, *shape: int) -> torch.Tensor:
+    return torch.tensor([choices.real() for _ in range(math.prod(shape))]).reshape(shape)
+
+
 @cache
 def _processors() -> list[Any]:
     return [family.load(family.processor)() for family in FAMILIES.values()]
@@ -413,9 +325,9 @@ def post_processing(data: bytes) -> None:
     processor = choices.of(_processors())
     batch, queries, classes = choices.number(3), choices.number(5), 1 + choices.number(4)
     outputs = SimpleNamespace(
-        logits=choices.reals(batch, queries, classes),
-        pred_boxes=choices.reals(batch, queries, 4),
-        pred_masks=choices.reals(batch, queries, 2, 3),
+        logits=_reals(choices, batch, queries, classes),
+        pred_boxes=_reals(choices, batch, queries, 4),
+        pred_masks=_reals(choices, batch, queries, 2, 3),
     )
     sizes = [(choices.number(40), choices.number(40)) for _ in range(choices.number(4))]
     threshold = choices.of([0.0, 0.5, 1.0, -1.0, 2.0, math.nan, 0.85])
@@ -436,43 +348,6 @@ def post_processing(data: bytes) -> None:
         processor.post_process_semantic_segmentation(outputs, target_sizes=target_sizes)
 
 
-def no_seeds() -> list[bytes]:
-    """Bytes that lead into the branches."""
-    return [
-        bytes([first]) + bytes(range(start, start + 40))
-        for first in (0, 70, 140, 210)
-        for start in (0, 90, 200)
-    ]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something to fuzz.
-
-    Attributes:
-        run: Takes the bytes.
-        seeds: What to start from.
-        errors: Raised where the input is to blame.
-        longest: Most bytes that are tried.
-    """
-
-    run: Callable[[bytes], None]
-    seeds: Callable[[], list[bytes]] = no_seeds
-    errors: tuple[type[Exception], ...] = (DetrkitError,)
-    longest: int = 512
-
-    def __call__(self, data: bytes) -> None:
-        """Runs it; lets through what is not one of the errors."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                self.run(data)
-            except MissingExtraError:
-                raise
-            except self.errors:
-                pass
-
-
 TARGETS = {
     "image": Target(image, image_seeds, longest=4096),
     "coco": Target(coco),
@@ -480,6 +355,12 @@ TARGETS = {
     "voc": Target(voc, voc_seeds, longest=1024),
     "evaluation": Target(evaluation),
     "config": Target(config),
+    "request": Target(request, request_seeds),
+    "journal": Target(journal, document_seeds),
+    "document": Target(document, document_seeds),
+    "settings": Target(settings, document_seeds),
+    "animation": Target(animation, animation_seeds, longest=2048),
+    "video": Target(video, video_seeds, longest=16384),
     "checkpoint": Target(checkpoint, checkpoint_seeds, longest=8192),
     # A caller's mistake in an argument is a ValueError, as in Transformers.
     "post_processing": Target(post_processing, errors=(DetrkitError, ValueError)),

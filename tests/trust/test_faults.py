@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from tools import kills
+from tools.killed_jobs import jobs
+from tools.prepared import Prepared
 
 from detrkit import Detector
 from tests.cli.conftest import Run, detrkit, detrkit_here, working_directory  # noqa: F401 - fixtures
@@ -194,9 +196,23 @@ def test_an_output_folder_that_vanishes_is_named_in_one_line(
     assert "No such file or directory" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[tuple[Prepared, Prepared]]:
+    pair = Prepared(kills.ENVIRONMENT), Prepared(kills.ENVIRONMENT)
+    yield pair
+    for each in pair:
+        each.close()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["detect", "convert", "evaluate", "train", "export"])
-def test_a_command_that_is_killed_at_random_moments_loses_nothing(command: str, tmp_path: Path) -> None:
-    job = kills.jobs(tmp_path)[command]
-    tally = kills.campaign(job, 4, tmp_path / command, random.Random(command), print)
-    assert tally["killed"] == 4
+@pytest.mark.parametrize("command", ["detect", "segment", "convert", "evaluate", "train", "export"])
+def test_a_command_that_is_disturbed_at_random_moments_loses_nothing(
+    command: str, tmp_path: Path, prepared: tuple[Prepared, Prepared]
+) -> None:
+    job = jobs(tmp_path / "inputs")[command]
+    whole = kills.Whole.of(job, tmp_path / "whole", prepared[0])
+    choose = random.Random(command)
+    disturber = kills.Disturber(job, whole, tmp_path, prepared, choose, print)
+    assert disturber.kills(4)["killed"] == 4
+    assert sum(disturber.full_disks(2).values()) >= 2
+    disturber.pairs(2)
