@@ -11,6 +11,7 @@ from typing import Any
 from detrkit import __version__
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.files import content_hash
+from detrkit.common.hub_access import cache_if_hub_is_away
 from detrkit.common.screening import read_model_json
 from detrkit.models.adapters import base_of_adapter
 
@@ -88,6 +89,7 @@ def _commit(name: str, revision: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+        with cache_if_hub_is_away(name):
+            return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     except Exception:  # loading the model will say what is wrong
         return revision

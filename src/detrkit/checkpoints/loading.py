@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from detrkit.checkpoints.registry import is_released, resolve_model
 from detrkit.common.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from detrkit.common.hub_access import cache_if_hub_is_away
 from detrkit.common.quiet import no_warnings
 from detrkit.common.schema import JsonObject
 from detrkit.common.screening import check_config, check_folder, read_model_json
@@ -63,7 +64,8 @@ class ModelFiles:
         """
         name, revision = self.name, self.revision
         try:
-            with no_warnings("Detected pickle protocol"):  # no help to a user
+            # The warning is no help to a user.
+            with cache_if_hub_is_away(name), no_warnings("Detected pickle protocol"):
                 model, report = self.family.load(self.model_class).from_pretrained(
                     name,
                     config=self.config,
@@ -103,7 +105,8 @@ class ModelFiles:
         processor_class = self.family.load(self.family.processor)
         try:
             if values is None:
-                processor = processor_class.from_pretrained(self.name, revision=self.revision)
+                with cache_if_hub_is_away(self.name):
+                    processor = processor_class.from_pretrained(self.name, revision=self.revision)
             else:
                 processor = processor_class.from_dict(dict(values))
             processor.check()
@@ -123,7 +126,8 @@ def read_detection_config(name: str, revision: str | None = None) -> DetectionCo
     """
     if is_released(name):
         return DetectionConfig()
-    return DetectionConfig.from_pretrained(name, revision=revision)
+    with cache_if_hub_is_away(name):
+        return DetectionConfig.from_pretrained(name, revision=revision)
 
 
 def read_model_files(name: str, revision: str | None = None, queries: int | None = None) -> ModelFiles:
@@ -180,7 +184,8 @@ def _fetch_config(name: str, revision: str | None) -> JsonObject:
     from transformers import PretrainedConfig
 
     try:
-        config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        with cache_if_hub_is_away(name):
+            config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(name, revision, "config.json", error) from error
     if not config:
@@ -194,7 +199,8 @@ def _base_on_hub(name: str, revision: str | None) -> str | None:
     from transformers.utils import cached_file
 
     try:
-        path = cached_file(name, CONFIG, revision=revision)
+        with cache_if_hub_is_away(name):
+            path = cached_file(name, CONFIG, revision=revision)
     except OSError:
         return None
     return model_of(read_model_json(Path(path)), f"{CONFIG} of {_where(name, revision)}")
@@ -206,7 +212,8 @@ def _has_mask_head(name: str, revision: str | None) -> bool:
     from transformers.utils import cached_file
 
     try:
-        path = cached_file(name, "model.safetensors", revision=revision)
+        with cache_if_hub_is_away(name):
+            path = cached_file(name, "model.safetensors", revision=revision)
         with safe_open(path, framework="pt") as file:
             return any(key.startswith("mask_head.") for key in file.keys())  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError):  # reported when the weights are loaded
