@@ -124,6 +124,23 @@ def test_more_objects_than_queries_are_possible_and_the_most_are_kept_once(
     assert same(detector(large, threshold=0, tiles=40, max_objects=15), every[:15])
 
 
+def test_tiles_of_an_image_that_takes_long_are_counted(
+    detector: Detector,
+    large: Image.Image,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from detrkit.inference import tiles
+
+    detector(large, tiles=SIDE)
+    assert "tiles" not in capsys.readouterr().err
+    monkeypatch.setattr(tiles, "_SECONDS_BETWEEN_LINES", -1.0)
+    detector(large, tiles=SIDE)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "tiles" in line]
+    count = len(tile_boxes(110, 150, (SIDE, SIDE), 0.2))
+    assert lines == [f"image: {done} of {count} tiles" for done in range(1, count + 1)]
+
+
 def test_scores_are_calibrated_once(detector: Detector, large: Image.Image) -> None:
     plain = detector(large, threshold=0, tiles=SIDE)
     curve = [(0.0, 0.0), (0.5, 0.9), (1.0, 1.0)]

@@ -7,6 +7,7 @@ Objects are chosen among the candidates of all tiles at once, by the same
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from detrkit.common.errors import SettingError
+from detrkit.common.terminal import say
+from detrkit.common.text import short_name
 from detrkit.inference.batching import map_in_threads, read_ahead, run_in_groups
 from detrkit.inference.prepared import Origin, PreparedImage, origin_of
 from detrkit.results.detection_config import DetectionConfig, DetectionRule, Threshold
@@ -39,6 +42,9 @@ no tiles; None as the detection settings say."""
 AUTO = "auto"
 TRAINING_SCALE = "training_scale"
 """Where ``DetectionConfig.chosen`` has what :func:`detrkit.data.training_scale` gives."""
+
+# While the tiles of one image go through the model.
+_SECONDS_BETWEEN_LINES = 60.0
 
 # Tiles that share more than this with their neighbours cost more than they find.
 _MOST_OVERLAP = 0.5
@@ -193,8 +199,17 @@ class TiledRun:
             ready, self._found, kind=lambda item: item[1].frame.padded_size, size=batch_size
         )
         waiting: list[tuple[_Place, Detections]] = []
+        told = time.monotonic()
         for piece in found:
             waiting.append(piece)
+            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:  # an image can take as long as thousands
+                told = time.monotonic()
+                name = short_name(piece[0].origin.source or "image")
+                say(
+                    f"{name}: {len(waiting)} of {piece[0].tiles} tiles",
+                    done=len(waiting),
+                    total=piece[0].tiles,
+                )
             if len(waiting) == piece[0].tiles:
                 yield TiledPrediction(
                     self.config, self.names, self.config.least_threshold, waiting, exif_orientation

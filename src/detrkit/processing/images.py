@@ -27,7 +27,9 @@ from detrkit.processing.sources import (
     image_errors,
     source_name,
     warn_of_frames,
+    without_alpha,
 )
+from detrkit.processing.turning import TURNS, turn
 
 if TYPE_CHECKING:
     import torch
@@ -59,16 +61,6 @@ _EXIF_ORIENTATION_TAG = 0x0112
 # Shares of red, green and blue in a gray image, as Pillow has them.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-# How an image with an EXIF orientation is turned upright.
-_TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 # Where an image keeps its EXIF block, by Pillow's names.
 _EXIF_BLOCKS = ("exif", "Raw profile type exif")
 
@@ -166,7 +158,7 @@ def read_frame(file: ImageFile, number: int, exif_orientation: bool) -> PIL.Imag
 def _finished(image: PIL.Image.Image, name: str, exif_orientation: bool) -> PIL.Image.Image:
     """A decoded frame in mode RGB, turned if that is asked for."""
     with image_errors(name):
-        rgb = to_rgb(orient(image, exif_orientation, name), name)
+        rgb = to_rgb(orient(without_alpha(image), exif_orientation, name, own=True), name)
         # The orientation is dealt with; left in place it would be applied, or warned of, a second time.
         for block in _EXIF_BLOCKS:
             rgb.info.pop(block, None)
@@ -240,13 +232,16 @@ def to_rgb(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
             ) from error
 
 
-def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = None) -> PIL.Image.Image:
+def orient(
+    image: PIL.Image.Image, exif_orientation: bool, name: str | None = None, *, own: bool = False
+) -> PIL.Image.Image:
     """Applies the EXIF orientation where that is asked for, and warns where it is not but would matter.
 
     Args:
         image: An image of any mode.
         exif_orientation: Whether to turn the image upright.
         name: What a warning calls the image.
+        own: Whether nobody else needs the image, see :func:`detrkit.processing.turning.turn`.
     """
     orientation = stored_orientation(image)
     if orientation == 1:
@@ -254,7 +249,7 @@ def orient(image: PIL.Image.Image, exif_orientation: bool, name: str | None = No
     if exif_orientation:
         # Not Pillow's exif_transpose, which writes the block anew, and cannot where it is damaged.
         with image_errors(name or source_name(image)):
-            turned = image.transpose(_TURNS[orientation])
+            turned = turn(image, orientation, own=own)
         for block in _EXIF_BLOCKS:
             turned.info.pop(block, None)
         return turned
@@ -393,7 +388,7 @@ def stored_orientation(image: PIL.Image.Image) -> int:
     except Exception as error:  # a broken block raises anything, and must not lose the image
         logger.debug("the EXIF block cannot be read: %s", error)
         return 1
-    return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
+    return orientation if isinstance(orientation, int) and orientation in TURNS else 1
 
 
 def _is_array(value: object) -> TypeGuard[np.ndarray | torch.Tensor]:

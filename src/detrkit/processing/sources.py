@@ -363,3 +363,16 @@ def _kind(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "named pipe"
     return "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def without_alpha(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An RGBA image as RGB in its own memory, which it loses; any other image as it is.
+
+    A large one would not fit into memory twice. Pillow keeps four bytes for a pixel of either mode, and does
+    not look at the fourth one of RGB.
+    """
+    if image.mode != "RGBA":
+        return image
+    image.load()
+    image.im.setmode("RGB")
+    return image._new(image.im)
