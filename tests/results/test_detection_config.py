@@ -63,6 +63,8 @@ def test_settings_are_saved_beside_a_model_and_read_back(with_settings: Path, ti
         ({"max_objects": 0}, "max_objects must be at least 1"),
         ({"max_objects": 2.5}, "max_objects must be a whole number"),
         ({"tile_overlap": 1}, "tile_overlap must be below 1"),
+        ({"calibration": [1]}, "calibration must be a mapping"),
+        ({"chosen": None}, "chosen must be a mapping"),
         ({"calibration": {"cat": [(0, 0)]}}, "calibration of 'cat' must be a list of points"),
         ({"calibration": {"cat": [(0, 0.5), (1, 0.2)]}}, "calibration of 'cat' must rise"),
     ],
