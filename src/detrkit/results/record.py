@@ -249,16 +249,21 @@ def is_entry(entry: JsonObject) -> bool:
         return (
             isinstance(image["file_name"], str)
             and all(type(image[side]) is int and image[side] > 0 for side in ("width", "height"))
-            and type(image.get("frame_index", 0)) is int
+            and _is_whole(image.get("frame_index", 0))
             and isinstance(image.get("timestamp"), (int, float, type(None)))
             and isinstance(entry["fingerprint"], (str, type(None)))
-            and all(type(found.get("track_id", 0)) is int for found in annotations)
-            and all(type(found["category_id"]) is int for found in annotations)
+            and all(_is_whole(found.get("track_id", 0)) for found in annotations)
+            and all(_is_whole(found["category_id"]) for found in annotations)
             and all(len(values) == 6 and all(map(math.isfinite, values)) for values in numbers)
             and all(0 <= values[-1] <= 1 for values in numbers)
         )
     except (KeyError, TypeError, OverflowError):
         return False
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is a number of a class, track or frame."""
+    return type(value) is int and 0 <= value < 2**40
 
 
 def _journal_path(json_file: Path) -> Path:
