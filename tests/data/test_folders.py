@@ -8,6 +8,7 @@ import yaml
 from detrkit.data import read_voc, read_yolo
 from detrkit.data.checks import check_dataset
 from detrkit.data.coco import DetectionDataset
+from detrkit.data.layouts import open_any
 from detrkit.errors import AnnotationError
 from tests.conftest import make_picture
 from tests.golden import DATA, needs_data
@@ -98,6 +99,24 @@ def test_yolo_labels_refer_to_upright_images(tmp_path):
     image, target = check_dataset(read_yolo(folder), strict=True).dataset[0]
     assert image.size == (40, 60)
     assert target["boxes"][0].tolist() == pytest.approx([10, 22.5, 30, 37.5])
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_splits_of_one_voc_data_set_count_pixels_alike(tmp_path, nested):
+    box = "<annotation><object><name>cat</name><bndbox><xmin>{0}</xmin><ymin>5</ymin><xmax>30</xmax>"
+    box += "<ymax>20</ymax></bndbox></object></annotation>"
+    for split, left in (("train", 0), ("valid", 5)):  # only one of them has a corner that shows it
+        images, notes = ("JPEGImages", "Annotations") if nested else (split, split)
+        for folder in (images, notes):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        make_picture(60, 40, seed=left).save(tmp_path / images / f"{split}.jpg")
+        (tmp_path / notes / f"{split}.xml").write_text(box.format(left))
+        if nested:
+            (tmp_path / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "ImageSets" / "Main" / f"{split.replace('id', '')}.txt").write_text(split)
+    for split, left in (("train", 0), ("val", 5)):
+        [entry] = open_any(tmp_path, split).document["annotations"]
+        assert entry["bbox"] == [left, 5, 30 - left, 15], split
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,6 @@ from detrkit.data.splitting import fingerprint
 from detrkit.errors import AnnotationError
 from tests.data.synthetic import SIZES, make_document, make_images, make_panoptic
 
-NAMES = ["cat", "dog", "brush"]  # in the order of their ids
-
 
 def plain_document():
     """Without the crowd, which other formats do not have."""
@@ -23,23 +21,33 @@ def plain_document():
     return document
 
 
-def coco(path: Path, prefix="", **changes):
+def names():
+    """Class names in the order of their ids."""
+    return [c["name"] for c in sorted(plain_document()["categories"], key=lambda entry: entry["id"])]
+
+
+def coco(path: Path, prefix="", root_category=None):
     def write(root):
         document = plain_document()
         for image in document["images"]:
             image["file_name"] = prefix + image["file_name"]
+        if root_category is not None:
+            for category in document["categories"]:
+                category["supercategory"] = root_category
+            root_entry = {"id": 0, "name": root_category, "supercategory": "none"}
+            document["categories"].insert(0, root_entry)
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(json.dumps({**document, **changes}))
+        (root / path).write_text(json.dumps(document))
 
     return write
 
 
 def objects_by_image():
     document = plain_document()
-    names = {category["id"]: category["name"] for category in document["categories"]}
+    name_of = {category["id"]: category["name"] for category in document["categories"]}
     for image in document["images"]:
         entries = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
-        yield image, [(names[entry["category_id"]], *entry["bbox"]) for entry in entries]
+        yield image, [(name_of[entry["category_id"]], *entry["bbox"]) for entry in entries]
 
 
 def yolo_labels(folder):
@@ -48,7 +56,7 @@ def yolo_labels(folder):
         for image, objects in objects_by_image():
             width, height = image["width"], image["height"]
             rows = [
-                f"{NAMES.index(n)} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
+                f"{names().index(n)} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
                 for n, x, y, w, h in objects
             ]
             (root / folder / image["file_name"]).with_suffix(".txt").write_text("".join(rows))
@@ -71,14 +79,6 @@ def voc_files(folder, offset=1):
     return write
 
 
-def text(path, content):
-    def write(root):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(content)
-
-    return write
-
-
 def hugging_face(root):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
@@ -90,11 +90,11 @@ def hugging_face(root):
             "id": list(range(len(objects))),
             "area": [w * h for *_, w, h in objects],
             "bbox": [[float(v) for v in box] for _, *box in objects],
-            "category": [NAMES.index(name) for name, *_ in objects],
+            "category": [names().index(name) for name, *_ in objects],
         }
         rows.append({"image_id": image["id"], "image": content, "objects": lists,
                      "width": image["width"], "height": image["height"]})  # fmt: skip
-    label = {"feature": {"names": NAMES, "_type": "ClassLabel"}, "_type": "Sequence"}
+    label = {"feature": {"names": names(), "_type": "ClassLabel"}, "_type": "Sequence"}
     features = {"image": {"_type": "Image"}, "objects": {"category": label}}
     table = pyarrow.Table.from_pylist(rows)
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -112,14 +112,28 @@ def image_folder(root):
     (root / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-ROOT = [{"id": 0, "name": "pets", "supercategory": "none"}]
-GROUPED = ROOT + [{**category, "supercategory": "pets"} for category in make_document()["categories"]]
-SETTINGS = yaml.safe_dump({"path": "../datasets/x", "train": "images/train", "names": dict(enumerate(NAMES))})
+def settings(root):
+    content = {"path": "../datasets/x", "train": "images/train", "names": dict(enumerate(names()))}
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+
+
+def class_names(path):
+    return lambda root: (root / path).write_text("\n".join(names()))
+
+
+def listed(path):
+    def write(root):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        stems = [Path(image["file_name"]).stem for image in plain_document()["images"]]
+        (root / path).write_text("\n".join(stems))
+
+    return write
+
 
 # Folder of the images, what else is written, the split that it is.
 LAYOUTS = {
     "COCO": ("train2017", coco("annotations/instances_train2017.json"), "train"),
-    "Roboflow": ("train", coco("train/_annotations.coco.json", categories=GROUPED), "train"),
+    "Roboflow": ("train", coco("train/_annotations.coco.json", root_category="pets"), "train"),
     "CVAT": ("images/train", coco("annotations/instances_train.json"), "train"),
     "CVAT, one task": ("images/default", coco("annotations/instances_default.json", "default/"), WHOLE),
     "CVAT, one task, plain names": ("images/default", coco("annotations/instances_default.json"), WHOLE),
@@ -129,15 +143,15 @@ LAYOUTS = {
     "Datumaro": ("images/train", coco("annotations/instances_train.json"), "train"),
     "FiftyOne": ("data", coco("labels.json"), WHOLE),
     "a file for each split": ("train", coco("train.json"), "train"),
-    "YOLO": ("images/train", [yolo_labels("labels/train"), text("data.yaml", SETTINGS)], "train"),
+    "YOLO": ("images/train", [yolo_labels("labels/train"), settings], "train"),
     "YOLO of Label Studio": (
-        "images", [yolo_labels("labels"), text("classes.txt", "cat\ndog\nbrush")], WHOLE,
+        "images", [yolo_labels("labels"), class_names("classes.txt")], WHOLE,
     ),
     "YOLO of CVAT": (
-        "obj_train_data", [yolo_labels("obj_train_data"), text("obj.names", "cat\ndog\nbrush\n")], "train",
+        "obj_train_data", [yolo_labels("obj_train_data"), class_names("obj.names")], "train",
     ),
     "Pascal VOC": (
-        "JPEGImages", [voc_files("Annotations"), text("ImageSets/Main/train.txt", "a\nb\nc\n")], "train",
+        "JPEGImages", [voc_files("Annotations"), listed("ImageSets/Main/train.txt")], "train",
     ),
     "Pascal VOC of Roboflow": ("train", voc_files("train"), "train"),
     "Pascal VOC in two folders": ("images", voc_files("annotations"), WHOLE),
@@ -160,15 +174,15 @@ def test_the_layouts_of_tools_are_the_same_data_set(name, tmp_path, monkeypatch)
     report = check_dataset(open_any(root, split), strict=True)
     assert (report.images, report.objects) == (3, 3)
     assert rounded(report.dataset) == rounded(expected)
-    assert sorted(report.dataset.category_names.values()) == sorted(NAMES)
+    assert sorted(report.dataset.category_names.values()) == sorted(names())
     assert [s for s in ("train", "val", "test", WHOLE) if open_split(root, s) is not None] == [split]
 
 
 def rounded(dataset):
-    names = dataset.category_names
+    name_of = dataset.category_names
     files = {image["id"]: place for place, image in enumerate(dataset.document["images"])}
     return sorted(
-        (files[entry["image_id"]], names[entry["category_id"]], *(round(v, 3) for v in entry["bbox"]))
+        (files[entry["image_id"]], name_of[entry["category_id"]], *(round(v, 3) for v in entry["bbox"]))
         for entry in dataset.document["annotations"]
     )
 

@@ -219,28 +219,33 @@ def _voc(folder: Path, split: str, return_masks: bool) -> DetectionDataset | Non
     if split == WHOLE:
         if any((folder / "ImageSets" / "Main" / f"{name}.txt").is_file() for name in SPLITS):
             return None
-        return _voc_in(folder, pairs, return_masks)
+        return _voc_in(folder, pairs, return_masks, folder)
     for name in SPLITS[split]:
         listed = folder / "ImageSets" / "Main" / f"{name}.txt"
         if listed.is_file():
             # A second column says whether an image shows one class; it has no say here.
             stems = [line.split()[0] for _, line in read_lines(listed)]
-            return _voc_in(folder, pairs, return_masks, stems)
+            return _voc_in(folder, pairs, return_masks, folder, stems)
         nested = [(f"{images}/{name}", f"{notes}/{name}") for images, notes in pairs if images]
-        found = _voc_in(folder, nested, return_masks)
+        found = _voc_in(folder, nested, return_masks, folder)
         if found is None and (folder / name).is_dir():
-            found = _voc_in(folder / name, pairs, return_masks)
+            found = _voc_in(folder / name, pairs, return_masks, folder)
         if found is not None:
             return found
     return None
 
 
 def _voc_in(
-    folder: Path, pairs: list[tuple[str, str]], return_masks: bool, stems: list[str] | None = None
+    folder: Path,
+    pairs: list[tuple[str, str]],
+    return_masks: bool,
+    whole: Path,
+    stems: list[str] | None = None,
 ) -> DetectionDataset | None:
+    options: dict[str, Any] = {"return_masks": return_masks, "whole": whole, "stems": stems}
     for images, notes in pairs:
         if (folder / images).is_dir() and any((folder / notes).glob("*.xml")):
-            return read_voc(folder / images, folder / notes, return_masks=return_masks, stems=stems)
+            return read_voc(folder / images, folder / notes, **options)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,17 +30,20 @@ def read_voc(
     *,
     return_masks: bool = False,
     stems: Sequence[str] | None = None,
+    whole: str | os.PathLike[str] | None = None,
 ) -> DetectionDataset:
     """Reads a Pascal VOC data set: a folder of images and a folder of XML files.
 
     Images are rotated as their EXIF orientation says. An image without an XML file has no objects. Pascal VOC
     counts pixels from 1; where a corner is below 1 or a fraction, the tool counted from 0, and so does this.
+    All XML files have a say in that, also those of other splits.
 
     Args:
         images_dir: The folder of the images (``JPEGImages``).
         annotations_dir: The folder of the XML files (``Annotations``); None for the folder of the images.
         return_masks: Whether targets have masks, made from the polygons of the files.
         stems: Names of the images to read, without suffix; all by default.
+        whole: The folder of all splits, if they are in several; by default ``annotations_dir``.
 
     Returns:
         A data set whose category ids are 0, 1, 2, ... in the order of the names. ``check_dataset`` reports
@@ -77,8 +80,9 @@ def read_voc(
         findings.add("missing_image", f"image of {files.get(stem, stem)}")
     names = {name: number for number, name in enumerate(sorted({thing.name for thing in objects}))}
     document["categories"] = [{"id": number, "name": name} for name, number in names.items()]
-    corners = [value for thing in objects for value in thing.corners]
-    first = 0 if any(value < 1 or value != round(value) for value in corners) else 1
+    own = {files[stem] for stem in found if stem in files}
+    others = (path for path in Path(whole or annotations).rglob("*.xml") if path not in own)
+    first = 0 if _counts_from_0(objects) or any(_counts_from_0(_objects_of(path)) for path in others) else 1
     for number, thing in enumerate(objects, start=1):
         x0, y0, x1, y1 = thing.corners
         entry: Annotation = {"id": number, "image_id": thing.image_id, "category_id": names[thing.name]}
@@ -96,6 +100,16 @@ def read_voc(
         problems=findings.problems(),
         format=f"Pascal VOC, pixels counted from {first}",
     )
+
+
+def _counts_from_0(objects: Iterable[_Object]) -> bool:
+    """Whether a corner shows that the tool counted pixels from 0."""
+    return any(value < 1 or value != round(value) for thing in objects for value in thing.corners)
+
+
+def _objects_of(path: Path) -> list[_Object]:
+    """The objects of a file of another split, which may be broken."""
+    return _read(path, 0, Findings()) or []
 
 
 def _read(path: Path, image_id: int, findings: Findings) -> list[_Object] | None:
