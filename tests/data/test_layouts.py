@@ -187,6 +187,18 @@ def rounded(dataset):
     )
 
 
+def test_classes_that_rows_name_are_in_the_order_of_their_names(tmp_path):
+    make_images(tmp_path)
+    rows = [
+        {"file_name": name, "objects": {"bbox": [[1, 2, 30, 20]], "categories": [category]}}
+        for name, category in (("a.jpg", "zebra"), ("b.jpg", "cat"))
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = open_any(tmp_path, "train", "all")
+    assert dataset.id2label == {0: "cat", 1: "zebra"}
+    assert [entry["category_id"] for entry in dataset.document["annotations"]] == [1, 0]
+
+
 def test_panoptic_files_are_found_with_their_png_files(tmp_path):
     document = make_panoptic(tmp_path)
     make_images(tmp_path / "images")

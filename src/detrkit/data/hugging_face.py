@@ -160,8 +160,11 @@ def _dataset(
                     "iscrowd": crowd,
                 }
             )
-    if numbers:
-        names = {number: name for name, number in numbers.items()}
+    if numbers:  # in the order of the names, whichever row comes first
+        names = dict(enumerate(sorted(numbers)))
+        places = {numbers[name]: place for place, name in names.items()}
+        for entry in document["annotations"]:
+            entry["category_id"] = places.get(entry["category_id"], entry["category_id"])
     if not names:
         used = sorted({entry["category_id"] for entry in document["annotations"]})
         names = {number: str(number) for number in used}
