@@ -153,10 +153,10 @@ def commands_page() -> str:
 
 def _command(command: Any, path: str, level: int) -> list[str]:
     """The section of a command."""
-    from detrkit.cli.help import EXAMPLES, EXIT_STATUSES, exit_statuses, usage
+    from detrkit.cli.help import EXAMPLES, EXIT_STATUSES, exit_statuses, usage, wrap_command
 
     parts = [f"{'#' * level} {path}", _paragraphs(command.help)]
-    lines = [usage(command, path), "", "# Examples", *EXAMPLES[path]]
+    lines = [usage(command, path), "", "# Examples", *(wrap_command(line, 100) for line in EXAMPLES[path])]
     parts += ["```bash\n" + "\n".join(lines) + "\n```", *_options(command)]
     own = {k: text for k, text in exit_statuses(path).items() if text != EXIT_STATUSES[k]}
     return parts + [f"Exit status {status}: {text}." for status, text in own.items()]
@@ -170,7 +170,7 @@ def _options(command: Any) -> list[str]:
     for group, entries in grouped(command).items():
         if group == GENERAL and command.name != "detrkit":  # the same everywhere
             entries = [entry for entry in entries if not entry[0].startswith("-h")]
-        rows = [f"| `{names.replace('|', chr(92) + '|')}` | {_cell(text)} |" for names, text in entries]
+        rows = [f"| <code>{_cell(names)}</code> | {_cell(text)} |" for names, text in entries]
         tables.append("\n".join([f"| {group} | |", "| --- | --- |", *rows]))
     return tables
 
@@ -180,7 +180,7 @@ def _paragraphs(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    return text.replace("|", "&#124;").replace("*", "&#42;").replace("<", "&lt;")
 
 
 # The interface in Python

@@ -174,8 +174,8 @@ def help_text(command: Any, path: str, width: int | None = None) -> str:
     for group, entries in grouped(command).items():
         parts.append(f"{group}:\n" + _columns(entries, width))
     if path in EXAMPLES:
-        lines = (_wrap(f"  {line}", width, "      ", " \\") for line in EXAMPLES[path])
-        parts.append("Examples:\n" + "\n".join(lines))
+        lines = (wrap_command(line, width - 2).split("\n") for line in EXAMPLES[path])
+        parts.append("Examples:\n" + "\n".join(f"  {part}" for line in lines for part in line))
     statuses = [(str(status), meaning) for status, meaning in exit_statuses(path).items()]
     parts.append("Exit status:\n" + _columns(statuses, width, column=8))
     return "\n\n".join(parts) + "\n"
@@ -317,6 +317,11 @@ def _entry(name: str, text: str, width: int, column: int) -> Iterator[str]:
     else:
         yield start
         yield _wrap(indent + text, width, indent)
+
+
+def wrap_command(line: str, width: int) -> str:
+    """A command line in lines that a shell reads as one."""
+    return _wrap(line, width, "    ", " \\")
 
 
 def _wrap(text: str, width: int, indent: str = "", mark: str = "") -> str:
