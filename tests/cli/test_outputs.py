@@ -342,3 +342,11 @@ def test_control_characters_of_file_names_are_shown_as_escapes(
     assert "\\x1b]0;TITLE\\x07" in done.stderr
     assert "\\u202e" in done.stdout + done.stderr
     assert not {"\x1b", "\x07", "\u202e"} & set(done.stdout + done.stderr)
+
+
+def test_a_warning_has_its_level_in_a_log_of_json(detrkit_here: Run, tiny_detr: Path, tmp_path: Path) -> None:
+    (tmp_path / "shots" / "inner").mkdir(parents=True)
+    (tmp_path / "shots" / "inner" / "a.jpg").touch()
+    done = detrkit_here("detect", tmp_path / "shots", "--model", tiny_detr, "--log-format", "json")
+    levels = [json.loads(line)["level"] for line in done.stderr.splitlines()]
+    assert levels == ["warning", "info"]

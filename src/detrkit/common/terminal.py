@@ -143,7 +143,7 @@ class _Say(logging.Handler):
     """Prints what the library logs as other messages."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        say(record.getMessage(), level=record.levelname.lower())
 
 
 @contextlib.contextmanager
