@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _IMPORTED = (
@@ -42,6 +43,7 @@ class Prepared:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=theirs,
+            cwd=Path(__file__).parents[1],
             preexec_fn=heed_interrupts,
         )
         os.close(theirs)
