@@ -1,6 +1,6 @@
 """Makes the drawing in README.md: an example image with a model's detections.
 
-python docs/figures/make_readme_picture.py --model blood-cells --threshold 0.3
+python docs/figures/make_readme_picture.py --model blood-cells --threshold 0.35
 """
 
 from __future__ import annotations

@@ -255,7 +255,9 @@ def blood_cells(tmp_path_factory):
     recipe.save(folder / "recipe.json")
     tuning = {"steps": 612, "epochs": 12.0, "batch_size": 4, "ema_decay": 0.997, "queries": 12}
     tuning |= {"kept": "The last.", "learning_rate": 2e-4, "backbone_learning_rate": 1e-4}
-    (folder / "fine_tuning.json").write_text(json.dumps(tuning), encoding="utf-8")
+    tuning |= {"augmentation": {"window": [0.75, 1.25]}}
+    again = {**tuning, "steps": 2000, "class_targets": "iou", "kept": "The average of both."}
+    (folder / "fine_tuning.json").write_text(json.dumps([tuning, again]), encoding="utf-8")
     measured = {"cross_fitted": True, "precision": 0.75, "recall": 0.85, "F1": 0.797}
     DetectionConfig(
         threshold=0.4, overlap=0.7, class_agnostic=True, chosen={"measured": measured}
@@ -269,7 +271,7 @@ def blood_cells(tmp_path_factory):
 
 def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
     card = ModelCard(bundled_card(blood_cells, Facts()))
-    text = card.text.replace("\n", " ")
+    text = " ".join(card.text.split())
     own = tuple(section for section in SECTIONS if section != "Environmental impact")
     assert tuple(re.findall("^## (.*)$", card.text, flags=re.MULTILINE)) == own
     assert "| all | 45.7 | 50.0 |" in text
@@ -279,7 +281,15 @@ def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
     assert "**Platelets** are the weakest class: their AP is 32.1, that of RBC 65.4." in text
     assert "100 epochs of batches of 4 images: AdamW with a learning rate of 0.0003" in text
     assert "after epoch 3, the best" in text
-    assert "612 steps (12 epochs) of 4 images" in text
+    assert "12 queries in place of 60" in text
+    assert "in two runs" in text
+    assert "- 612 steps (12 epochs) of 4 images" in text
+    assert (
+        "windows of 0.75 to 1.25 times the sides, an average of the weights with decay 0.997. The last."
+        in text
+    )
+    assert "decay 0.997, and scores trained to be the IoU of their boxes" in text
+    assert "(`--class-targets iou`). The average of both." in text
     assert "decides: threshold 0.4." in text
     assert "| precision | recall | F1 | | :--- | ---: | ---: | | 75.0 | 85.0 | 79.7 |" in text
     assert "Of two boxes of any class that overlap by more than IoU 0.7 the better one stays" in text

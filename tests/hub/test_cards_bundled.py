@@ -31,7 +31,7 @@ def test_no_file_of_it_names_a_place_on_the_machine_that_made_it():
 
 
 def test_it_finds_nearly_every_cell_of_the_example_at_a_low_threshold():
-    assert Detector.from_pretrained("blood-cells")(EXAMPLE, threshold=0.3).names.count("RBC") >= 15
+    assert Detector.from_pretrained("blood-cells")(EXAMPLE, threshold=0.35).names.count("RBC") >= 17
 
 
 def test_it_finds_the_cells_of_the_example():
@@ -41,7 +41,7 @@ def test_it_finds_the_cells_of_the_example():
     x0, y0, x1, y1 = white.boxes[0]
     assert x0 < 350 < x1  # the middle of its nucleus
     assert y0 < 250 < y1
-    assert detections.names.count("RBC") >= 8
+    assert detections.names.count("RBC") >= 10
 
 
 @needs_data
@@ -52,5 +52,5 @@ def test_it_is_as_good_as_its_card_says():
         DATA / "bccd" / "val",
         DATA / "bccd" / "annotations" / "instances_val.json",
     )
-    assert evaluation.stats["AP"] >= 0.60
-    assert evaluation.stats["AP50"] >= 0.885
+    assert evaluation.stats["AP"] >= 0.62
+    assert evaluation.stats["AP50"] >= 0.90

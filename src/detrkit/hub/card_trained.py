@@ -17,6 +17,7 @@ from detrkit.hub.cards import (
     Card,
     Results,
     backbone_title,
+    bullets,
     class_list,
     common_failures,
     resize_text,
@@ -66,7 +67,7 @@ def trained_card(
             f"On {code(dataset)} ({images} images), in percent:",
             table(list(numbers), [[percent(value) for value in numbers.values()]]),
         ],
-        failures=common_failures(family, _queries(config)),
+        failures=common_failures(family, _queries(config), config.get("class_targets")),
     ).render()
 
 
@@ -144,11 +145,15 @@ validate. Its test split was left alone."""
 
 _FINE_TUNING = """\
 These weights were then fine-tuned on the same images, with {queries} queries in place of {queries_before},
-by a script on the parts of `detrkit train`: {steps} steps ({epochs:.0f} epochs) of {batch_size} images.
-AdamW with a learning rate of {learning_rate:g} ({backbone_learning_rate:g} for the backbone, whose stem and
-first stage stayed fixed), a cosine schedule over the time of the run, flips and 90-degree rotations, windows
-of 0.75 to 1.25 times the sides, brightness, contrast and saturation, and an average of the weights with
-decay {ema_decay:g}. {kept} The settings are in `fine_tuning.json`, the losses in `fine_tuning.csv`."""
+by a script on the parts of `detrkit train`, in {runs}: AdamW with weight decay, a cosine schedule, flips and
+90-degree rotations, brightness, contrast and saturation, the stem and first stage of the backbone fixed."""
+
+_FINE_TUNING_RUN = """\
+{steps} steps ({epochs:.0f} epochs) of {batch_size} images: a learning rate of {learning_rate:g}
+({backbone_learning_rate:g} for the backbone), windows of {least:g} to {greatest:g} times the sides, an
+average of the weights with decay {ema_decay:g}{targets}. {kept}"""
+
+_IOU_TARGETS = ", and scores trained to be the IoU of their boxes (`--class-targets iou`)"
 
 _RESULTS_NOTE = """\
 COCO calls an object small below 32x32 pixels and large above 96x96. The settings were chosen on these same
@@ -185,12 +190,25 @@ def bundled_card(folder: Path, facts: Facts) -> str:
             _procedure(FAMILIES[config["model_type"]], recipe, float(best["epoch"])),
         ]
         if (folder / FINE_TUNING_FILE).is_file():
-            tuning = json.loads((folder / FINE_TUNING_FILE).read_text(encoding="utf-8"))
-            training.append(_FINE_TUNING.format(**tuning, queries_before=recipe["queries"]))
+            runs = json.loads((folder / FINE_TUNING_FILE).read_text(encoding="utf-8"))
+            training += _fine_tuning(runs, recipe["queries"])
         decisions = _decisions(detection)
         return _bundled(folder.name, config, processor["size"], evaluation, training, decisions, facts)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"the files of {folder} do not make a model card: {error!r}") from error
+
+
+def _fine_tuning(runs: Sequence[JsonObject], queries_before: int) -> list[str]:
+    """The parts of a card that say what was done to the weights after the run of the recipe."""
+    listed = []
+    for run in runs:
+        least, greatest = run["augmentation"]["window"]
+        targets = _IOU_TARGETS if run.get("class_targets") == "iou" else ""
+        listed.append(_FINE_TUNING_RUN.format(**run, least=least, greatest=greatest, targets=targets))
+    count = {1: "one run", 2: "two runs", 3: "three runs"}.get(len(runs), f"{len(runs)} runs")
+    start = _FINE_TUNING.format(queries=runs[-1]["queries"], queries_before=queries_before, runs=count)
+    end = f"The settings are in `{FINE_TUNING_FILE}`, the losses in `fine_tuning.csv`."
+    return [start, bullets(listed), end]
 
 
 def _bundled(
@@ -241,7 +259,11 @@ def _bundled(
                 [row[:2] for row in (*facts.size_rows(), *facts.speed_rows())],
             )
         ],
-        failures=[*_weakest(boxes["per_class"]), _OTHER_IMAGES, *common_failures(family, _queries(config))],
+        failures=[
+            *_weakest(boxes["per_class"]),
+            _OTHER_IMAGES,
+            *common_failures(family, _queries(config), config.get("class_targets")),
+        ],
     ).render()
 
 

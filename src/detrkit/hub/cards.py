@@ -95,7 +95,7 @@ class Card:
             "Preprocessing": self.preprocessing,
             "Results": self.result_texts,
             "Size and speed": self.size,
-            "Where it fails": [_bullets(self.failures)] if self.failures else [],
+            "Where it fails": [bullets(self.failures)] if self.failures else [],
             "Environmental impact": self.impact,
             "How to cite": [_citation(self.family)],
         }
@@ -227,12 +227,15 @@ def resize_text(size: Mapping[str, int]) -> str:
     )
 
 
-def common_failures(family: Family, queries: int | None = None) -> list[str]:
+def common_failures(
+    family: Family, queries: int | None = None, class_targets: str | None = None
+) -> list[str]:
     """What to know about the scores and boxes of a family, and about the number of its queries."""
+    how = "to be the IoU of its box" if class_targets == "iou" else "with the focal loss"
     scores = (
         "a softmax over the classes; wrong detections can be confident."
         if family.class_scores == "softmax"
-        else "a sigmoid for each class, trained with the focal loss. They are lower than DETR's for equally "
+        else f"a sigmoid for each class, trained {how}. They are lower than DETR's for equally "
         "good detections, so thresholds do not carry over; one query can give two classes for one box."
     )
     most = (
@@ -262,7 +265,9 @@ _WIDTH = 118
 _WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
-def _bullets(items: Iterable[str]) -> str:
+def bullets(items: Iterable[str]) -> str:
+    """A list in Markdown; white space in an item does not count."""
+    items = (" ".join(item.split()) for item in items)
     return "\n".join(textwrap.fill(f"- {item}", _WIDTH, subsequent_indent="  ", **_WHOLE) for item in items)
 
 
