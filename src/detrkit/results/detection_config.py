@@ -88,9 +88,10 @@ class DetectionConfig:
         _check_number("tile_overlap", self.tile_overlap, 0, 1)
         if self.tile_overlap == 1:
             raise SettingError("tile_overlap must be below 1: otherwise tiles do not advance")
-        for name, value in (("calibration", self.calibration or {}), ("chosen", self.chosen)):
-            if not isinstance(value, Mapping):
-                raise SettingError(f"{name} must be a mapping from names to values, not {_shown(value)}")
+        mappings: dict[str, object] = {"calibration": self.calibration or {}, "chosen": self.chosen}
+        for name, given in mappings.items():
+            if not isinstance(given, Mapping):
+                raise SettingError(f"{name} must be a mapping from names to values, not {_shown(given)}")
         for name, points in (self.calibration or {}).items():
             _check_curve(name, points)
 
