@@ -180,7 +180,10 @@ def _paragraphs(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "&#124;").replace("*", "&#42;").replace("<", "&lt;")
+    """Text in a table; brackets are no references."""
+    for character, entity in {"|": "&#124;", "*": "&#42;", "<": "&lt;", "[": "&#91;"}.items():
+        text = text.replace(character, entity)
+    return text
 
 
 # The interface in Python
