@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from detrkit.common.errors import ImageError
+from detrkit.data.checks import check_dataset
 from detrkit.data.image_sizes import read_image_sizes
 from detrkit.processing import load_image
+from tests.data.synthetic import make_document, write_dataset
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
@@ -29,3 +32,20 @@ def test_an_unreadable_exif_block_does_not_lose_the_image(tmp_path):
     Image.new("RGB", (30, 20)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert load_image(path, exif_orientation=True).size == (30, 20)
     assert read_image_sizes([path])[0].frame(True) == (20, 30)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a\ud800.png", "n" * 5000 + ".png"], ids=ascii)
+def test_a_name_that_no_file_can_have_is_an_error_of_its_image(tmp_path, name):
+    Image.new("RGB", (30, 20)).save(tmp_path / "sound.png")
+    error, size = read_image_sizes([tmp_path / name, tmp_path / "sound.png"])
+    assert isinstance(error, (FileNotFoundError, ImageError))
+    assert (size.height, size.width) == (20, 30)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a\ud800.png"], ids=ascii)
+def test_a_document_with_such_a_name_keeps_its_other_images(tmp_path, name):
+    document = make_document()
+    document["images"][0]["file_name"] = name
+    checked = check_dataset(write_dataset(tmp_path, document))
+    assert ("missing_image", 1) in [(problem.kind, problem.count) for problem in checked.problems]
+    assert len(checked.dataset) == len(document["images"]) - 1

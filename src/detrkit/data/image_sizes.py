@@ -64,5 +64,7 @@ def _read_size(path: Path, *, decode: bool) -> ImageSize | Exception:
             return ImageSize(image.height, image.width, stored_orientation(image) in _QUARTER_TURNS)
     except (FileNotFoundError, ImageError) as error:
         return error
+    except ValueError:  # a name with a null or half a surrogate, which no file can have
+        return FileNotFoundError(str(path))
     except OSError as error:
         return ImageError(f"{path}: cannot be opened ({error.strerror or error})")
