@@ -483,11 +483,9 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
         """See :meth:`ObjectDetectionModel.read`; the last layer's refined reference points are its boxes."""
         found = super().read(features, *args, **options)
         if self.config.with_box_refine:
-            refined = [
-                *features["intermediate_reference_points"].unbind(1)[:-1],
-                found["pred_boxes"].detach(),
-            ]
-            found["intermediate_reference_points"] = torch.stack(refined, dim=1)
+            earlier = features["intermediate_reference_points"].unbind(1)[:-1]
+            refined = torch.stack([*earlier, found["pred_boxes"].detach()], dim=1)
+            found["intermediate_reference_points"] = refined
         return found
 
     def predict(self, states: Tensor, features: DeformableDetrModelOutput) -> tuple[Tensor, Tensor]:
