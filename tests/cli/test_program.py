@@ -103,7 +103,7 @@ def test_models_json_lists_the_released_checkpoints_and_the_bundled_models(detrk
         "deformable_detr",
         "detection",
     )
-    assert (bundled["num_labels"], bundled["num_queries"], bundled["two_stage"]) == (3, 100, True)
+    assert (bundled["num_labels"], bundled["num_queries"], bundled["two_stage"]) == (3, 200, True)
     assert (bundled["ap"], bundled["hub_id"], bundled["url"]) == (None, None, None)
 
 
