@@ -44,7 +44,7 @@ def cache_if_hub_is_away(name: str) -> Iterator[None]:
     if _is_within_reach(f"{constants.ENDPOINT}/{name}/resolve/main/config.json"):
         yield
         return
-    with _lock:  # so that the last of several threads to leave takes the setting back
+    with _lock:  # two threads would each take the other's setting for the one to restore
         before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
         try:
             yield
