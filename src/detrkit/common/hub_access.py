@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from detrkit.common.log import logger
 from detrkit.common.without_torch import has_torch
-
-logger = logging.getLogger("detrkit")
 
 # Seconds within which the Hub is not asked again whether it is within reach.
 _REMEMBERED = 60.0

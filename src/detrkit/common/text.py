@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-# Controls, and the characters that mark, embed, override or isolate a direction or end a line.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# Controls, the characters that mark, embed, override or isolate a direction or end a line, and halves of
+# surrogate pairs, which no file can hold.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 _Key = TypeVar("_Key")
 _Known = TypeVar("_Known")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,11 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.log import logger
 from detrkit.common.quiet import no_warnings
 from detrkit.common.screening import check_weights_file, is_archive, weights_limit
 from detrkit.common.text import first_line
-
-logger = logging.getLogger(__name__)
 
 # How deep training programs put a model's tensors into a checkpoint.
 _DEPTH = 3

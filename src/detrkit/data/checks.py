@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from detrkit.common.errors import AnnotationError
+from detrkit.common.log import logger
 from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.common.text import fold_name
 from detrkit.data.check_objects import (
@@ -24,8 +24,6 @@ from detrkit.data.image_sizes import ImageSize, read_image_sizes
 from detrkit.data.normalisation import normalise
 from detrkit.data.problems import Findings, Problem, fault_of
 from detrkit.processing.coco_masks import decode_segmentations
-
-logger = logging.getLogger("detrkit")
 
 
 @dataclass(frozen=True)

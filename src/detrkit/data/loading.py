@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias, TypedDict
@@ -13,14 +12,13 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
 from detrkit.common.errors import ImageError
+from detrkit.common.log import logger
 from detrkit.common.schema import Target
 from detrkit.data.augmentation import Example, Transform, random_state, stitch, unwrap_target, wrap_target
 from detrkit.data.augmentation import augmentation as preset
 from detrkit.data.coco import DetectionDataset
 from detrkit.processing.annotations import normalize_boxes
 from detrkit.processing.image_processor import DetrImageProcessorBase
-
-logger = logging.getLogger("detrkit")
 
 _BIN = 0.25  # width of a bin of aspect ratios, in powers of two: at most 19 % of padding within one
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ import gradio as gr
 from gradio.data_classes import ImageData
 
 from detrkit.common.errors import DetrkitError
+from detrkit.common.log import logger
 from detrkit.demo.choices import ModelChoices
 from detrkit.demo.results import MIN_THRESHOLD, Result, ResultStore, View, message
-
-logger = logging.getLogger("detrkit")
 
 # The sides of an image on the page, in pixels; what is downloaded has the size of the image.
 _PREVIEW_SIZE = 1600

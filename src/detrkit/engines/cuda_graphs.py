@@ -6,7 +6,6 @@ CUDA graph records these launches once for a shape of the inputs and replays the
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
-logger = logging.getLogger(__name__)
+from detrkit.common.log import logger
 
 # A graph holds the addresses of all its activations; memory is shared, but each takes some time to record.
 GRAPHS_KEPT = 16

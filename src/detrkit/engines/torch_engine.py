@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from detrkit.common.errors import SettingError
+from detrkit.common.log import logger
 from detrkit.engines import fused, fused_cuda
 from detrkit.models.layers.backbone import ConvEncoder, FrozenBatchNorm2d
 from detrkit.models.layers.plain import has_hooks, is_plain, is_quantized, is_untouched, known_modules
 from detrkit.models.segmentation import SegmentationModel
-
-logger = logging.getLogger(__name__)
 
 PROBE_SIZE = (96, 96)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,6 @@ from detrkit.common.files import read_json
 from detrkit.common.schema import Annotation, Category, Document, Image
 from detrkit.data.documents import box_of, category_name, field, name_of, number, whole_number
 from detrkit.evaluation.categories import match_categories
-
-logger = logging.getLogger("detrkit")
 
 RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation"}
 """Where an entry of a COCO results file holds its shape."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from detrkit.common.errors import ImageError
+from detrkit.common.log import logger
 from detrkit.common.progress import with_progress
 from detrkit.data.coco import DetectionDataset
 from detrkit.processing.images import load_image
@@ -17,7 +17,6 @@ from detrkit.results.finder import ObjectFinder
 if TYPE_CHECKING:
     from detrkit.results.detections import Detections
 
-logger = logging.getLogger("detrkit")
 
 _Item = TypeVar("_Item")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import logging
 import os
 import re
 from collections import Counter
@@ -19,11 +18,10 @@ from urllib.request import url2pathname
 from detrkit.common.errors import ImageError
 from detrkit.common.files import content_hash
 from detrkit.common.limits import ImageLimits
+from detrkit.common.log import logger
 from detrkit.common.text import is_data_url, is_url, short_name
 from detrkit.inference.video_names import SUFFIXES, is_camera, is_live, is_video
 from detrkit.results.positions import named
-
-logger = logging.getLogger("detrkit")
 
 if TYPE_CHECKING:
     from PIL.Image import Image

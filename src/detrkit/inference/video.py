@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 import os
 import socket
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from detrkit.common.errors import ImageError, MissingExtraError, SettingError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.log import logger
 from detrkit.common.text import first_line, short_name
 from detrkit.inference.batching import newest
 from detrkit.inference.video_names import STREAMS, is_camera, is_live
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame as DecodedFrame
     from av.video.stream import VideoStream
 
-logger = logging.getLogger("detrkit")
 
 # Containers, not playlists: those name further files and addresses, which nobody has checked.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mjpeg,h264,hevc,ivf,m4v"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_file
 from detrkit.common.limits import ImageLimits
+from detrkit.common.log import logger
 from detrkit.common.outputs import COMMENT
 from detrkit.common.text import first_line, short_name
 from detrkit.inference.video import import_av, open_container
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from PIL.Image import Image
 
-logger = logging.getLogger("detrkit")
 
 _CLOCK = Fraction(1, 90_000)  # seconds; divides the time of a frame at every usual rate
 _DEFAULT_RATE = Fraction(30)

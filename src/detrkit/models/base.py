@@ -7,7 +7,6 @@ is renamed while loading.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from detrkit.common.errors import CheckpointError, SettingError
+from detrkit.common.log import logger
 from detrkit.common.screening import check_folder, weights_limit
 from detrkit.models.adapters import add_adapter, base_of_adapter
 from detrkit.models.configuration import DetrFamilyConfig
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
     from typing_extensions import Self
 
-logger = logging.getLogger(__name__)
 
 # While Transformers loads a model, it replaces functions of PyTorch and of its own that initialise weights,
 # and PyTorch's default dtype, for all threads. Two at once give models of wrong weights without a word.

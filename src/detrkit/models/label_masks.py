@@ -6,15 +6,13 @@ the padding for a part of the image, whereas boxes of labels refer to the image 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from detrkit.common.log import logger
 from detrkit.common.schema import Target
-
-logger = logging.getLogger("detrkit")
 
 _warned: set[str] = set()
 

@@ -6,7 +6,6 @@ Here an image with eight bits a channel is a ``PIL.Image.Image`` in mode RGB, as
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, cast
@@ -16,6 +15,7 @@ import PIL.Image
 
 from detrkit.common.errors import ImageError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.log import logger
 from detrkit.common.text import first_line
 from detrkit.common.without_torch import is_tensor
 from detrkit.processing.frames import VideoFrame
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import torch
     from transformers.image_utils import ChannelDimension
 
-logger = logging.getLogger("detrkit")
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | PIL.Image.Image | "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import logging
 import os
 import re
 import stat
@@ -25,10 +24,9 @@ import PIL.Image
 
 from detrkit.common.errors import DetrkitError, ImageError, ImageTooLargeError
 from detrkit.common.limits import ImageLimits
+from detrkit.common.log import logger
 from detrkit.common.text import first_line, is_data_url, short_name
 from detrkit.processing.fetching import WEB_SCHEMES, fetch
-
-logger = logging.getLogger("detrkit")
 
 FileSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 """A path, an address (``data:`` too), the bytes of an image file, or one that is open for reading bytes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import unicodedata
@@ -12,9 +11,10 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from detrkit.common.log import logger
+
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-logger = logging.getLogger("detrkit")
 
 _SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 # Styles of a family that are tried after its plain one.

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
+from detrkit.common.log import logger
 from detrkit.common.schema import JsonObject
 from detrkit.common.text import first_line
 from detrkit.inference.batching import WAITING_GROUPS
@@ -133,9 +134,7 @@ class RayBackend:
             except self._final:
                 raise
             except self._retried as error:
-                logging.getLogger("detrkit").warning(
-                    "a replica was lost (%s); its request goes to another one", first_line(error)
-                )
+                logger.warning("a replica was lost (%s); its request goes to another one", first_line(error))
                 continue
             if isinstance(found, RequestError):
                 raise found

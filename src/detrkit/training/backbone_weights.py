@@ -6,7 +6,6 @@ Classifiers and other tensors that a backbone has no place for are left out, and
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from detrkit.common.errors import CheckpointError
+from detrkit.common.log import logger
 from detrkit.common.terminal import count
 from detrkit.conversion.reading import read_checkpoint
 from detrkit.models.layers.backbone import ConvEncoder
 from detrkit.processing.image_processor import DetrImageProcessorBase
-
-logger = logging.getLogger("detrkit")
 
 _COUNTER = "num_batches_tracked"  # of batch norms; frozen ones have no use for it
 _LISTED = 3

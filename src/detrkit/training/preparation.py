@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from detrkit.checkpoints.identity import model_files
 from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import AnnotationError, CheckpointError, MissingExtraError, SettingError
 from detrkit.common.files import content_hash
+from detrkit.common.log import logger
 from detrkit.common.outputs import Output, check_outputs
 from detrkit.common.quiet import same_environment
 from detrkit.common.screening import check_weights_file
@@ -37,8 +37,6 @@ from detrkit.training.backbone_weights import load_backbone_weights, use_pixel_s
 from detrkit.training.batch_norm import thaw_batch_norm
 from detrkit.training.lora import add_adapters, check_installed, with_adapter
 from detrkit.training.recipe import TrainingRecipe
-
-logger = logging.getLogger("detrkit")
 
 RECIPE_FILE = "recipe.json"
 SPLIT_FILE = "split.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from detrkit.checkpoints.registry import resolve_model
 from detrkit.common.errors import DetrkitError, SettingError
 from detrkit.common.files import atomic_folder, write_json
 from detrkit.common.locks import locked
+from detrkit.common.log import logger
 from detrkit.common.randomness import same_randomness
 from detrkit.common.terminal import say
 from detrkit.data.coco import DetectionDataset
@@ -46,8 +46,6 @@ from detrkit.training.preparation import RECIPE_FILE, SPLIT_FILE
 from detrkit.training.recipe import TrainingRecipe
 from detrkit.training.reports import write_predictions, write_reports
 from detrkit.training.trainer import AVERAGE_FILE, DetectionTrainer, last_checkpoint
-
-logger = logging.getLogger("detrkit")
 
 _PATIENCE_SECONDS = 3 * 3600  # the other processes wait while the main one evaluates
 

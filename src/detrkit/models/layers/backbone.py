@@ -7,7 +7,6 @@ trained, and DC5 trades the stride of the last stage for dilation.
 from __future__ import annotations
 
 import copy
-import logging
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,10 @@ from torch.nn import functional as F
 from transformers import AutoBackbone
 
 from detrkit.common.errors import SettingError
+from detrkit.common.log import logger
 from detrkit.common.text import did_you_mean, first_line
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.position_encoding import build_position_encoding
-
-logger = logging.getLogger(__name__)
 
 # The renames of the checkpoint that is being loaded, if one is.
 _loading_checkpoint: ContextVar[dict[str, str] | None] = ContextVar("loading_checkpoint", default=None)
