@@ -52,22 +52,35 @@ def test_a_detector_has_the_adapters_of_the_model_that_it_is_given(one_stage_fam
     assert_same_outputs(found, expected)
 
 
-@pytest.mark.parametrize("name", ["detr", "conditional_detr"])
-def test_masks_have_the_adapters_of_the_mask_head(name):
-    family = FAMILIES[name]
-    model = family.segmenter()
-    model = peft.get_peft_model(
-        model, peft.LoraConfig(r=4, target_modules=r".*mask_head\.(lay1|lay2)")
-    ).eval()
+def adapted_segmenter(family, layers):
+    """A model with masks and an adapter on layers of its mask head, which must make a difference."""
+    model = peft.get_peft_model(family.segmenter(), peft.LoraConfig(r=4, target_modules=layers)).eval()
     with torch.no_grad():
         before = model(*padded_batch()).pred_masks
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_" in parameter_name:
-                parameter.normal_(0, 0.3)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+        assert (model(*padded_batch()).pred_masks - before).abs().max() > 0.1
+    return model
+
+
+@pytest.mark.parametrize("name", ["detr", "conditional_detr"])
+def test_masks_have_the_adapters_of_the_mask_head(name):
+    model = adapted_segmenter(FAMILIES[name], r".*mask_head\.(lay1|lay2)")
+    with torch.no_grad():
         expected = model(*padded_batch())
-        assert (expected.pred_masks - before).abs().max() > 0.1
         merged = model.merge_and_unload()(*padded_batch())  # plain layers, whose first is split in two
     assert_same_outputs(merged, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detr", "conditional_detr"])
+def test_a_model_is_exported_with_the_adapter_of_its_first_mask_layer(name, tmp_path, monkeypatch):
+    # The graph is recorded with two images.
+    monkeypatch.setattr("detrkit.engines.export._CHECKED", ((1, 97, 210), (3, 97, 210)))
+    model = adapted_segmenter(FAMILIES[name], r".*mask_head\.lay1")
+    written = export_model(model, tmp_path / "exported", "onnx")  # which compares the two
+    assert set(written.differences) == {"logits", "pred_boxes", "pred_masks", "query_indices"}
 
 
 def test_a_folder_with_an_adapter_is_loaded_with_its_model(folders):

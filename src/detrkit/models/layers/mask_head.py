@@ -144,8 +144,9 @@ class MaskHead(nn.Module):
         if is_plain(self.lay1, nn.Conv2d):
             x = self._add(F.conv2d(maps, self.lay1.weight[:, self.image_channels :], padding=1), base)
         else:
-            image = base.repeat_interleave(attention.shape[1], dim=0)
-            x = self.lay1(torch.cat([image, maps], dim=1))
+            # Not repeat_interleave, which is exported for the recorded number of images only.
+            image = base[:, None].expand(-1, attention.shape[1], -1, -1, -1)
+            x = self.lay1(torch.cat([image.flatten(0, 1), maps], dim=1))
         x = F.relu_(self.gn1(x))
         x = F.relu_(self.gn2(self.lay2(x)))
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
