@@ -179,24 +179,24 @@ _FAMILIES = (
         ),
         repository="https://github.com/facebookresearch/detr",
         description="""\
-DETR predicts all objects of an image at once, as a set. A convolutional backbone computes a feature map, a
-Transformer encoder relates every position of the map to every other, and a decoder turns a fixed number of
-learned *object queries* into as many predictions: each is a box with a class, or *no object*. During training
-a bipartite matching assigns every annotated object to one query, so the model learns to report each object
-once. It needs neither anchors nor non-maximum suppression.""",
+DETR predicts all objects of an image at once, as a set. A convolutional backbone computes a feature map.
+In a Transformer encoder, every position of the map attends to every other. A decoder turns a fixed number
+of learned *object queries* into the same number of predictions: each is a box with a class, or *no
+object*. During training, a bipartite matching assigns every annotated object to one query, so the model
+learns to detect each object once. It needs neither anchors nor non-maximum suppression.""",
         drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
-AdamW with a learning rate of 1e-4 (backbone 1e-5) and weight decay 1e-4, gradients clipped to a norm of 0.1,
-dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 distance and 2 times the
-generalised IoU of the boxes, after every decoder layer; *no object* counts a tenth of a class. The published
-numbers are those of 500 epochs. For a shorter schedule of 300 epochs the authors state 16 V100 GPUs, three
-days and 64 images a batch.""",
+AdamW with a learning rate of 1e-4 (backbone 1e-5) and weight decay 1e-4, gradients clipped to a norm of
+0.1, dropout 0.1. The loss adds the cross-entropy of the classes, 5 times the L1 distance and 2 times the
+generalised IoU of the boxes, after every decoder layer; *no object* has a tenth of the weight of a class.
+The published numbers are those of 500 epochs. For a shorter schedule of 300 epochs, the authors report
+three days on 16 V100 GPUs with batches of 64 images.""",
         published_mask_training="""\
-First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5) and
-weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of the
-classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder layer;
-*no object* counts a tenth of a class. Then the mask head on the frozen detector, with a focal and a Dice loss
-of the masks. The number of epochs of this checkpoint was not published.""",
+First the detector, on the boxes of things and stuff: AdamW with a learning rate of 1e-4 (backbone 1e-5)
+and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the cross-entropy of
+the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after every decoder
+layer; *no object* has a tenth of the weight of a class. Then the mask head on the frozen detector, with a
+focal loss and a Dice loss of the masks. The number of epochs of this checkpoint was not published.""",
     ),
     Family(
         model_type="conditional_detr",
@@ -216,16 +216,15 @@ of the masks. The number of epochs of this checkpoint was not published.""",
         ),
         repository="https://github.com/Atten4Vis/ConditionalDETR",
         description="""\
-Conditional DETR is DETR with another cross-attention in the decoder. A query attends to content and to
-position separately, and the position is computed from the decoder's own state and a reference point of the
-query; each head then looks at a narrow part of an object, such as one edge of its box. With less to search,
-training needs a tenth of DETR's epochs. Each class has a sigmoid of its own and is trained with the focal
-loss.""",
+Conditional DETR is DETR with a different cross-attention in the decoder. A query attends to content and to
+position separately. The position is computed from the decoder's state and a reference point of the query,
+so each head can attend to a narrow part of an object, such as one edge of its box. Training takes a tenth
+of DETR's epochs. Each class has its own sigmoid and is trained with the focal loss.""",
         drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
-50 epochs, the learning rate falling to a tenth after 40. AdamW with 1e-4 (backbone 1e-5). The loss adds
-2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised
-IoU of the boxes, after every decoder layer.""",
+50 epochs with AdamW and a learning rate of 1e-4 (backbone 1e-5), divided by ten after 40 epochs. The loss
+adds 2 times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the
+generalised IoU of the boxes, after every decoder layer.""",
     ),
     Family(
         model_type="deformable_detr",
@@ -245,16 +244,16 @@ IoU of the boxes, after every decoder layer.""",
         ),
         repository="https://github.com/fundamentalvision/Deformable-DETR",
         description="""\
-Deformable DETR replaces attention over all pixels by *deformable attention*: a query samples a few points
-around a reference point, and learns their offsets and weights. The cost grows with the number of pixels
-rather than with its square, and training needs a tenth of DETR's epochs. Each class has a sigmoid of its own
-and is trained with the focal loss.""",
+Deformable DETR replaces attention over all positions by *deformable attention*: a query samples a few
+points around a reference point, and the model learns to predict their offsets and weights. The cost grows
+linearly with the number of pixels instead of with its square, and training takes a tenth of DETR's epochs.
+Each class has its own sigmoid and is trained with the focal loss.""",
         drawing=f"{_DRAWINGS}/deformable_detr_architecture.png",
         published_training="""\
-50 epochs of batches of 32 images, the learning rate falling to a tenth after 40. AdamW with 2e-4 (backbone,
-sampling offsets and reference points 2e-5), gradients clipped to a norm of 0.1. The loss adds 2 times the
-focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised IoU of the boxes,
-after every decoder layer.""",
+50 epochs with batches of 32 images: AdamW with a learning rate of 2e-4 (backbone, sampling offsets and
+reference points 2e-5), divided by ten after 40 epochs, gradients clipped to a norm of 0.1. The loss adds 2
+times the focal loss of the classes (alpha 0.25), 5 times the L1 distance and 2 times the generalised IoU
+of the boxes, after every decoder layer.""",
     ),
     Family(
         model_type="table-transformer",
@@ -276,18 +275,18 @@ after every decoder layer.""",
         ),
         repository="https://github.com/microsoft/table-transformer",
         description="""\
-Table Transformer is DETR for documents: one model finds tables in pages, another one finds rows, columns,
-headers and spanning cells in the image of a table. A convolutional backbone computes a feature map, a
-Transformer encoder relates every position of the map to every other, and a decoder turns a fixed number of
-learned *object queries* into as many predictions: each is a box with a class, or *no object*. Its layers are
-*pre-norm*: each attention and feed-forward part normalises its input rather than its residual sum, and the
-encoder ends with a norm.""",
+Table Transformer is DETR for documents: one model detects tables in pages, another one detects rows,
+columns, headers and spanning cells in the image of a table. A convolutional backbone computes a feature
+map. In a Transformer encoder, every position of the map attends to every other. A decoder turns a fixed
+number of learned *object queries* into the same number of predictions: each is a box with a class, or *no
+object*. Its layers are *pre-norm*: each attention and feed-forward part normalises its input instead of
+its output, and the encoder ends with a norm.""",
         drawing=f"{_DRAWINGS}/detr_architecture.png",
         published_training="""\
-20 epochs of batches of 2 images: AdamW with a learning rate of 5e-5 (backbone 1e-5), which falls by a tenth
-after each epoch, and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss adds the
-cross-entropy of the classes, 5 times the L1 distance and 2 times the generalised IoU of the boxes, after the
-last decoder layer only; *no object* counts 0.4 of a class.""",
+20 epochs of batches of 2 images: AdamW with a learning rate of 5e-5 (backbone 1e-5), which falls by a
+tenth after each epoch, and weight decay 1e-4, gradients clipped to a norm of 0.1, dropout 0.1. The loss
+adds the cross-entropy of the classes, 5 times the L1 distance and 2 times the generalised IoU of the
+boxes, after the last decoder layer only; *no object* has 0.4 of the weight of a class.""",
     ),
 )
 

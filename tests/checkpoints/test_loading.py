@@ -3,12 +3,14 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from detrkit import Detector, DetrConfig
+from detrkit.common.errors import CheckpointError
 from detrkit.engines.exported import MANIFEST
 
 
@@ -97,3 +99,14 @@ def test_loading_an_exported_folder_takes_each_step_and_reads_each_file_once(
         ),
         1,
     )
+
+
+def test_a_folder_without_an_image_processor_is_refused_with_the_remedy(
+    tiny_detr: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_detr, tmp_path / "model"))
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"has no preprocessor_config\.json.*processor\.save_pretrained"
+    ):
+        Detector.from_pretrained(folder)

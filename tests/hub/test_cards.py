@@ -134,7 +134,7 @@ def test_a_card_has_every_section_and_front_matter_that_the_hub_reads(name):
 
     assert tuple(re.findall("^## (.*)$", card.text, flags=re.MULTILINE)) == SECTIONS
     assert "More Information" not in card.text
-    assert "This one was written by the authors of detrkit" in card.text.replace("\n", " ")
+    assert "The authors of detrkit wrote this one" in card.text.replace("\n", " ")
     hours = {"deformable-detr": "325 GPU hours", "detr-resnet-50-dc5": "7,000 GPU hours"}.get(name, "")
     assert hours in card.text.replace("\n", " ")
     assert "None" not in card.text
@@ -208,7 +208,7 @@ def test_a_converted_release_gets_the_same_card_under_its_own_name(name):
     text = converted_card(entry, read_facts(name), "mine", "file.pth", architecture, released=True)
     assert "# mine\n" in text
     assert "weights are those of `file.pth`" in text.replace("\n", " ")
-    held = "hold here only if `file.pth` is that file" in text.replace("\n", " ")
+    held = "apply here only if `file.pth` is that file" in text.replace("\n", " ")
     assert held == (entry.ap is not None)
     ours, theirs = (
         re.sub(r"\s+", " ", card.split("## Training")[1].split("## Results")[0])
@@ -278,24 +278,24 @@ def test_the_card_of_the_bundled_model_reads_the_files_beside_it(blood_cells):
     assert "| Platelets | 32.1 |" in text
     assert "| RBC | 65.4 | 50.0 | 50.0 | - |" in text
     assert "| WBC |" not in text  # not in the validation split
-    assert "**Platelets** are the weakest class: their AP is 32.1, that of RBC 65.4." in text
-    assert "100 epochs of batches of 4 images: AdamW with a learning rate of 0.0003" in text
-    assert "after epoch 3, the best" in text
-    assert "12 queries in place of 60" in text
+    assert "**Platelets**: their AP is the lowest, 32.1. The AP of RBC is 65.4." in text
+    assert "for 100 epochs with batches of 4 images: AdamW with a learning rate of 0.0003" in text
+    assert "of epoch 3, which was the best" in text
+    assert "12 instead of 60 queries" in text
     assert "in two runs" in text
-    assert "- 612 steps (12 epochs) of 4 images" in text
+    assert "- 612 steps (12 epochs) with batches of 4 images" in text
     assert (
-        "windows of 0.75 to 1.25 times the sides, an average of the weights with decay 0.997. The last."
+        "crops of 0.75 to 1.25 times the image's sides, an average of the weights with decay 0.997. The last."
         in text
     )
-    assert "decay 0.997, and scores trained to be the IoU of their boxes" in text
+    assert "decay 0.997, and scores trained to predict the IoU of their boxes" in text
     assert "(`--class-targets iou`). The average of both." in text
-    assert "decides: threshold 0.4." in text
+    assert "in `detection_config.json`: threshold 0.4." in text
     assert "| precision | recall | F1 | | :--- | ---: | ---: | | 75.0 | 85.0 | 79.7 |" in text
-    assert "Of two boxes of any class that overlap by more than IoU 0.7 the better one stays" in text
+    assert "Of two boxes of any class with an IoU above 0.7, the one with the lower score is dropped." in text
     assert 'detector("photo.jpg")' in text
     assert "--threshold" not in text
-    assert "12 object queries and 4 classes" in text
+    assert "12 object queries. The model has 4 classes" in text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results}["AP"] == 0.4567
     assert "None" not in text
 
@@ -316,14 +316,17 @@ def test_the_card_of_a_fine_tuned_model_says_what_was_measured_and_how_it_was_tr
     assert "DETR for 2 classes, trained with `detrkit train`." in text
     assert "2 classes: disc, square." in text
     assert "On `val.json` (20 images), in percent:  | AP | AP50 | | :--- | ---: | | 45.7 | 50.0 |" in text
-    assert "From `facebook/detr-resnet-50` with `detrkit train`, 12 epochs of batches of 4 images" in text
+    assert (
+        "Trained from `facebook/detr-resnet-50` with `detrkit train` for 12 epochs with batches of 4 images"
+        in text
+    )
     assert "AdamW with a learning rate of 0.0001" in text
-    assert "after epoch 7, the best" in text
+    assert "of epoch 7, which was the best" in text
     assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {"AP": 0.4567, "AP50": 0.5}
     assert card.data.base_model == "facebook/detr-resnet-50"
     assert 'detector("photo.jpg")' in text  # the threshold is that of the model
     assert "--threshold" not in text
-    assert "These calls do not read `detection_config.json`" in text
+    assert "filter in `detection_config.json`" in text
     assert card.data.license is None  # whoever trained it decides
     assert "None" not in text
 
@@ -332,14 +335,14 @@ def test_the_card_of_a_fine_tuned_model_does_not_name_local_folders(tmp_path):
     start = tmp_path / "earlier"
     start.mkdir()
     card = trained(model=str(start))
-    assert "From `earlier` with" in card.text.replace("\n", " ")
+    assert "from `earlier` with" in card.text.replace("\n", " ")
     assert str(tmp_path) not in card.content
     assert card.data.base_model is None
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({}, "From random weights"), ({"pretrained_backbone": True}, "From an ImageNet backbone")],
+    [({}, "from random weights"), ({"pretrained_backbone": True}, "from an ImageNet backbone")],
 )
 def test_the_card_of_a_model_trained_from_scratch_says_so(options, text):
     assert text in trained(model="detr", from_scratch=True, **options).text

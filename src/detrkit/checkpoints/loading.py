@@ -103,6 +103,11 @@ class ModelFiles:
         values = contents.get("processor_config.json", {}).get("image_processor")
         values = values or contents.get("preprocessor_config.json")
         processor_class = self.family.load(self.family.processor)
+        if values is None and is_folder(self.name) and not _has_processor(Path(self.name)):
+            raise CheckpointError(
+                f"{self.name} has no preprocessor_config.json, which describes the image preprocessing; save "
+                f"the model's image processor there, too: processor.save_pretrained({self.name!r})"
+            )
         try:
             if values is None:
                 with cache_if_hub_is_away(self.name):
@@ -114,6 +119,11 @@ class ModelFiles:
         except Exception as error:  # a file from elsewhere can raise anything
             raise unreadable(self.name, self.revision, "preprocessor_config.json", error) from error
         return processor
+
+
+def _has_processor(folder: Path) -> bool:
+    """Whether a folder has one of the files in which Transformers stores an image processor."""
+    return any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
 def read_detection_config(name: str, revision: str | None = None) -> DetectionConfig:

@@ -35,8 +35,8 @@ _WIDGET = [
 ]
 
 _WRITTEN_BY = (
-    "The authors of the model wrote no card. This one was written by the authors of detrkit, from the paper, "
-    "the original repository and measurements of their own."
+    "The authors of the model did not write a model card. The authors of detrkit wrote this one, based on "
+    "the paper, the original repository and their own measurements."
 )
 
 _LICENCES = {"apache-2.0": "Apache 2.0", "mit": "MIT"}
@@ -93,7 +93,7 @@ def converted_card(
             nor training data for them.
     """
     if released:
-        held = f"They hold here only if {code(file)} is that file."
+        held = f"They apply here only if {code(file)} is that file."
         return _released(entry, facts, title, title, code(file), held=held).render()
     family = FAMILIES[entry.family]
     masks = entry.task == "panoptic"
@@ -104,10 +104,10 @@ def converted_card(
         masks=masks,
         summary=_summary(entry, code(file), architecture),
         variants=variant_texts(family, vars(entry), masks),
-        training=["The data and the training of this checkpoint are not known here."],
-        preprocessing=[_preprocessing("An image is resized as `preprocessor_config.json` says")],
+        training=["The data and the training of this checkpoint are unknown."],
+        preprocessing=[_preprocessing("Images are resized to the size in `preprocessor_config.json`")],
         result_texts=[
-            "None: the tensors differ in number or size from every released checkpoint of this architecture."
+            "None. This is not a released checkpoint: the number or the sizes of its tensors differ."
         ],
         size=[table(["", "counted by us"], [row[:2] for row in facts.size_rows()])],
         failures=_failures(entry, architecture.num_queries or entry.num_queries, published=False),
@@ -165,7 +165,7 @@ def _released(
         training=[
             benchmark.data,
             *([entry.training] if entry.training else [as_family, benchmark.augmentation]),
-            entry.training_cost or "Hardware and time of this checkpoint's training were not published.",
+            entry.training_cost or "The hardware and the duration of the training were not published.",
         ],
         impact=_impact(entry),
         written_by=_WRITTEN_BY,
@@ -179,26 +179,27 @@ def _released(
 def _more_use(entry: ReleasedCheckpoint) -> list[str]:
     model = entry.hub_id or entry.name
     more = [
-        "What the model attends to in an image (see the page on attention maps):",
+        "To see what the model attends to in an image:",
         f"```bash\ndetrkit explain photo.jpg --model {model} --save-dir out\n```",
     ]
     if entry.family == "detr" and entry.hub_id:
         more.append(
-            'Where the repository on the Hub has a branch `no_timm`, `revision="no_timm"` loads the same '
-            "weights in the layout of Transformers' own backbone, which does not need timm."
+            'If the repository on the Hub has a branch `no_timm`, `revision="no_timm"` loads the same '
+            "weights with Transformers' own backbone, which does not need timm."
         )
     return more
 
 
 def _impact(entry: ReleasedCheckpoint) -> list[str]:
-    hours = (
-        "The training cost under *Training* is all that was published"
+    published = (
+        "The section *Training* contains the published training cost. Carbon emissions, energy, region and "
+        "cloud provider were not published."
         if entry.training_cost
-        else "The cost of the training was not published"
+        else "Training cost, carbon emissions, energy, region and cloud provider were not published."
     )
     return [
-        f"{hours}; carbon emissions, energy, region and cloud provider were not. Running the model costs "
-        "what *Size and speed* says; fine-tuning it costs far less than training from scratch."
+        f"{published} The section *Size and speed* contains the cost of running the model. Fine-tuning costs "
+        "far less than training from scratch."
     ]
 
 
@@ -209,8 +210,8 @@ def _summary(entry: ReleasedCheckpoint, source: str, architecture: Architecture 
     backbone = f"{backbone_title(entry.backbone)}{' (DC5)' if entry.dilation else ''}"
     return (
         f"{family.title} with a {backbone} backbone, {labels} categories and {queries} object queries. The "
-        f"weights are those of {source}, a checkpoint of the [original implementation]({family.repository}); "
-        "detrkit changed their names and their file format, not their values."
+        f"weights are those of {source}, a checkpoint of the [original implementation]({family.repository}). "
+        "Only their names and the file format were changed, not their values."
     )
 
 
@@ -224,9 +225,9 @@ def _conversion(entry: ReleasedCheckpoint) -> list[str]:
 
 def _preprocessing(resized: str) -> str:
     return (
-        f"{resized}, scaled to [0, 1] and normalised with ImageNet's mean (0.485, 0.456, 0.406) and "
+        f"{resized}, scaled to [0, 1] and normalised with ImageNet's mean (0.485, 0.456, 0.406) and standard "
         "deviation (0.229, 0.224, 0.225) of red, green and blue. Images of a batch are padded on the right "
-        "and at the bottom, and a mask tells the model which pixels are padding."
+        "and at the bottom; a mask marks the padding."
     )
 
 
@@ -257,8 +258,8 @@ def _results(entry: ReleasedCheckpoint, numbers: dict[str, float], held: str) ->
         else "Numbers by size of object were not published."
     )
     yield (
-        f"{sizes} These numbers are published, not re-measured: {_sources(entry)} {held} detrkit's tests "
-        "compare the model with the original implementation on equal weights."
+        f"{sizes} These are published numbers; detrkit did not measure them again. {_sources(entry)} {held} "
+        "detrkit's tests compare the model with the original implementation on the same weights."
     )
 
 
@@ -267,10 +268,10 @@ def _sources(entry: ReleasedCheckpoint) -> str:
     family = FAMILIES[entry.family]
     readme = f"[README of the original repository]({family.repository})"
     if not entry.paper_numbers:
-        return f"the {readme} gives them for [{entry.name}]({entry.url})."
+        return f"They are from the {readme}, for [{entry.name}]({entry.url})."
     return (
-        f"the {readme} gives the AP for [{entry.name}]({entry.url}); {entry.paper_numbers} of the "
-        f"[paper]({family.paper.url}) gives AP50, AP75 and the AP by size."
+        f"The AP is from the {readme}, for [{entry.name}]({entry.url}). AP50, AP75 and the AP by size are "
+        f"from {entry.paper_numbers} of the [paper]({family.paper.url})."
     )
 
 
@@ -283,8 +284,8 @@ def _reproduction(entry: ReleasedCheckpoint, model: str) -> Iterable[str]:
     if entry.name in _KNOWN_OUTPUTS:
         threshold, found = _KNOWN_OUTPUTS[entry.name]
         yield (
-            f"For a quick check: in [this image of COCO]({_KNOWN_IMAGE}), 640x480, the card on the Hub lists "
-            f"these detections above {threshold}."
+            f"For a quick check: the card on the Hub lists these detections above {threshold} in [this image "
+            f"of COCO]({_KNOWN_IMAGE}) (640x480)."
         )
         yield table(
             ["class", "score", "left", "top", "right", "bottom"],
@@ -303,31 +304,34 @@ def _size_and_speed(entry: ReleasedCheckpoint, facts: Facts) -> Iterable[str]:
     if rows:
         yield table(headings[:columns], [row[:columns] for row in rows])
     if entry.task == "panoptic":
-        yield "The multiply-adds include a mask for every query; `segment` computes only those that it needs."
+        yield "The multiply-adds include a mask for every query; `segment` computes fewer masks."
     if cost:
-        yield "The published cost is a mean over COCO's images, which differ in size; ours is for one size."
+        yield (
+            "The published cost is a mean over COCO's images, which differ in size; the counted cost is for "
+            "one size."
+        )
 
 
 def _failures(entry: ReleasedCheckpoint, queries: int, *, published: bool) -> list[str]:
     small = (
-        f"**Small objects**: its AP is {entry.ap_small} for them and {entry.ap_large} for large ones."
+        f"**Small objects**: the AP is {entry.ap_small} for small and {entry.ap_large} for large objects."
         if published and entry.ap_small is not None
-        else "**Small objects** are found less often than large ones."
+        else "**Small objects** are missed more often than large ones."
     )
     padding = (
-        "DC5 models of DETR lose about 10 AP when images of different shapes are padded into a batch of two; "
-        "for other families the loss is not known. Use batches of one image, or of images of one shape, as "
-        "`Detector` does."
+        "DC5 models of DETR lose about 10 AP if images of different sizes are padded into a batch of two; "
+        "for other families the loss is unknown. Use a batch size of 1, or batch only images of the same "
+        "size, as `Detector` does."
         if entry.dilation
-        else "images that are padded into a batch with larger ones give slightly other scores than alone. "
-        "`Detector` batches only images of one shape."
+        else "the scores of an image change slightly if it is padded in a batch with larger images. "
+        "`Detector` batches only images of the same size."
     )
     coarse = (
         "**Thin and tiny segments**: masks are predicted at a quarter of the image's resolution and "
-        "enlarged; wires, poles and borders come out coarse."
+        "enlarged, so the masks of wires and poles, and all borders, are coarse."
     )
     return [
-        f"{small} Cut very large images into parts.",
+        f"{small} For very large images, use `--tiles`.",
         *common_failures(FAMILIES[entry.family], queries),
         f"**Padding**: {padding}",
         *([coarse] if entry.task == "panoptic" else []),

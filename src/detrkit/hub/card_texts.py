@@ -5,35 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 DC5 = """\
-*DC5* means that the backbone's last stage keeps the resolution of the one before, by dilated instead of
-strided convolutions: its map has four times as many positions. That finds more small objects and costs
-more time and memory."""
+*DC5* means that the backbone's last stage uses dilated instead of strided convolutions. It keeps the
+resolution of the stage before, so its feature map has four times as many positions. The model detects more
+small objects, and needs more time and memory."""
 
 MULTI_SCALE = """\
-The encoder works on four maps together: those of the backbone's last three stages, and a coarser one
-computed from the last. Small objects are found in the fine maps, large ones in the coarse."""
+The encoder processes four feature maps together: those of the backbone's last three stages, and a coarser
+map computed from the last one. The fine maps serve small objects, the coarse maps large ones."""
 
-SINGLE_SCALE = "The encoder works on the backbone's last map alone."
+SINGLE_SCALE = "The encoder processes only the backbone's last feature map."
 
-BOX_REFINE = "With *box refinement* each decoder layer corrects the boxes of the layer before."
+BOX_REFINE = "With *box refinement*, each decoder layer corrects the boxes of the previous layer."
 
 TWO_STAGE = """\
-In this *two-stage* model the object queries are not learned: the encoder proposes a box at every position
-of its maps, and the best-scored ones become the queries of the decoder."""
+In this *two-stage* model, the object queries are not learned. The encoder proposes a box at every position
+of its feature maps, and the proposals with the highest scores become the queries of the decoder."""
 
 PANOPTIC = """\
-A mask head on top of the detector gives each query a mask. The boxes are those of things (objects that
-can be counted) and of stuff (sky, road, wall); merging the masks by score assigns every pixel to one
-segment, which is a panoptic segmentation."""
+A mask head on top of the detector predicts a mask for each query. The detector finds both things (objects
+that can be counted) and stuff (sky, road, wall). Merging the masks by score assigns every pixel to one
+segment; the result is a panoptic segmentation."""
 
 AUGMENTATION = """\
-In training, images were flipped at random and, with equal chance, either resized to a shorter side of
-480 to 800 pixels (longer side at most 1333), or resized to 400, 500 or 600, cropped to a region of 384
-to 600 pixels a side and resized again."""
+Training images were flipped at random. With equal probability, they were either resized to a shorter side
+of 480 to 800 pixels (longer side at most 1333), or resized to a shorter side of 400, 500 or 600, cropped
+to 384 to 600 pixels per side, and resized again."""
 
 OTHER_USES = (
-    "For detecting the classes that it was trained for, and as the start of fine-tuning (`detrkit train`).",
-    "How well it works has to be measured on your own images (`detrkit evaluate`).",
+    "For detecting the classes that it was trained on, and as a starting point for fine-tuning "
+    "(`detrkit train`).",
+    "Measure its accuracy on your own images (`detrkit evaluate`).",
 )
 
 
@@ -63,55 +64,55 @@ class Benchmark:
 
 
 _COCO_LIMITS = """\
-It knows no other classes, and photographs unlike COCO's (drawings, aerial or medical images, night,
-fisheye lenses) were not tested. People and objects that are rare on Flickr are rare in its training;
-how well it works for different groups of people has not been measured. Do not base decisions that affect
-people on it alone, and do not use it for surveillance."""
+It detects no other classes. Images unlike COCO's (drawings, aerial or medical images, night scenes,
+fisheye lenses) were not tested. People and objects that are rare on Flickr are rare in the training data,
+and the accuracy for different groups of people has not been measured. Do not make decisions that affect
+people based on this model alone, and do not use it for surveillance."""
 
 _COCO_DETECTION = Benchmark(
     uses=(
-        "For detecting everyday objects of COCO's 80 categories in photographs, for comparing methods with a "
-        "published baseline, and as the start of fine-tuning to other classes (`detrkit train`).",
+        "For detecting everyday objects of COCO's 80 categories in photographs, as a published baseline for "
+        "other methods, and as a starting point for fine-tuning to other classes (`detrkit train`).",
         _COCO_LIMITS,
     ),
     data="""\
-The 2017 training split of [COCO](https://cocodataset.org): 118,287 photographs from Flickr with boxes
-for objects of 80 everyday categories. The annotations are CC BY 4.0; each photograph has a licence of
-its own. COCO's category ids have gaps, and the model predicts the ids as they are: of its 91 outputs 80
-are used. The backbone started from weights trained on ImageNet.""",
+The 2017 training split of [COCO](https://cocodataset.org): 118,287 photographs from Flickr with boxes for
+objects of 80 everyday categories. The annotations are CC BY 4.0; each photograph has its own licence.
+COCO's category ids have gaps, and the model predicts these ids, so only 80 of its 91 outputs are used. The
+backbone started from ImageNet weights.""",
     options="--images val2017 --annotations instances_val2017.json",
 )
 
 _COCO_PANOPTIC = Benchmark(
     uses=(
-        "For segmenting photographs into COCO's 133 categories of things and stuff, for comparing methods "
-        "with a published baseline, and as the start of fine-tuning to other classes (`detrkit train "
+        "For segmenting photographs into COCO's 133 categories of things and stuff, as a published baseline "
+        "for other methods, and as a starting point for fine-tuning to other classes (`detrkit train "
         "--masks`).",
         _COCO_LIMITS,
     ),
     data="""\
-The 2017 training split of [COCO](https://cocodataset.org) with panoptic annotations: 118,287
-photographs from Flickr in which every segment of 80 categories of things and 53 of stuff is annotated. The
-annotations are CC BY 4.0; each photograph has a licence of its own. COCO's category ids have gaps, and
-the model predicts the ids as they are: of its 250 outputs 133 are used. The backbone started from
-weights trained on ImageNet.""",
+The 2017 training split of [COCO](https://cocodataset.org) with panoptic annotations: 118,287 photographs
+from Flickr, annotated with segments of 80 categories of things and 53 of stuff. The annotations are CC BY
+4.0; each photograph has its own licence. COCO's category ids have gaps, and the model predicts these ids,
+so only 133 of its 250 outputs are used. The backbone started from ImageNet weights.""",
     options="--images val2017 --annotations panoptic_val2017.json --panoptic-dir panoptic_val2017",
 )
 
 _TABLE_LIMITS = """\
-It knows no other classes, and images unlike those of its training (photographs of pages, handwriting, other
-kinds of documents) were not tested. It reads no text: cells are found by their place, and their content has
-to come from the document or from OCR."""
+It detects no other classes. Images unlike the training images (photographs of pages, handwriting, other
+kinds of documents) were not tested. It does not read text: the content of the cells must come from the
+document or from OCR."""
 
 _PAGES = """\
 PubTables-1M ([paper](https://arxiv.org/abs/2110.00061)): pages of scientific articles from PubMed Central
-with boxes in the Pascal VOC format, 460,589 to train, 57,591 to validate and 57,125 to test. The classes are
-tables and rotated tables."""
+with boxes in the Pascal VOC format, 460,589 to train, 57,591 to validate and 57,125 to test. The classes
+are tables and rotated tables."""
 
 _TABLES = """\
 PubTables-1M ([paper](https://arxiv.org/abs/2110.00061)): images of the tables of scientific articles from
-PubMed Central with boxes in the Pascal VOC format, 758,849 to train, 94,959 to validate and 93,834 to test.
-The classes are the table, its columns, rows, column headers, projected row headers and spanning cells."""
+PubMed Central with boxes in the Pascal VOC format, 758,849 to train, 94,959 to validate and 93,834 to
+test. The classes are the table, its columns, rows, column headers, projected row headers and spanning
+cells."""
 
 _FINANCE = """\
 FinTabNet.c ([paper](https://arxiv.org/abs/2303.00716)): images of tables from annual reports, with the
@@ -119,7 +120,7 @@ annotations of FinTabNet corrected and brought into the form of PubTables-1M by 
 
 _PUBTABLES_DETECTION = Benchmark(
     uses=(
-        "For detecting tables in the images of document pages, and as the start of fine-tuning.",
+        "For detecting tables in images of document pages, and as a starting point for fine-tuning.",
         _TABLE_LIMITS,
     ),
     data=_PAGES,
@@ -129,21 +130,22 @@ _PUBTABLES_DETECTION = Benchmark(
     split="test",
     images="the test split of PubTables-1M's pages",
     augmentation="""\
-In training, images were cropped at random and resized to a longer side of 704 to 896 pixels.""",
+Training images were cropped at random and resized to a longer side of 704 to 896 pixels.""",
 )
 
 _PUBTABLES_STRUCTURE = replace(
     _PUBTABLES_DETECTION,
     uses=(
-        "For finding rows, columns, headers and spanning cells in the image of a single table (such as "
-        "table-transformer-detection finds, with a margin around it), and as the start of fine-tuning.",
+        "For detecting rows, columns, headers and spanning cells in the image of a single table with a "
+        "margin (table-transformer-detection finds the tables in a page), and as a starting point for "
+        "fine-tuning.",
         _TABLE_LIMITS,
     ),
     data=_TABLES,
     title="PubTables-1M, tables (test)",
     images="the test split of PubTables-1M's tables",
     augmentation="""\
-In training, images were cropped to a margin around the table, resized to a longer side of 900 to 1100 pixels,
+Training images were cropped to the table with a margin and resized to a longer side of 900 to 1100 pixels,
 and small rectangles were erased at random.""",
 )
 

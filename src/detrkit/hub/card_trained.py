@@ -74,9 +74,9 @@ def trained_card(
 def _network(config: JsonObject) -> str:
     backbone = config["backbone"] or config["backbone_config"]["model_type"]
     return (
-        f"The backbone is {backbone_title(backbone)}; a Transformer of width {config['d_model']} with "
-        f"{config['encoder_layers']} encoder and {config['decoder_layers']} decoder layers follows, with "
-        f"{_queries(config)} object queries and {class_list(config['id2label'])}."
+        f"The backbone is {backbone_title(backbone)}. The Transformer has a width of {config['d_model']}, "
+        f"{config['encoder_layers']} encoder layers, {config['decoder_layers']} decoder layers and "
+        f"{_queries(config)} object queries. The model has {class_list(config['id2label'])}."
     )
 
 
@@ -92,22 +92,22 @@ def _procedure(family: Family, recipe: JsonObject, epoch: float) -> str:
         f", and an average of the weights with decay {recipe['ema_decay']:g}" if recipe["ema_decay"] else ""
     )
     return (
-        f"{_start(recipe)} with `detrkit train`, {recipe['epochs']} epochs of batches of "
+        f"Trained {_start(recipe)} with `detrkit train` for {recipe['epochs']} epochs with batches of "
         f"{recipe['batch_size']} images: AdamW with a learning rate of {rate:g}, weight decay "
         f"{recipe['weight_decay']:g}{clipped}, a {recipe['schedule']} schedule, `{recipe['augmentation']}` "
-        f"augmentation{averaged}. The weights are those after epoch {epoch:.0f}, the best on the validation "
-        "split. All options are in `recipe.json`, the course of the run is in `metrics.csv`."
+        f"augmentation{averaged}. The weights are those of epoch {epoch:.0f}, which was the best on the "
+        "validation split. `recipe.json` contains all options, and `metrics.csv` the metrics of each epoch."
     )
 
 
 def _start(recipe: JsonObject) -> str:
     if recipe.get("backbone_weights"):
-        return f"With backbone weights from {code(Path(recipe['backbone_weights']).name)}"
+        return f"with backbone weights from {code(Path(recipe['backbone_weights']).name)}"
     if recipe["from_scratch"]:
-        return f"From {'an ImageNet backbone' if recipe['pretrained_backbone'] else 'random weights'}"
-    # The path of a local model would tell nobody anything, and may hold the user's name.
+        return f"from {'an ImageNet backbone' if recipe['pretrained_backbone'] else 'random weights'}"
+    # The path of a local model means nothing to others, and may contain the user's name.
     model = recipe["model"]
-    return f"From {code(Path(model).resolve().name if Path(model).exists() else model)}"
+    return f"from {code(Path(model).resolve().name if Path(model).exists() else model)}"
 
 
 # The models that come with detrkit.
@@ -125,43 +125,45 @@ _DECISIONS = ("precision", "recall", "F1")
 _SIZES = ("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge")
 
 _SUMMARY = """\
-A small {title} that detects red blood cells, white blood cells and platelets in microscope images of
-blood smears. It comes with detrkit, so that everything can be tried without a download; it is not a
-medical device."""
+A small {title} that detects red blood cells, white blood cells and platelets in microscope images of blood
+smears. It is part of detrkit, so that you can try everything without a download. It is not a medical
+device."""
 
 _USES = (
-    "For learning how detrkit works, for tests and demonstrations, and as an example of what `detrkit train` "
-    "makes of 205 images.",
-    "Not for diagnosis or for counting cells of patients. It has seen images of one data set with one way of "
-    "staining, one magnification and one size; on images of other microscopes its detections may be wrong or "
-    "missing.",
+    "For learning how detrkit works, for tests and demonstrations, and as an example of a model that "
+    "`detrkit train` made from 205 images.",
+    "Not for diagnosis or for counting cells of patients. It was trained on images of one data set with one "
+    "staining method, one magnification and one size. On images from other microscopes, detections may be "
+    "wrong or missing.",
 )
 
 _DATA = """\
 [BCCD](https://github.com/Shenggan/BCCD_Dataset), copyright 2017 shenggan, MIT licence: photographs of
 blood smears, 640x480, with boxes for the classes Platelets, RBC (red blood cells) and WBC (white blood
 cells). The data set's own splits are used: 205 images with 2,804 boxes to train and 87 with 1,137 to
-validate. Its test split was left alone."""
+validate. The test split was not used."""
 
 _FINE_TUNING = """\
-These weights were then fine-tuned on the same images, with {queries} queries in place of {queries_before},
-by a script on the parts of `detrkit train`, in {runs}: AdamW with weight decay, a cosine schedule, flips and
-90-degree rotations, brightness, contrast and saturation, the stem and first stage of the backbone fixed."""
+These weights were then fine-tuned on the same images with {queries} instead of {queries_before} queries,
+in {runs}, by a script that uses the parts of `detrkit train`: AdamW with weight decay, a cosine schedule,
+augmentation by flips, 90-degree rotations, brightness, contrast and saturation, and a frozen stem and
+first stage of the backbone."""
 
 _FINE_TUNING_RUN = """\
-{steps} steps ({epochs:.0f} epochs) of {batch_size} images: a learning rate of {learning_rate:g}
-({backbone_learning_rate:g} for the backbone), windows of {least:g} to {greatest:g} times the sides, an
-average of the weights with decay {ema_decay:g}{targets}. {kept}"""
+{steps} steps ({epochs:.0f} epochs) with batches of {batch_size} images: a learning rate of
+{learning_rate:g} ({backbone_learning_rate:g} for the backbone), crops of {least:g} to {greatest:g} times
+the image's sides, an average of the weights with decay {ema_decay:g}{targets}. {kept}"""
 
-_IOU_TARGETS = ", and scores trained to be the IoU of their boxes (`--class-targets iou`)"
+_IOU_TARGETS = ", and scores trained to predict the IoU of their boxes (`--class-targets iou`)"
 
 _RESULTS_NOTE = """\
-COCO calls an object small below 32x32 pixels and large above 96x96. The settings were chosen on these same
-images, so the numbers are a little better than those on new images would be."""
+COCO calls an object small below 32x32 pixels and large above 96x96. The settings were chosen on the same
+images, so the numbers are slightly better than they would be on new images."""
 
-_OTHER_IMAGES = (
-    "**Other images**: it knows nothing but cells; on other photographs its detections mean nothing."
-)
+_CHARTS = """\
+`loss.png`, `ap.png` and `metrics.csv` show the run before the fine-tuning."""
+
+_OTHER_IMAGES = "**Other images**: detections in images that are not blood smears are meaningless."
 
 
 def bundled_card(folder: Path, facts: Facts) -> str:
@@ -207,7 +209,7 @@ def _fine_tuning(runs: Sequence[JsonObject], queries_before: int) -> list[str]:
         listed.append(_FINE_TUNING_RUN.format(**run, least=least, greatest=greatest, targets=targets))
     count = {1: "one run", 2: "two runs", 3: "three runs"}.get(len(runs), f"{len(runs)} runs")
     start = _FINE_TUNING.format(queries=runs[-1]["queries"], queries_before=queries_before, runs=count)
-    end = f"The settings are in `{FINE_TUNING_FILE}`, the losses in `fine_tuning.csv`."
+    end = f"`{FINE_TUNING_FILE}` contains the settings, and `fine_tuning.csv` the losses. {_CHARTS}"
     return [start, bullets(listed), end]
 
 
@@ -238,13 +240,14 @@ def _bundled(
         summary=_SUMMARY.format(title=family.title),
         network=[_network(config)],
         variants=variant_texts(family, config, masks=False),
-        licence="Licence of the weights: Apache 2.0, as detrkit's.",
+        licence="The weights have the same licence as detrkit: Apache 2.0.",
         uses=_USES,
         own_settings=True,
         transformers_calls=False,
         training=training,
         preprocessing=[
-            f"{resize_text(size)}, scaled to [0, 1] and normalised with ImageNet's mean and deviation."
+            f"{resize_text(size)}, scaled to [0, 1] and normalised with ImageNet's mean and standard "
+            "deviation."
         ],
         result_texts=[
             f"In percent, on the {evaluation['images']} images of the validation split, with the overlap "
@@ -272,16 +275,16 @@ def _decisions(detection: JsonObject) -> list[str]:
     settings = DetectionConfig.from_dict(detection)
     across = " of any class" if settings.class_agnostic else " of one class"
     overlap = (
-        f" Of two boxes{across} that overlap by more than IoU {settings.overlap:g} the better one stays."
+        f" Of two boxes{across} with an IoU above {settings.overlap:g}, the one with the lower score is "
+        "dropped."
         if settings.overlap is not None
         else ""
     )
     measured = settings.chosen["measured"]
-    how = ", each fifth of the images with settings chosen on the others" if measured["cross_fitted"] else ""
+    how = ", cross-validated with five parts" if measured["cross_fitted"] else ""
     return [
-        f"Without other options, `detection_config.json` decides: {settings.describe()}.{overlap} With these "
-        "settings, and IoU 0.5 for a right detection, in percent over all classes"
-        f"{how}:",
+        f"The default settings are in `detection_config.json`: {settings.describe()}.{overlap} With them, "
+        f"and an IoU of 0.5 for a correct detection, in percent over all classes{how}:",
         table(list(_DECISIONS), [[percent(measured[name]) for name in _DECISIONS]]),
     ]
 
@@ -291,6 +294,6 @@ def _weakest(per_class: Iterable[JsonObject]) -> Iterable[str]:
     if len(known) > 1:
         weakest, best = known[0], known[-1]
         yield (
-            f"**{weakest['name']}** are the weakest class: their AP is {percent(weakest['AP'])}, that of "
-            f"{best['name']} {percent(best['AP'])}."
+            f"**{weakest['name']}**: their AP is the lowest, {percent(weakest['AP'])}. The AP of "
+            f"{best['name']} is {percent(best['AP'])}."
         )

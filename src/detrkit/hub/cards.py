@@ -191,7 +191,7 @@ def plain_card(config: JsonObject, name: str) -> str:
         model=name,
         family=family,
         masks=masks,
-        summary=f"{family.title} for {classes}. Its data, training and accuracy are not known here.",
+        summary=f"{family.title} for {classes}. Its training data, training and accuracy are unknown.",
         variants=variant_texts(family, config, masks),
         failures=common_failures(family),
     ).render()
@@ -220,9 +220,9 @@ def variant_texts(family: Family, options: JsonObject, masks: bool) -> list[str]
 def resize_text(size: Mapping[str, int]) -> str:
     """How an image is resized, given the ``size`` of an image processor."""
     if "shortest_edge" not in size:
-        return f"An image is resized to a longer side of {size['longest_edge']} pixels"
+        return f"Images are resized to a longer side of {size['longest_edge']} pixels"
     return (
-        f"An image is resized to a shorter side of {size['shortest_edge']} pixels (longer side at most "
+        f"Images are resized to a shorter side of {size['shortest_edge']} pixels (longer side at most "
         f"{size['longest_edge']})"
     )
 
@@ -231,21 +231,21 @@ def common_failures(
     family: Family, queries: int | None = None, class_targets: str | None = None
 ) -> list[str]:
     """What to know about the scores and boxes of a family, and about the number of its queries."""
-    how = "to be the IoU of its box" if class_targets == "iou" else "with the focal loss"
+    how = "to predict the IoU of the box" if class_targets == "iou" else "with the focal loss"
     scores = (
-        "a softmax over the classes; wrong detections can be confident."
+        "they are a softmax over the classes, and wrong detections can have high scores."
         if family.class_scores == "softmax"
-        else f"a sigmoid for each class, trained {how}. They are lower than DETR's for equally "
-        "good detections, so thresholds do not carry over; one query can give two classes for one box."
+        else f"each class has a sigmoid, trained {how}. For equally good detections, scores are lower than "
+        "DETR's, so DETR's thresholds do not apply. One query can give two classes for one box."
     )
     most = (
-        f"**More objects than queries**: it can report at most {queries} objects of an image, and in crowds "
-        "it misses some long before that."
+        f"**Many objects**: the model detects at most {queries} objects in an image, one for each query. In "
+        "crowds it misses some objects even if there are fewer."
     )
     return [
         *([most] if queries else []),
         f"**Scores**: {scores}",
-        "**Boxes** may reach a little over the border of the image, as in the original.",
+        "**Boxes** can extend slightly beyond the border of the image, as in the original.",
     ]
 
 
@@ -306,13 +306,13 @@ for detection in detections:
 detections.draw("photo.jpg").save("photo_boxes.jpg")
 ```
 
-or on the command line
+On the command line:
 
 ```bash
 detrkit detect photo.jpg --model {model}{option} --save-dir out
 ```
 
-Boxes are left, top, right and bottom edge in pixels of the photo."""
+Boxes are the left, top, right and bottom edges in pixels of the photo."""
 
 _SEGMENT = """\
 ```python
@@ -325,14 +325,14 @@ for segment in segmentation.segments:
 segmentation.draw("photo.jpg").save("photo_segments.jpg")
 ```
 
-or on the command line
+On the command line:
 
 ```bash
 detrkit segment photo.jpg --model {model} --save-dir out
 ```"""
 
 _TRANSFORMERS = """\
-Or with the calls of Transformers:
+With the classes of Transformers:
 
 ```python
 import torch
@@ -349,8 +349,8 @@ with torch.inference_mode():
 {results}"""
 
 _OWN_SETTINGS = (
-    "These calls do not read `detection_config.json`, which has the model's own threshold and overlap "
-    "filter; `Detector` and the commands do."
+    "This code does not use the model's threshold and overlap filter in `detection_config.json`; `Detector` "
+    "and the commands do."
 )
 
 _DETECT_RESULTS = """\
@@ -363,4 +363,5 @@ sizes = [image.size[::-1]]
 result = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)[0]
 ```
 
-`result["segmentation"]` has the id of each pixel's segment, `result["segments_info"]` describes them."""
+`result["segmentation"]` contains the segment id of each pixel, and `result["segments_info"]` describes the
+segments."""

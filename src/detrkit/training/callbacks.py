@@ -135,7 +135,8 @@ class Progress(TrainerCallback):
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self._bar: Bar | None = None
-        self._loss = self._rate = 0.0
+        self._loss: float | None = None  # until the first log
+        self._rate = 0.0
         self._epoch_start = 0.0
         self._start: tuple[float, int] | None = None
         self._last_line = (0.0, 0)
@@ -168,11 +169,9 @@ class Progress(TrainerCallback):
         elif state.is_world_process_zero and now - self._last_line[0] >= _LINE_SECONDS:
             self._last_line = now, state.global_step
             speed = (now - self._start[0]) / max(1, state.global_step - self._start[1])
-            say(
-                f"Step {state.global_step} of {state.max_steps}: loss {self._loss:.3f}, "
-                f"learning rate {self._rate:.2g}, {_duration(speed * (state.max_steps - state.global_step))} "
-                "left"
-            )
+            rate = f"learning rate {self._rate:.2g}, " if self._loss is not None else ""
+            left = _duration(speed * (state.max_steps - state.global_step))
+            say(f"Step {state.global_step} of {state.max_steps}: {self._loss_text()}{rate}{left} left")
 
     def on_log(
         self, args: Arguments, state: State, control: Control, logs: dict[str, float], **kwargs: object
@@ -189,7 +188,7 @@ class Progress(TrainerCallback):
         best = best_row(merge_log(state.log_history), self.metric)
         assert best is not None  # this evaluation is in the log
         line = (
-            f"Epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: loss {self._loss:.3f}, "
+            f"Epoch {round(state.epoch or 0)} of {round(args.num_train_epochs)}: {self._loss_text()}"
             f"{self.metric} {percent(metrics[f'eval_{self.metric}'])} "
             f"(best {percent(best[self.metric])} after epoch {round(best['epoch'])}), "
             f"{time.monotonic() - self._epoch_start:.0f} s"
@@ -198,6 +197,10 @@ class Progress(TrainerCallback):
             self._bar.console.print(line)
         else:
             say(line)
+
+    def _loss_text(self) -> str:
+        """The last logged loss; nothing before the first log, where 0 would be wrong."""
+        return f"loss {self._loss:.3f}, " if self._loss is not None else ""
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: object) -> None:
         """Removes the bar."""
