@@ -367,7 +367,9 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         box_logits = box_head(states).float() + anchors
 
         count = self.config.two_stage_num_proposals
-        if box_logits.shape[1] < count:
+        if torch.compiler.is_exporting():  # a graph is for images that have so many and for others
+            count = torch.sym_min(count, box_logits.shape[1])
+        elif box_logits.shape[1] < count:
             if torch.jit.is_tracing():  # a trace would keep all pixels as proposals of larger images too
                 raise ValueError(
                     f"trace the model with a larger image: it has fewer than {count} pixels to propose"
