@@ -80,3 +80,16 @@ def test_what_is_known_of_sizes_stays_bounded(clock: Clock, monkeypatch: pytest.
         graphs.run(pictures(width))
     assert len(graphs._calls) == len(graphs._seconds) == 3
     assert graphs.run(pictures(1))[0] == "all"  # its two calls are forgotten
+
+
+def test_a_size_that_openvino_makes_no_graph_for_stays_with_the_one_for_all(clock: Clock) -> None:
+    def compile_graph(model: str) -> Any:
+        graph = clock.compile(model)
+        if model == "6":
+            raise RuntimeError("the window is larger than the image")
+        return graph
+
+    graphs = _Graphs(compile_graph, "all")
+    assert [graphs.run(pictures(6))[0] for _ in range(60)] == 60 * ["all"]
+    assert clock.made == ["all", "6"]
+    assert [graphs.run(pictures(5))[0] for _ in range(4)] == ["all", "all", "5", "5"]

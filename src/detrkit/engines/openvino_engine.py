@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,8 @@ class _Graphs:
 
     The first size that comes a third time gets a graph of its own at once: often it is the only one. Another
     size gets one when that would have paid: when what it would have saved is what making one takes. So a
-    folder of images of all sizes never takes more than twice the time it could.
+    folder of images of all sizes never takes more than twice the time it could. Thin images that OpenVINO
+    makes no graph for, though it runs them in the one for all sizes, stay with that.
     """
 
     def __init__(self, compile_graph: Callable[[Any], Any], model: Any) -> None:
@@ -84,12 +86,12 @@ class _Graphs:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         inputs = dict(inputs)
         kind = _kind_of(inputs)
-        if kind not in self._for_one_size and not self._pays(kind):
+        graph = self._graph(kind, inputs) if kind in self._for_one_size or self._pays(kind) else None
+        if graph is None:
             started = time.perf_counter()
             outputs = self._for_all_sizes(inputs, share_inputs=True).to_tuple()
             self._count(kind, time.perf_counter() - started)
             return outputs
-        graph = self._graph(kind, inputs)
         if not kind.padded:
             del inputs[_MASK]
         return graph(inputs, share_inputs=True).to_tuple()
@@ -104,10 +106,14 @@ class _Graphs:
     def _pays(self, kind: _Kind) -> bool:
         return self._calls[kind] > 1 and self._seconds[kind] * _SAVED >= self._to_make
 
-    def _graph(self, kind: _Kind, inputs: Mapping[str, np.ndarray]) -> Any:
+    def _graph(self, kind: _Kind, inputs: Mapping[str, np.ndarray]) -> Any | None:
         if kind not in self._for_one_size:
             started = time.perf_counter()
-            self._for_one_size[kind] = self._compile(_specialised(self._model, inputs, kind))
+            try:
+                self._for_one_size[kind] = self._compile(_specialised(self._model, inputs, kind))
+            except RuntimeError:  # pooling over less than its window is checked for fixed sizes only
+                self._seconds[kind] = -math.inf  # it will never pay
+                return None
             self._to_make = time.perf_counter() - started
             if len(self._for_one_size) > _GRAPHS_KEPT:
                 left, _ = self._for_one_size.popitem(last=False)
