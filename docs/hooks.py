@@ -5,6 +5,7 @@ Pages that repeat what the program says of itself are made from the program, so 
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -88,19 +89,17 @@ _DRAWING = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[\w/.-]*figures/[\w-]+\.s
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that are made here."""
-    made = {
+    made: dict[str, str | bytes] = {
         "reference/commands.md": commands_page(),
         "reference/shared.md": deeper_page("What the families share", _SHARED),
         "reference/losses.md": deeper_page("Losses", _LOSSES),
         "reference/toolbox.md": deeper_page("Data, training, evaluation", _TOOLBOX),
         **{f"reference/{name}.md": text for name, text in api_pages().items()},
-        **{
-            f"notebooks/{path.stem}.md": notebook_page(path)
-            for path in sorted((DOCS / "notebooks").glob("*.ipynb"))
-        },
     }
-    for uri, text in made.items():
-        files.append(File.generated(config, uri, content=text))
+    for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
+        made |= {f"notebooks/{name}": content for name, content in notebook_files(path).items()}
+    for uri, content in made.items():
+        files.append(File.generated(config, uri, content=content))
     for chart in sorted(RESULTS.glob("*.png")):
         files.append(File.generated(config, f"{_CHARTS}/{chart.name}", abs_src_path=str(chart)))
     return files
@@ -219,15 +218,23 @@ def deeper_page(title: str, groups: Mapping[str, Iterable[str]]) -> str:
 # Notebooks
 
 
-def notebook_page(path: Path) -> str:
-    """A notebook's text and code as a page, without outputs."""
-    parts = []
+def notebook_files(path: Path) -> dict[str, str | bytes]:
+    """File name -> content of a notebook's page, with its stored outputs, and of their images."""
+    parts, images = [], {}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if "image/jpeg" in data:
+                name = f"{path.stem}-{len(images) + 1}.jpg"
+                images[name] = base64.b64decode("".join(data["image/jpeg"]))
+                parts.append(f"![Output of the cell above]({name})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
     where = f"docs/notebooks/{path.name}"
-    parts.insert(1, f"This page is the notebook `{where}` of the repository; open it there to run it.")
-    return "\n\n".join(parts) + "\n"
+    parts.insert(1, f"This page is the notebook `{where}` of the repository. Open it there to run it.")
+    return {f"{path.stem}.md": "\n\n".join(parts) + "\n", **images}
 
 
 # Tables and drawings

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.docs.blocks import ROOT
 from tests.docs.test_code_blocks import Python
@@ -47,5 +50,20 @@ def test_a_notebook_runs_in_a_kernel(
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_without_results(path: Path) -> None:
-    assert not any(cell["outputs"] for cell in cells_of(path))
+def test_a_notebook_is_stored_with_its_results(path: Path) -> None:
+    outputs = [output for cell in cells_of(path) for output in cell["outputs"]]
+    assert all(cell["outputs"] for cell in cells_of(path) if "=" not in "".join(cell["source"][-1:]))
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+    assert any("image/jpeg" in output.get("data", {}) for output in outputs)
+    assert not any("image/png" in output.get("data", {}) for output in outputs)  # five times as large
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_of_the_site_shows_the_results_of_a_notebook(path: Path) -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["notebook_files"](path)
+    page, *images = made.items()
+    for name, content in images:
+        assert f"]({name})" in page[1]
+        assert Image.open(io.BytesIO(content)).format == "JPEG"
+    assert images
+    assert "```text" in page[1]
