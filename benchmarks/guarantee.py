@@ -1,7 +1,7 @@
-"""How often the promise of ``detrkit calibrate --recall R --confidence C`` is kept, over random splits.
+"""How often the guarantee of ``detrkit calibrate --recall R --confidence C`` holds, over random splits.
 
-The model detects once in all images. Each split then chooses a threshold on some of them and counts what is
-found in the others, in both senses of the promise: of all objects together, and on average over the images.
+The model detects once in all images. Each split then chooses a threshold on some of them, and measures both
+kinds of recall on the others: over all objects together, and as the mean of the images.
 
     python benchmarks/guarantee.py --model blood-cells --images DIR --annotations FILE
 """
@@ -27,7 +27,7 @@ def outcomes(judged: Judged, known: int, splits: int, recall: float, confidence:
         judged: All detections and the number of objects of each image.
         known: How many of the images a threshold is chosen on.
         splits: How many splits are tried.
-        recall: What is promised.
+        recall: The guaranteed recall.
         confidence: How sure.
     """
     numbers = judged.objects.sum(axis=1)
@@ -48,7 +48,7 @@ def outcomes(judged: Judged, known: int, splits: int, recall: float, confidence:
 
 
 def main() -> None:
-    """Prints how often each promise is kept."""
+    """Prints how often each guarantee holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="blood-cells")
     parser.add_argument("--images", required=True, help="images that the model was not trained on")

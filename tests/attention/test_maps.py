@@ -418,11 +418,11 @@ def test_mistakes_are_named(tiny_detr: Path, picture: Image.Image) -> None:
         encoder_attention(detector, picture, [(1, 2, 3)])
     with pytest.raises(SettingError, match="at least one point"):
         encoder_attention(detector, picture, [])
-    with pytest.raises(SettingError, match="no feature level 1: this model has 1"):
+    with pytest.raises(SettingError, match="feature level 1 does not exist: this model has 1 levels"):
         encoder_attention(detector, picture, [(1, 2)], level=1)
-    with pytest.raises(SettingError, match="no encoder layer 2: this model has 2"):
+    with pytest.raises(SettingError, match="encoder layer 2 does not exist: this model has 2 layers"):
         encoder_attention(detector, picture, [(1, 2)], layer=2)
-    with pytest.raises(SettingError, match="no decoder layer -3: this model has 2"):
+    with pytest.raises(SettingError, match="decoder layer -3 does not exist: this model has 2 layers"):
         decoder_attention(detector, picture, 0.3, layer=-3)
     with pytest.raises(NothingDetectedError, match=r"above 1: the best score is 0\.\d+; lower the threshold"):
         decoder_attention(detector, picture, 1)

@@ -64,7 +64,7 @@ def test_mistakes_are_one_line_and_change_nothing(
     data = ["--images", pictures[0].parent, "--annotations", annotations]
     for given, message in (
         (data, "which detrkit did not write"),
-        ([*data, "--overwrite", "--confidence", "0.9"], "confidence needs a recall"),
+        ([*data, "--overwrite", "--confidence", "0.9"], "confidence requires recall"),
         ([*data, "--overwrite", "--recall", "0.9", "--confidence", "0.95"], "needs at least"),
         (["--images", pictures[0].parent], "pass either --data PATH"),
         ([*data, "--split", "val"], "--split requires --data"),

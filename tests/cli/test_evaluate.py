@@ -219,8 +219,8 @@ def test_mistakes_in_the_arguments_give_one_line(
     for extra, message in (
         (("--json", tmp_path), "--json must be a file"),
         (("--save-dir", annotations), "--save-dir must be a folder"),
-        (("--panoptic-dir", tmp_path), "this model finds boxes only"),
-        (("--masks",), "finds boxes only"),
+        (("--panoptic-dir", tmp_path), "this model detects boxes only"),
+        (("--masks",), "detects boxes only"),
         (("--limit", 0), "--limit"),
         (("--predictions", annotations), "leave out --model and --images"),
     ):

@@ -76,7 +76,7 @@ def test_points_and_queries_are_drawn_without_any_object(
         (["--point", "3;4"], "--point must be X,Y in pixels"),
         (["--point", "130,4"], "the point 130,4 is outside the image, which is 120 pixels wide"),
         (["--threshold", "1"], "lower the threshold"),
-        (["--layer", "5"], "no decoder layer 5"),
+        (["--layer", "5"], "decoder layer 5 does not exist"),
         (["--queries", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "detr-resnet-5O"], "detr-resnet-50"),
     ],

@@ -135,7 +135,7 @@ def test_examples_and_models_can_be_chosen(page, tiny_detr: Path) -> None:
     page.get_by_role("combobox", name="Model").click()
     page.get_by_role("option", name=tiny_detr.name, exact=True).click()
     page.get_by_role("tab", name="Panoptic map").click()
-    shown(page).filter(has_text="finds boxes only").wait_for()
+    shown(page).filter(has_text="detects boxes only").wait_for()
     page.get_by_role("tab", name="Boxes").click()
     shown(page).filter(has_text="above 0.5").wait_for()
     page.get_by_label("Remove Image").click()

@@ -225,7 +225,7 @@ def test_a_detector_exports_on_the_fly(engine, tiny_detr):
 def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
     model = FAMILIES["detr"].detector(**SMALLEST)
     model.model.input_projection = nn.Sequential(model.model.input_projection, Dependent())
-    with pytest.raises(DetrkitError, match=r"logits lie .* from PyTorch's on images of 397x301"):
+    with pytest.raises(DetrkitError, match=r"logits differ by .* from PyTorch's on images of 397x301"):
         export_model(model, tmp_path / "model", "onnx")
     assert not list(tmp_path.iterdir())
 

@@ -166,7 +166,7 @@ class _Missing(Doubling):
         yield from fewer.stream(images, threshold)
 
 
-def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
+def test_a_guarantee_keeps_the_settings_and_moves_the_threshold_only(
     truths: list[np.ndarray], dataset: DetectionDataset
 ) -> None:
     own = DetectionConfig(overlap=0.7, threshold=0.9, chosen={"training_scale": {"image_size": [9, 9]}})
@@ -176,7 +176,7 @@ def test_a_promise_keeps_the_settings_and_moves_the_threshold_only(
     assert found.after[""].recall >= 0.8
     assert not found.config.chosen["measured"]["cross_fitted"]
     same = replace(own, chosen={"data": dataset.source})
-    with pytest.warns(UserWarning, match="the promise is too optimistic"):
+    with pytest.warns(UserWarning, match="the guarantee is too optimistic"):
         calibrate_detector(Doubling(truths, same), dataset, Wishes(recall=0.8, confidence=0.9))
     assert found.config.chosen["training_scale"] == {"image_size": [9, 9]}
 
@@ -198,7 +198,7 @@ def test_settings_for_a_trained_model_are_left_alone_where_little_is_known(
     [
         ({"precision": 1.0}, "precision must be above 0 and below 1"),
         ({"precision": 0.9, "recall": 0.9}, "either a precision or a recall"),
-        ({"confidence": 0.9}, "confidence needs a recall"),
+        ({"confidence": 0.9}, "confidence requires recall"),
         ({"recall": 0.9, "confidence": 0.9, "per_class": True}, "leave out per-class"),
         ({"scores": "platt"}, "scores must be one of auto, none, temperature, isotonic"),
     ],

@@ -313,7 +313,7 @@ def test_panoptic_annotations_that_do_not_fit(data_set: SimpleNamespace, change,
 
 
 def test_a_model_without_masks_has_no_panoptic_quality(data_set: SimpleNamespace) -> None:
-    with pytest.raises(SettingError, match="finds boxes only"):
+    with pytest.raises(SettingError, match="detects boxes only"):
         evaluate_panoptic(data_set, PerfectDetector())
 
 

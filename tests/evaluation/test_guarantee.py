@@ -22,7 +22,7 @@ def population(images: int, seed: int = 0) -> Judged:
 
 
 @pytest.mark.parametrize(("recall", "confidence", "images"), [(0.9, 0.95, 60), (0.8, 0.9, 40)])
-def test_the_promise_is_kept_at_least_as_often_as_promised(
+def test_the_guarantee_holds_at_least_as_often_as_its_confidence(
     recall: float, confidence: float, images: int
 ) -> None:
     everything = population(100)

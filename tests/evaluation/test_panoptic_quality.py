@@ -392,7 +392,7 @@ def test_a_png_of_another_size(data_set: tuple[Path, Path]) -> None:
         ("{", "truth.json is not a JSON file"),
         ("[]", "truth.json is not a COCO document: it contains a list"),
         ('{"annotations": [{}]}', "no list of categories"),
-        ('{"annotations": [], "categories": [{}]}', "has no annotations, so there is nothing to evaluate"),
+        ('{"annotations": [], "categories": [{}]}', "has no annotations, so nothing can be evaluated"),
         ('{"annotations": [{"image_id": 1}], "categories": [{}]}', "of image 1 has no 'file_name'"),
     ],
 )

@@ -91,7 +91,7 @@ def test_masks_belong_to_their_detections(tiny_panoptic: Path) -> None:
 
 def test_a_model_without_masks_says_so(detector: Detector) -> None:
     for call in (detector.segment, lambda image: detector(image, masks=True)):
-        with pytest.raises(SettingError, match="finds boxes only"):
+        with pytest.raises(SettingError, match="detects boxes only"):
             call(make_picture(120, 80))
     assert detector(make_picture(120, 80)).masks is None
     assert all("isthing" not in entry for entry in detector.categories())
@@ -119,7 +119,7 @@ def test_a_prediction_refuses_thresholds_that_the_model_was_not_run_for(detector
     for threshold in (0.2, 1.1, float("nan")):
         with pytest.raises(SettingError, match=r"between 0\.3, which the model was run for, and 1"):
             prediction.detections(threshold)
-    with pytest.raises(SettingError, match="finds boxes only"):
+    with pytest.raises(SettingError, match="detects boxes only"):
         prediction.segments(0.5)
 
 

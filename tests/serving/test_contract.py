@@ -93,7 +93,7 @@ def test_options_reach_the_detector_and_are_its_own_otherwise(running: Running) 
         ("?treshold=0.5", "did you mean 'threshold'"),
         ("?mdoel=reader", "did you mean 'model'"),
         ("?threshold=0.5&threshold=0.6", "given 2 times"),
-        ("?model=other", "no model 'other' here; there are: reader"),
+        ("?model=other", "unknown model 'other'; available: reader"),
         ("?%0a%1b[31m=1", r"unknown parameter '\n\x1b[31m'"),
     ],
 )
@@ -263,7 +263,7 @@ def test_models_are_chosen_by_name_and_the_first_is_the_default(start: Start) ->
     assert told["limits"] == {"max_pixels": 10_000, "max_bytes": 20_000}
     refused = running.client.get("/v1/model?model=c")
     assert refused.status_code == 400
-    assert "there are: a, b" in error_of(refused)
+    assert "available: a, b" in error_of(refused)
 
 
 def test_metrics_are_what_prometheus_reads(running: Running) -> None:

@@ -659,7 +659,7 @@ LISTS = [
     Case(
         "masks from a model without masks",
         constant(PHOTO),
-        says="finds boxes only; masks need a panoptic model",
+        says="detects boxes only; masks need a panoptic model",
         error=SettingError,
         call=_set(masks=True),
     ),

@@ -172,7 +172,9 @@ def encoder_attention(
     if not wanted:
         raise SettingError("encoder attention needs at least one point, x and y in pixels of the image")
     if not 0 <= level < len(look.grids):
-        raise SettingError(f"there is no feature level {level}: this model has {len(look.grids)}, from 0")
+        raise SettingError(
+            f"feature level {level} does not exist: this model has {len(look.grids)} levels, counted from 0"
+        )
     grid = look.grids[level]
     columns = np.array([min(int(x / width * grid.real_width), grid.real_width - 1) for x, _ in wanted])
     rows = np.array([min(int(y / height * grid.real_height), grid.real_height - 1) for _, y in wanted])
@@ -381,7 +383,9 @@ class _Look:
         name = {"encoder": "encoder", "decoder": "cross"}[part]
         weights, locations = outputs[f"{name}_attentions"], outputs.get(f"{name}_sampling_locations")
         if not -len(weights) <= layer < len(weights):
-            raise SettingError(f"there is no {part} layer {layer}: this model has {len(weights)}, from 0")
+            raise SettingError(
+                f"{part} layer {layer} does not exist: this model has {len(weights)} layers, counted from 0"
+            )
         about |= {"image_size": self.image_size, "layer": layer % len(weights)}
         if locations is None:
             grid = self.grids[0]

@@ -41,7 +41,9 @@ Recall = Annotated[
 ]
 Confidence = Annotated[
     float | None,
-    typer.Option(help="Promise --recall for new images of this kind, with this confidence, such as 0.95."),
+    typer.Option(
+        help="Guarantee --recall on new images from the same source, with this confidence, such as 0.95."
+    ),
 ]
 Scores = Annotated[
     str,

@@ -164,7 +164,7 @@ def evaluate(
         choices["tiles"] = read_tiles(tiles)
         detector = options.load_detector(model, debug=debug, **setup)
         if panoptic_dir is not None and not detector.has_masks:
-            raise DetrkitError("this model finds boxes only; leave out --panoptic-dir")
+            raise DetrkitError("this model detects boxes only; leave out --panoptic-dir")
         dataset = options.open_data(data, split, images, annotations, panoptic_dir)
         evaluation = evaluate_dataset(detector, dataset, **choices)
     if save_dir is not None:

@@ -73,7 +73,7 @@ def read_document(source: DocumentSource, *lists: str) -> Document:
                 f"{name_of(source)} is not a COCO document: {key} contains something other than objects"
             )
         if not document[key]:
-            raise AnnotationError(f"{name_of(source)} has no {key}, so there is nothing to evaluate")
+            raise AnnotationError(f"{name_of(source)} has no {key}, so nothing can be evaluated")
     return document
 
 

@@ -49,7 +49,9 @@ class ModelChoices:
             SettingError: ``capacity`` is less than 1, or there are queries for no model.
         """
         if queries is not None and not models:
-            raise SettingError("--queries requires --model, the models that are to have so many queries")
+            raise SettingError(
+                "--queries requires --model; it changes the number of queries of the named models"
+            )
         if capacity < 1:
             raise SettingError(f"a demo needs room for at least 1 loaded model, not {capacity}")
         self._models: dict[str, str] = {}
@@ -86,7 +88,7 @@ class ModelChoices:
             DetrkitError: There is no such model, or it cannot be loaded.
         """
         if label not in self._models:
-            raise SettingError(f"there is no model {label!r} here; choose one from the list")
+            raise SettingError(f"unknown model {label!r}; choose one from the list")
         with self._lock:
             if label in self._loaded:
                 self._loaded.move_to_end(label)

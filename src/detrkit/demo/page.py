@@ -22,7 +22,7 @@ _PREVIEW_SIZE = 1600
 _FILE_SEARCH, _FILE_AGE = 600, 3600
 
 _WAITING = "Drop an image on the left, or pick an example."
-_NO_MASKS = "This model finds boxes only. Choose a panoptic one, such as detr-resnet-50-panoptic."
+_NO_MASKS = "This model detects boxes only. Choose a panoptic one, such as detr-resnet-50-panoptic."
 _NOT_ASKED = "Press Show attention: the model runs once more and shows where it looks."
 _ALL_OBJECTS = "The most confident objects together"
 _FAULT = "Something went wrong on the server, and the cause is in its log. Try another image or model."

@@ -281,7 +281,7 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
             # Written so that NaN is too large, too.
             if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise DetrkitError(
-                    f"the exported model's {name} lie {difference:.1g} from PyTorch's on images of "
+                    f"the exported model's {name} differ by {difference:.1g} from PyTorch's on images of "
                     f"{size[1]}x{size[2]} pixels; nothing was written"
                 )
             differences[name] = max(differences[name], difference)

@@ -178,11 +178,11 @@ def choose_settings(sample: Sample, wishes: Wishes, current: DetectionConfig, *,
     if wishes.confidence is not None:
         if current.chosen.get("data") == data:
             warnings.warn(
-                f"overlap filter and curves were chosen on {data} too, so the promise is too optimistic; "
+                f"overlap filter and curves were chosen on {data} too, so the guarantee is too optimistic; "
                 f"use other images",
                 stacklevel=2,
             )
-        config = chooser.promise(everything)
+        config = chooser.guarantee(everything)
         configs = dict.fromkeys(everything, config)
     else:
         order = np.random.default_rng(0).permutation(number)

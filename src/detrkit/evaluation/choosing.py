@@ -66,9 +66,9 @@ class Wishes:
         if self.precision is not None and self.recall is not None:
             raise SettingError("pass either a precision or a recall, not both")
         if self.confidence is not None and self.recall is None:
-            raise SettingError("confidence needs a recall to promise, such as 0.9")
+            raise SettingError("confidence requires recall, such as recall=0.9")
         if self.confidence is not None and self.per_class:
-            raise SettingError("the promised recall is that of all classes together; leave out per-class")
+            raise SettingError("the guarantee is for the recall of all classes together; leave out per-class")
         if self.scores not in ("auto", "none", *METHODS):
             choices = ", ".join(("auto", "none", *METHODS))
             raise SettingError(f"scores must be one of {choices}, not {self.scores!r}")
@@ -92,8 +92,8 @@ class Chooser:
         config = replace(self._current, threshold=0.0, chosen={})
         return replace(config, threshold=self._thresholds(places, config))
 
-    def promise(self, places: Sequence[int]) -> DetectionConfig:
-        """The current settings, which do not know the images, with a threshold that keeps a promise."""
+    def guarantee(self, places: Sequence[int]) -> DetectionConfig:
+        """The current settings, which do not know the images, with a threshold that guarantees a recall."""
         wishes, config = self._wishes, replace(self._current, threshold=0.0)
         assert wishes.recall is not None
         assert wishes.confidence is not None

@@ -301,7 +301,7 @@ def _check_masks(detector: ObjectFinder, *, panoptic: bool, masks: bool | None) 
     if not detector.has_masks and (panoptic or masks):
         wanted = "panoptic quality needs" if panoptic else "masks need"
         raise SettingError(
-            f"this model finds boxes only; {wanted} a panoptic one such as detr-resnet-50-panoptic"
+            f"this model detects boxes only; {wanted} a panoptic one such as detr-resnet-50-panoptic"
         )
 
 

@@ -1,6 +1,6 @@
-"""A threshold with a promise: on new images of the same kind, a share of the objects is found.
+"""A threshold that guarantees a minimum recall on new images from the same source.
 
-Two recalls are promised, each with the confidence asked for, over the choice of the images:
+The guarantee is for two kinds of recall, each with the requested confidence over the choice of the images:
 
 - the mean over images of each one's recall. This holds whatever the images are like, as long as the new ones
   come from where these came from;
@@ -31,7 +31,7 @@ _NEW_SET = 2.5
 
 
 def least_images(recall: float, confidence: float) -> int:
-    """How many images with objects a promise needs even if nothing is missed on any of them."""
+    """The number of images with objects that a guarantee needs if nothing is missed on any of them."""
     win = math.log1p(_STAKE * (1 - recall) / recall)
     return max(2, math.ceil(math.log(1 / (1 - confidence)) / win))
 

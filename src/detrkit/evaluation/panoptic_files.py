@@ -154,7 +154,7 @@ def read_panoptic_ids(path: Path, what: str) -> np.ndarray:
 def _png_folder(folder: str | os.PathLike[str] | None, file: str | os.PathLike[str]) -> Path:
     path = Path(file).with_suffix("") if folder is None else Path(folder)
     if not path.is_dir():
-        raise AnnotationError(f"there is no folder {path} with the PNG files of {file}")
+        raise AnnotationError(f"{path}: no such folder, but the PNG files of {file} must be in it")
     return path
 
 

@@ -269,5 +269,5 @@ def listed_categories(
 def no_masks() -> SettingError:
     """The error for masks that are asked of a model without them."""
     return SettingError(
-        "this model finds boxes only; masks need a panoptic model such as detr-resnet-50-panoptic"
+        "this model detects boxes only; masks need a panoptic model such as detr-resnet-50-panoptic"
     )

@@ -54,7 +54,7 @@ def read_options(values: Mapping[str, object], allowed: Sequence[str] = OPTIONS)
     """
     for name in map(str, values):
         if name not in allowed:
-            hint = did_you_mean(name[:100], allowed) or f"; there are: {', '.join(allowed)}"
+            hint = did_you_mean(name[:100], allowed) or f"; supported: {', '.join(allowed)}"
             raise SettingError(f"unknown parameter {name[:100]!r}{hint}")
     given: dict[str, Any] = {name: value for name, value in values.items() if name in OPTIONS}
     options = RequestOptions(**given)

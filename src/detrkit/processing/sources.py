@@ -58,7 +58,7 @@ def image_errors(name: str) -> Iterator[None]:
     except DetrkitError:
         raise
     except MemoryError as error:
-        raise ImageError(f"{name}: there is not enough memory to decode it; shrink it") from error
+        raise ImageError(f"{name}: not enough memory to decode it; shrink it") from error
     except PIL.Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"{name}: too many pixels to open safely ({first_line(error)}); shrink it"

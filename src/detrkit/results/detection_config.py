@@ -143,9 +143,7 @@ class DetectionConfig:
         known = [one.name for one in fields(cls)]
         unknown = [name for name in values if name not in known]
         if unknown:
-            raise SettingError(
-                f"there is no setting {str(unknown[0])[:100]!r}; there are: {', '.join(known)}"
-            )
+            raise SettingError(f"unknown setting {str(unknown[0])[:100]!r}; supported: {', '.join(known)}")
         return cls(**values)
 
     @classmethod

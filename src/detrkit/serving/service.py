@@ -125,7 +125,7 @@ class Service:
         if name not in self.models:
             known = ", ".join(self.models)
             hint = did_you_mean(name[:100], self.models)
-            raise RequestError(400, f"there is no model {name[:100]!r} here{hint}; there are: {known}")
+            raise RequestError(400, f"unknown model {name[:100]!r}{hint}; available: {known}")
         return name
 
     async def answer(self, task: Task) -> Answer:
