@@ -191,6 +191,13 @@ def test_focal_loss_equals_torchvisions_summed_over_all_pairs_of_query_and_class
     torch.testing.assert_close(*gradients)
 
 
+def test_other_class_targets_are_refused_rather_than_taken_for_one():
+    with pytest.raises(ValueError, match="class_targets must be 'one' or 'iou', not 'IoU'"):
+        ConditionalDetrConfig(class_targets="IoU")
+    with pytest.raises(ValueError, match="class_targets must be 'one', not 'iou'"):  # a softmax has no such
+        DetrConfig(class_targets="iou")
+
+
 def test_with_iou_targets_scores_are_trained_to_be_how_well_the_box_fits():
     logits, boxes = random_predictions()
     logits.requires_grad_()

@@ -122,6 +122,10 @@ class DetrFamilyConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Brings the backbone's description into one form and checks what would fail later without a clue."""
         check_ranges({**vars(self), **kwargs})
+        targets = kwargs.get("class_targets", "one")
+        known = ("one", "iou") if hasattr(self, "focal_alpha") else ("one",)  # see detrkit.losses
+        if targets not in known:
+            raise ValueError(f"class_targets must be {' or '.join(map(repr, known))}, not {targets!r}")
         _check_backbone(self.backbone_config)
         _check_backbone(self.backbone_kwargs)
         _check_names(vars(self), is_timm=self.use_timm_backbone is not False)
