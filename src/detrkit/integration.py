@@ -162,11 +162,11 @@ def prepare(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> Any:
-    """A copy of a model that predicts the same in less time: what a ``Detector`` runs.
+    """A copy of a model that gives the same predictions faster; a ``Detector`` runs such a copy.
 
-    It is called as before and gives the same outputs up to rounding, on any images. Batch norm is folded into
-    the convolutions, and bias, ReLU and sums are done together with them. The copy can no longer be trained
-    or saved; the model that was given stays as it is.
+    The copy has the same call and, up to rounding, the same outputs for any images. Batch norm is folded into
+    the convolutions, and bias, ReLU and sums are done together with them. The copy cannot be trained
+    or saved; the original model does not change.
 
     Args:
         model: A model of detrkit.

@@ -1,4 +1,4 @@
-"""The measured numbers of README and documentation are those of the CSV files in the repository.
+"""The measured numbers of README and documentation are those of the files in the repository.
 
 Every table of README.md and docs/performance.md that has measurements is in TABLES, by its heading, with the
 source of each of its columns. A new table has to be entered here.
@@ -7,6 +7,7 @@ source of each of its columns. A new table has to be entered here.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from collections.abc import Callable
@@ -236,6 +237,35 @@ def test_throughput_is_that_of_the_file() -> None:
     days = re.search(r"10 million images, one worker \| (\d+) days", jobs)
     assert days
     assert agrees(days[1], [1e7 / rate[0][0] / 86_400])
+
+
+def test_numbers_of_the_bundled_model_are_those_of_its_files() -> None:
+    folder = ROOT / "src" / "detrkit" / "pretrained" / "blood-cells"
+    boxes = json.loads((folder / "evaluation.json").read_text())["boxes"]
+    settings = json.loads((folder / "detection_config.json").read_text())
+    ap, ap50, ap75, small = (100 * boxes[name] for name in ("AP", "AP50", "AP75", "APsmall"))
+    expected = {
+        "docs/performance.md": {
+            r"`blood-cells` has ([\d.]+) AP in float32": ap,
+            r"evaluate --dtype`; ([\d.]+) and [\d.]+ for small cells": small,
+        },
+        "docs/export.md": {
+            r"BCCD: AP ([\d.]+) in float32": ap,
+            r"AP50 ([\d.]+) and": ap50,
+            r"AP75 ([\d.]+) and": ap75,
+        },
+        "docs/thresholds.md": {
+            r"without its overlap filter \(AP ([\d.]+)\)": 100 * settings["chosen"]["measured_before"]["AP"],
+        },
+        "docs/count.md": {r"at threshold ([\d.]+); results": settings["threshold"]},
+        "CHANGELOG.md": {r"it has AP ([\d.]+) and": ap, r"and AP50 ([\d.]+) on the validation": ap50},
+    }
+    for page, patterns in expected.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        for pattern, measured in patterns.items():
+            found = re.search(pattern, text)
+            assert found, f"{page}: {pattern}"
+            assert agrees(found[1], [measured]), f"{page}: {pattern}: {found[1]}, measured {measured}"
 
 
 def test_a_number_agrees_as_far_as_it_is_printed(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ class Export:
 
     Attributes:
         folder: Where it is.
-        differences: Output name -> largest absolute difference to PyTorch over all images of the check;
-            empty where there was none.
+        differences: Output name -> largest absolute difference from PyTorch over all images of the check;
+            empty without a check.
     """
 
     folder: Path
@@ -96,8 +96,8 @@ def export_model(
             if there is a processor.
         to: "onnx" or "openvino".
         processor: The model's image processor.
-        verify: Run the file, before it gets its name, on images of two sizes and on a padded batch, and
-            compare with PyTorch.
+        verify: Run the file on images of two sizes and on a padded batch, and compare the outputs with
+            PyTorch's before the folder gets its name.
         calibration: Makes it an int8 model (:mod:`detrkit.engines.quantization`), ranges measured on these
             images: of any kind that a ``Detector`` takes, and like those that the model is for. What is
             compared with PyTorch is the model before that.

@@ -51,7 +51,7 @@ PANOPTIC_THRESHOLD = 0.85
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         images: Number of images.
@@ -168,7 +168,7 @@ def evaluate_detector(
     threshold: float = PANOPTIC_THRESHOLD,
     strict: bool = False,
 ) -> Evaluation:
-    """Runs a detector over a data set and compares what it finds with the annotations.
+    """Runs a detector over a data set and compares its detections with the annotations.
 
     Shows a progress bar on stderr when it takes more than a few seconds.
 

@@ -133,7 +133,7 @@ class RayDetector:
             dtype: "float32" (the default), "float16" or "bfloat16".
             revision: Branch, tag or commit on the Hub.
             queries: As for ``Detector.from_pretrained``.
-            limits: How large image files may be and which addresses are asked, where not as usual.
+            limits: Maximum size of image files, and the addresses that may be opened; None for the defaults.
 
         Raises:
             MissingExtraError: Ray is not installed.

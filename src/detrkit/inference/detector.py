@@ -1,4 +1,4 @@
-"""The main job in one object: images in, boxes and segments in pixels out.
+"""The main class: it takes images and returns boxes and segments in pixels.
 
 Example:
     ```python
@@ -57,14 +57,14 @@ _Many: TypeAlias = "Iterable[ImageSource]"
 
 
 class Detector:
-    """A model with its image processor: finds the objects in images of any kind.
+    """A model with its image processor: detects objects in images.
 
     Attributes:
         model: The model as it is run, ready for inference.
         processor: The image processor that belongs to it; an exported model's gives arrays.
         names: Label -> class name.
-        limits: How large image files may be and which addresses are asked; can be set.
-        detection_config: What turns scores into detections where a call does not say otherwise; can be set.
+        limits: Maximum size of image files, and the addresses that may be opened; can be set.
+        detection_config: The default settings that turn scores into detections; can be set.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Detector:
             revision: Branch, tag or commit on the Hub.
             queries: Object queries of a two-stage Deformable DETR, which finds more in crowds with more of
                 them, without training; None for those that it was trained with.
-            limits: How large image files may be and which addresses are asked; None for the defaults.
+            limits: Maximum size of image files, and the addresses that may be opened; None for the defaults.
 
         Raises:
             CheckpointError: The model cannot be found, read or used.
@@ -188,7 +188,7 @@ class Detector:
 
     @property
     def detection_config(self) -> DetectionConfig:
-        """What turns scores into detections where a call does not say otherwise."""
+        """The default settings that turn scores into detections; arguments of a call take precedence."""
         return self._detection_config
 
     @detection_config.setter
@@ -197,14 +197,14 @@ class Detector:
         self._detection_config = config
 
     def with_config(self, config: DetectionConfig, tiles: Tiles = None) -> Detector:
-        """The same detector with other detection settings; the model is shared, this one stays as it is.
+        """A detector with other detection settings and the same model; this detector does not change.
 
         Args:
             config: The settings.
-            tiles: As for a call; takes the place of what the settings say of tiles.
+            tiles: As for a call; replaces the tiles in the settings.
 
         Raises:
-            SettingError: The settings name a class that the model does not have, or ``tiles`` is no size.
+            SettingError: The settings name a class that the model does not have, or ``tiles`` is not a size.
         """
         other = copy.copy(self)
         other.detection_config = with_tiles(config, tiles, lambda: self.processor)
@@ -312,7 +312,7 @@ class Detector:
         tiles: Tiles = None,
         exif_orientation: bool = False,
     ) -> Iterator[Detections]:
-        """Like calling the detector with many images, but gives each result, in order, when it is ready.
+        """Like a call with many images, but yields the results in order, each as soon as it is available.
 
         The next images are read and resized in the background, where ``images`` is iterated over too, while
         the model runs. Only a few batches are held in memory. Arguments are those of a call.
@@ -329,7 +329,7 @@ class Detector:
         overlaps: Sequence[float | None] = (None,),
         exif_orientation: bool = False,
     ) -> Iterator[list[Detections]]:
-        """Like ``stream`` with threshold 0 and without masks, but gives what each decoder layer finds.
+        """Like ``stream`` with threshold 0 and without masks, but for each decoder layer.
 
         Args:
             images: Like the others, as for a call.
@@ -401,7 +401,7 @@ class Detector:
         *,
         exif_orientation: bool = False,
     ) -> Iterator[PanopticSegmentation]:
-        """Like ``segment`` with many images, read ahead as by ``stream``; in order, each when it is ready."""
+        """Like ``segment`` with many images, but yields each result, in order, as soon as it is available."""
         return self._images(batch_size, exif_orientation).results(images, self._segmenting(threshold))
 
     def predict(

@@ -91,7 +91,7 @@ class Fingerprints:
 
     Args:
         inputs: The images.
-        limits: How large files may be.
+        limits: Maximum size of files.
     """
 
     def __init__(self, inputs: Sequence[ImageInput], limits: ImageLimits) -> None:

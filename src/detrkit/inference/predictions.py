@@ -183,7 +183,7 @@ class Prediction:
         *,
         overlap: float | None = None,
     ) -> Detections:
-        """What calling the detector with these options gives, without masks.
+        """The result of calling the detector with these options, without masks.
 
         Raises:
             SettingError: An option is out of range, or ``threshold`` lower than what the model was run for.
@@ -207,7 +207,7 @@ class Prediction:
         return self._reader.candidates(self.outputs, self.frame, self._reader.rule(config))
 
     def segments(self, threshold: float = 0.85) -> PanopticSegmentation:
-        """What ``Detector.segment`` gives with this threshold.
+        """The result of ``Detector.segment`` with this threshold.
 
         Raises:
             SettingError: ``threshold`` is lower than what the model was run for, or there are no masks.

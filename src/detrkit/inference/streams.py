@@ -108,7 +108,7 @@ class ImageStreams:
     Attributes:
         processor: The model's image processor.
         device: Where the model runs.
-        limits: How large image files may be and which addresses are asked.
+        limits: Maximum size of image files, and the addresses that may be opened.
         batch_size: Maximum number of images that go through the model at once.
         exif_orientation: Whether to turn each image as its EXIF entry says.
     """

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Gives an object the same number in all frames of a video, with ByteTrack (Zhang et al., 2022).
+    """Follows objects through a video with ByteTrack (Zhang et al., 2022) and numbers them.
 
-    Objects are followed by their boxes alone: one that a box of the next frame overlaps is taken for the
-    same, whatever its class. Every detection is followed: its score was above the detector's threshold.
+    A box that overlaps an object's box in the previous frame is the same object; classes are not compared.
+    Every detection is followed, because its score is above the detector's threshold.
 
     Args:
         patience: Frames for which an object may be missing and still keep its number.

@@ -69,7 +69,7 @@ def read_video(
     Args:
         source: A file, an address (http, https, rtsp), or the number of a camera.
         every: Give only every so many-th frame, beginning with the first.
-        limits: How large a frame may be, and which addresses are asked; the usual limits when None.
+        limits: Maximum size of a frame, and the addresses that may be opened; None for the defaults.
 
     Returns:
         An iterator of the frames.

@@ -127,7 +127,7 @@ def match(
     *,
     focal: bool,
 ) -> Matches:
-    """Assigns each target one query at the least total cost, for each layer and image on its own.
+    """Assigns one query to each target with the lowest total cost, separately for each layer and image.
 
     Costs are computed for all layers together, of each target and the queries of its own image, in float32
     whatever the predictions' type, and reach the CPU in one transfer.

@@ -174,7 +174,7 @@ class SingleScaleModel(EncoderDecoderModel):
 
 
 class ModelWithHeads(DetrFamilyPreTrainedModel):
-    """A base model and what reads detections off it, with a loss where there are labels."""
+    """A base model with heads for classes and boxes, and a loss if labels are passed."""
 
     run: Callable[..., ObjectDetectionOutput]  # what ``forward`` returns, of its arguments by name
     loss_type: str
@@ -186,7 +186,7 @@ class ModelWithHeads(DetrFamilyPreTrainedModel):
 
     @property
     def loss_function(self) -> LossFunction:
-        """What computes the loss where there are labels; can be set, as in Transformers.
+        """The function that computes the loss if labels are passed; can be set, as in Transformers.
 
         By default it is the original's criterion. A function that is set is called with ``logits``,
         ``labels``, ``device``, ``pred_boxes``, for a model with masks ``pred_masks``, ``config``, and logits

@@ -52,7 +52,7 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
 
     Args:
         url: The address.
-        limits: How large it may be, how long it may take, where it may lead.
+        limits: Its maximum size and duration, and the addresses that may be opened.
 
     Raises:
         ImageError: It cannot be fetched within the limits.

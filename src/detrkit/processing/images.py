@@ -77,7 +77,7 @@ def load_image(
     frame: int | None = None,
     limits: ImageLimits | None = None,
 ) -> PIL.Image.Image:
-    """Reads an image from anywhere and gives it in mode RGB.
+    """Reads an image from any source as RGB.
 
     Args:
         source: A path, a ``file:``, ``http:``, ``https:`` or ``data:`` URL, the bytes of an image file, a
@@ -89,7 +89,7 @@ def load_image(
             original: COCO's boxes refer to the pixels as they are stored.
         frame: Which frame of an animation, or page of a TIFF, from 0; a PIL image is read where it stands.
             By default the first one, with a warning where there are more (see :func:`load_frames`).
-        limits: How large a file may be, and which addresses are asked; the usual limits when None. PIL
+        limits: Maximum size of a file, and the addresses that may be opened; None for the defaults. PIL
             images, arrays and tensors are in memory already, and not limited.
 
     Raises:

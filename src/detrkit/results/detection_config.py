@@ -39,7 +39,7 @@ Threshold: TypeAlias = "float | Mapping[str, float]"
 class DetectionConfig:
     """How a model's scored boxes become detections; stored beside the model as ``detection_config.json``.
 
-    Without changes it is what the released models had: every box that scores above 0.5.
+    The defaults are those of the released models: all boxes with a score above 0.5.
 
     Attributes:
         threshold: Only objects with a higher score are given: a number in [0, 1], or one for each class name.

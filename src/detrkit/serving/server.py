@@ -123,7 +123,7 @@ async def _serve(service: Service, app: ASGIApp, listening: socket.socket) -> No
         loop.add_signal_handler(number, _on_signal, service, number)
     where = address(listening)
     print(where, flush=True)  # from now on a signal stops the server as it should
-    say(f"Serving {', '.join(service.models)} at {where}. Press Ctrl-C to stop.", address=where)
+    say(f"Listening at {where}. Loading {', '.join(service.models)}. Press Ctrl-C to stop.", address=where)
     running = asyncio.ensure_future(server.serve(sockets=[listening]))
     ended = asyncio.ensure_future(service.ended.wait())
     await asyncio.wait({running, ended}, return_when=asyncio.FIRST_COMPLETED)
