@@ -251,7 +251,8 @@ def test_an_xml_file_without_image_is_named(tmp_path):
 
 @needs_data
 def test_real_annotations_survive_the_way_through_yolo_and_voc(tmp_path):
-    supervision = pytest.importorskip("supervision")
+    # Before 0.30 it writes VOC's boxes a pixel too wide and too high.
+    supervision = pytest.importorskip("supervision", "0.30")
     folder = DATA / "bccd"
     annotations = folder / "annotations" / "instances_val.json"
     library = supervision.DetectionDataset.from_coco(str(folder / "val"), str(annotations))
