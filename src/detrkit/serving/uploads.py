@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -138,6 +139,8 @@ async def _read_form(request: Request, max_bytes: int | None) -> Upload:
         form = await request.form(max_files=2, max_fields=2, max_part_size=largest)
     except HTTPException as error:
         raise RequestError(400, f"the form cannot be read: {error.detail}") from error
+    except FormParserError as error:  # which early releases of Starlette let pass
+        raise RequestError(400, f"the form cannot be read: {error}") from error
     try:
         unknown = [name for name in form if name != FIELD]
         if unknown:
