@@ -63,7 +63,7 @@ def test_models_are_loaded_once_when_used_and_the_one_unused_for_longest_makes_r
 
 
 def test_a_model_that_is_not_offered_is_refused() -> None:
-    with pytest.raises(SettingError, match="no model '/etc'"):
+    with pytest.raises(SettingError, match="unknown model '/etc'"):
         ModelChoices().get("/etc")
     with pytest.raises(SettingError, match="at least 1"):
         ModelChoices(capacity=0)
