@@ -101,7 +101,7 @@ def test_a_run_is_resumed_with_the_same_data_wherever_it_is(recipe, annotations,
     document = json.loads(annotations.read_text())
     document["annotations"][0]["bbox"][2] += 1
     moved["train_annotations"].write_text(json.dumps(document))
-    with pytest.raises(SettingError, match="started with other training data"):
+    with pytest.raises(SettingError, match="started with different training data"):
         train(replace(first, resume=True, epochs=2, **moved))
 
 

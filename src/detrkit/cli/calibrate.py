@@ -202,9 +202,8 @@ def _summarise(found: Calibration, output: Path, *, in_place: bool) -> None:
     wishes = found.wishes
     if wishes.confidence is not None:
         say(
-            f"With confidence {wishes.confidence:g}, at least {wishes.recall:g} of the objects are found on "
-            f"new images of this kind. This rests on {images}, of which the model must have been trained on "
-            "none."
+            f"With confidence {wishes.confidence:g}, the recall on new images from the same source is at "
+            f"least {wishes.recall:g}. This holds only if the model was not trained on any of the {images}."
         )
     else:
         say(

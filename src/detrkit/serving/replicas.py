@@ -90,8 +90,8 @@ class RayBackend:
         """
         if address.startswith(CLIENT):
             raise SettingError(
-                f"a server cannot be at {address} from outside: start it on a machine of the cluster, with "
-                "--ray auto or --ray host:port"
+                f"the service cannot run outside the cluster at {address}; start it on a machine of the "
+                "cluster, with --ray auto or --ray host:port"
             )
         ray = import_ray()
         try:

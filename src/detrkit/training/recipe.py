@@ -266,9 +266,7 @@ class TrainingRecipe:
             raise SettingError("--lora adapts a checkpoint; leave out --from-scratch")
         if self.lora is not None and (self.freeze in ("nothing", "detector") or self.live_batch_norm):
             other = "--live-batch-norm" if self.live_batch_norm else f"--freeze {self.freeze}"
-            raise SettingError(
-                f"--lora says itself what stays fixed (such as the backbone); leave out {other}"
-            )
+            raise SettingError(f"--lora freezes all other weights, such as the backbone's; leave out {other}")
         if self.freeze == "detector" and not self.masks:
             raise SettingError("--freeze detector leaves nothing to train; add --masks")
         if self.hub_id is not None and not self.push_to_hub:
@@ -352,8 +350,8 @@ class TrainingRecipe:
                 other = {"model": "weights", "backbone": "backbone weights"}
                 what = other.get(split, f"{split} data (other images, boxes or classes)")
                 raise SettingError(
-                    f"the run in {path.parent} was started with other {what}; resume it with what it was "
-                    "started with, or start another run in a new folder"
+                    f"the run in {path.parent} was started with different {what}; resume it with the same, "
+                    "or start another run in a new folder"
                 )
         for option in fields(self):
             name = option.name

@@ -162,7 +162,7 @@ def _store_settings(
     config.save_pretrained(recipe.output)
     overlap = "no overlap filter" if config.overlap is None else f"overlap filter at IoU {config.overlap:g}"
     if is_chosen:
-        say(f"Chosen on the validation images: {config.describe()}, {overlap} (detrkit calibrate says more).")
+        say(f"Chosen on the validation images: {config.describe()}, {overlap} (details: detrkit calibrate).")
     if config.overlap != start.overlap:
         say("detrkit evaluate uses the filter; with --raw it reports the AP shown during training.")
     return config
