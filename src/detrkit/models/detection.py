@@ -294,9 +294,11 @@ class ObjectDetectionModel(ModelWithHeads):
 
     Attributes:
         output_class: What ``forward`` returns; fields that the base model's output has too are taken from it.
+        head_lists: Attributes with a head for each decoder layer, or one for all, and then for proposals.
     """
 
     output_class: ClassVar[type[ObjectDetectionOutput]] = ObjectDetectionOutput
+    head_lists: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: DetrFamilyConfig) -> None:
         super().__init__(config)
@@ -343,6 +345,27 @@ class ObjectDetectionModel(ModelWithHeads):
             name: torch.cat([layers[:-1], last[name][None]])
             for name, layers in zip(("logits", "pred_boxes"), earlier)
         }
+
+    def keep_decoder_layers(self, count: int) -> None:
+        """Leaves out the decoder layers after the first ones, in place: an early exit.
+
+        Auxiliary losses teach the heads to read every layer's state, so the model then gives what
+        :meth:`predict_layers` gives of the last layer that is kept.
+
+        Args:
+            count: How many to keep.
+
+        Raises:
+            SettingError: The model does not have so many.
+        """
+        layers = self.model.decoder.layers
+        if not 1 <= count <= len(layers):
+            raise SettingError(f"the model has {len(layers)} decoder layers; keep 1 or more, not {count}")
+        self.model.decoder.layers = layers[:count]
+        self.config.decoder_layers = count
+        for name in self.head_lists:
+            heads = getattr(self, name)
+            setattr(self, name, heads[:count].extend(heads[len(layers) :]))
 
     def states_of_layers(self, features: DetrModelOutput) -> Tensor:
         """All layers' states (layers, batch, queries, d_model), of an output that has its hidden states."""

@@ -412,6 +412,7 @@ class DeformableDetrForObjectDetection(DeformableDetrPreTrainedModel, ObjectDete
     """
 
     output_class = DeformableDetrObjectDetectionOutput
+    head_lists = _HEADS
 
     def __init__(self, config: DeformableDetrConfig) -> None:
         super().__init__(config)
