@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -21,7 +22,7 @@ from detrkit.cli import run as run_program
 from detrkit.common.limits import ImageLimits
 from detrkit.common.text import printable
 from detrkit.data.image_sizes import read_image_sizes
-from detrkit.errors import ImageError, SettingError
+from detrkit.errors import ImageError, ImageTooLargeError, SettingError
 from detrkit.processing import fetching
 from detrkit.processing.images import load_image
 from tests.golden import ODD_IMAGES
@@ -304,3 +305,19 @@ def test_pillows_own_limit_is_lifted_for_a_file_and_put_back(
     path = place.file("photo.png", png(80, 60))
     assert load_image(path, limits=ImageLimits(max_pixels=None)).size == (80, 60)
     assert PIL.Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_pillows_own_limit_is_no_limit_of_the_pages_of_a_tiff(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    pixels = np.arange(60 * 80 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 80, 3)
+    first, second = (PIL.Image.fromarray(page) for page in (pixels, pixels[::-1]))
+    path = tmp_path / "pages.tif"
+    first.save(path, compression=compression, save_all=True, append_images=[second])
+    limits = ImageLimits(max_pixels=80 * 60)
+    for number, wanted in enumerate((pixels, pixels[::-1])):
+        np.testing.assert_array_equal(load_image(path, frame=number, limits=limits), wanted)
+    with pytest.raises(ImageTooLargeError, match="80x60 exceeds 4799 pixels"):
+        load_image(path, limits=ImageLimits(max_pixels=80 * 60 - 1))

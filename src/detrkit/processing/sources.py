@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import PIL.Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from detrkit.common.errors import DetrkitError, ImageError, ImageTooLargeError
 from detrkit.common.limits import ImageLimits
@@ -131,6 +132,7 @@ class ImageFile:
             if number:
                 self._go_to(number)
             self._check_size()
+            _make_room(self.image)
             self.image.load()
             return self.image
 
@@ -195,6 +197,12 @@ def check_pixels(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
             f"{name}: {width}x{height} exceeds {limit} pixels; shrink it, or raise max_pixels "
             "(--max-pixels) if you trust it"
         )
+
+
+def _make_room(image: PIL.Image.Image) -> None:
+    """Gives a TIFF its memory; Pillow itself would first look at a limit of its own for the whole process."""
+    if isinstance(image, TiffImageFile) and image._im is None:
+        image.im = PIL.Image.core.new(image.mode, image._tile_size)
 
 
 def frame_count(image: PIL.Image.Image) -> int:
