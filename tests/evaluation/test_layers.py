@@ -9,6 +9,7 @@ from detrkit import DetectionConfig, Detector
 from detrkit.data import DetectionDataset
 from detrkit.errors import SettingError
 from detrkit.evaluation import evaluate_dataset
+from detrkit.evaluation.calibration_sample import collect, collect_layers
 from detrkit.evaluation.layers import LayerScores
 from tests.tiny import FAMILIES, TINY_NAMES
 
@@ -140,3 +141,17 @@ def _names() -> tuple[str, ...]:
     from detrkit.evaluation.coco import STATISTICS
 
     return STATISTICS
+
+
+def test_one_run_gives_the_samples_of_all_layers(images: Path, tmp_path: Path) -> None:
+    detector = Detector.from_pretrained(FAMILIES["detr"].save(tmp_path / "model"), device="cpu")
+    dataset = truth_of(detector, images)
+    detector.detection_config = DetectionConfig(threshold=0.9, overlap=0.05)  # neither is used
+    first, last = collect_layers(detector, dataset, 1, None, False)
+    whole = collect(detector, dataset, 1, None, False)
+    for found, wanted in zip(last.detections, whole.detections, strict=True):
+        np.testing.assert_array_equal(found.scores, wanted.scores)
+        np.testing.assert_array_equal(found.boxes, wanted.boxes)
+    assert last.image_ids == whole.image_ids
+    assert [len(truth.boxes) for truth in last.truths] == [len(truth.boxes) for truth in whole.truths]
+    assert not np.array_equal(first.detections[0].scores, last.detections[0].scores)

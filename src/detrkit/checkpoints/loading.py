@@ -285,11 +285,11 @@ def load_pretrained(
     files = read_model_files(name, revision, queries)
     model, processor = files.load_model(), files.load_processor()
     if queries is not None:
-        _check_positions(model, processor, queries)
+        check_positions(model, processor, queries)
     return model, processor
 
 
-def _check_positions(model: ModelWithHeads, processor: DetrImageProcessorBase, queries: int) -> None:
+def check_positions(model: ModelWithHeads, processor: DetrImageProcessorBase, queries: int) -> None:
     """Raises a SettingError for more queries than the largest images of a model have positions to propose.
 
     Of a smaller image all positions are proposed.

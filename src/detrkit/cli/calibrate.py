@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detrkit.cli import options
+from detrkit.cli.calibrate_speed import check_speed, find_speed, summarise_speed
 from detrkit.common.errors import DetrkitError
 from detrkit.common.files import atomic_folder
 from detrkit.common.outputs import Output, check_outputs
@@ -16,6 +17,7 @@ from detrkit.common.screening import DETECTION_CONFIG, check_folder
 from detrkit.common.terminal import count, print_table, say
 
 if TYPE_CHECKING:
+    from detrkit.benchmark.speed_points import Speeds
     from detrkit.evaluation.calibrate import Calibration
 
 _MARK = b'"threshold": '
@@ -56,6 +58,13 @@ PerClass = Annotated[
         help="Whether each class gets its own threshold.  [default: if that is better]",
     ),
 ]
+MaxMs = Annotated[
+    float | None,
+    typer.Option(
+        help="Most milliseconds per image on this machine: also choose input size, decoder layers, queries, "
+        "engine and precision, for the best AP within it."
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only this many images, from the first.")]
 Strict = Annotated[
     bool,
@@ -75,6 +84,7 @@ def calibrate(
     confidence: Confidence = None,
     scores: Scores = "auto",
     per_class: PerClass = None,
+    max_ms: MaxMs = None,
     batch_size: options.BatchSize = 1,
     limit: Limit = None,
     strict: Strict = False,
@@ -90,17 +100,13 @@ def calibrate(
     Chooses the overlap filter, the threshold and curves that calibrate the scores, and stores them with the
     model as detection_config.json, which every command uses. Prints what they are worth, measured on images
     that they were not chosen on, and writes charts. Use images that the model was not trained on.
+
+    With `--max-ms`, also looks for the most accurate way to run the model in so many milliseconds per image
+    on this machine, and writes a model that runs so. Each row of its table is measured in a fresh process.
     """
-    from detrkit.checkpoints.identity import model_files
-    from detrkit.checkpoints.loading import is_folder
     from detrkit.checkpoints.registry import resolve_model
     from detrkit.evaluation.calibrate import calibrate_detector
-    from detrkit.evaluation.calibration_charts import (
-        calibration_outputs,
-        comparison_table,
-        save_calibration,
-        threshold_table,
-    )
+    from detrkit.evaluation.calibration_charts import comparison_table, threshold_table
     from detrkit.evaluation.charts import check_charts_available
     from detrkit.evaluation.choosing import Wishes
 
@@ -112,31 +118,80 @@ def calibrate(
     wishes = Wishes(
         precision=precision, recall=recall, confidence=confidence, scores=scores, per_class=per_class
     )
-    in_place = is_folder(name) and output.exists() and output.samefile(name)
-    own = [path for path in model_files(name) if path.name != DETECTION_CONFIG]
-    outputs = [Output("--output", output / DETECTION_CONFIG, _MARK), *calibration_outputs(output)]
-    notices = _notices(name)
-    if not in_place:
-        outputs += [
-            Output("--output", output / path.name, _MARK, DETECTION_CONFIG)
-            for path in (*_copied(own), *notices)
-        ]
-    check_outputs(outputs, [*own, *notices, images, annotations], overwrite=overwrite)
+    if max_ms is not None:
+        check_speed(name, max_ms, wishes, output)
+    _check_files(name, output, [images, annotations], overwrite=overwrite)
     check_charts_available()
 
     setup: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype, "revision": revision}
-    detector = options.load_detector(model, debug=debug, **setup)
-    dataset = options.open_data(data, split, images, annotations)
-    found = calibrate_detector(detector, dataset, wishes, batch_size=batch_size, limit=limit, strict=strict)
-    with atomic_folder(output) as folder:
-        if not in_place:
-            _copy_model(name, revision, own, folder)
-            _copy_notices(name, notices, found, folder)
-        found.config.save_pretrained(folder)
-        save_calibration(found, folder)
+    reading: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "strict": strict}
+    speeds = None
+    if max_ms is None:
+        detector = options.load_detector(model, debug=debug, **setup)
+        dataset = options.open_data(data, split, images, annotations)
+        found = calibrate_detector(detector, dataset, wishes, **reading)
+    else:
+        dataset = options.open_data(data, split, images, annotations)
+        speeds = find_speed(name, dataset, wishes, max_ms, setup, reading, debug=debug)
+        found = speeds.found
+    in_place = _is_own_folder(name, output)
+    _write(name, revision, output, found, speeds)
+    if speeds is not None:
+        print_table(speeds.table())
     print_table(comparison_table(found))
     print_table(threshold_table(found))
     _summarise(found, output, in_place=in_place)
+    if speeds is not None:
+        summarise_speed(speeds)
+
+
+def _is_own_folder(name: str, output: Path) -> bool:
+    from detrkit.checkpoints.loading import is_folder
+
+    return is_folder(name) and output.exists() and output.samefile(name)
+
+
+def _own_files(name: str) -> list[Path]:
+    """The files of a model's folder but for its settings; none of a Hub id."""
+    from detrkit.checkpoints.identity import model_files
+
+    return [path for path in model_files(name) if path.name != DETECTION_CONFIG]
+
+
+def _check_files(name: str, output: Path, inputs: list[Path | None], *, overwrite: bool) -> None:
+    """Refuses, before any work, to write over files that are not ours, or beside an exported model."""
+    from detrkit.checkpoints.loading import is_exported
+    from detrkit.evaluation.calibration_charts import calibration_outputs
+
+    own, notices = _own_files(name), _notices(name)
+    outputs = [Output("--output", output / DETECTION_CONFIG, _MARK), *calibration_outputs(output)]
+    if not _is_own_folder(name, output):
+        if is_exported(str(output)) and not is_exported(name):
+            raise DetrkitError(
+                f"{output} contains an exported model, which would stay in use beside a copy of {name}; "
+                "choose another folder"
+            )
+        copied = (*_copied(own), *notices)
+        outputs += [Output("--output", output / path.name, _MARK, DETECTION_CONFIG) for path in copied]
+    check_outputs(outputs, [*own, *notices, *inputs], overwrite=overwrite)
+
+
+def _write(name: str, revision: str | None, output: Path, found: Calibration, speeds: Speeds | None) -> None:
+    """Writes settings and charts, and the model unless it is there: its copy, or the one for a time."""
+    from detrkit.evaluation.calibration_charts import save_calibration
+
+    in_place = _is_own_folder(name, output)
+    with atomic_folder(output) as folder:
+        if speeds is not None:
+            for path in speeds.chosen.folder.path.iterdir():
+                shutil.copyfile(path, folder / path.name)
+            speeds.save(folder)
+        elif not in_place:
+            _copy_model(name, revision, _own_files(name), folder)
+        if not in_place:
+            _copy_notices(name, _notices(name), found, folder)
+        found.config.save_pretrained(folder)
+        save_calibration(found, folder)
 
 
 def _copied(own: list[Path]) -> list[Path]:
@@ -181,8 +236,10 @@ def _copy_notices(name: str, notices: list[Path], found: Calibration, folder: Pa
         else plain_card(check_folder(folder)["config.json"], title)
     )
     data = Path(found.config.chosen["data"]).name
+    speed = found.config.chosen.get("speed")
+    run = "" if speed is None else f", run as `--max-ms {speed['max_ms']:g}` chose (see `speed.csv`),"
     note = (
-        f"This is a copy of `{title}` with other detection settings: `detrkit calibrate` chose those in "
+        f"This is a copy of `{title}`{run} with other detection settings: `detrkit calibrate` chose those in "
         f"`{DETECTION_CONFIG}` on {count(len(found.raw.objects), 'image')} of `{data}`. "
         "`operating_points.csv` has the numbers with these settings. All settings and numbers below are the "
         "original's."

@@ -29,7 +29,7 @@ _GROUPS = {
     "Input": "recursive exif_orientation frames every track max_pixels max_bytes allow_private_addresses",
     "Model": "model models engine engines device dtype revision batch_size random_weights threads",
     "Objects": "threshold overlap class_agnostic max_objects tiles raw",
-    "Goals": "precision recall confidence scores per_class",
+    "Goals": "precision recall confidence scores per_class max_ms",
     "Attention": "detections point layer queries",
     "Measurement": "size repeats transformers",
     "Quantisation": "int8 calibration",
@@ -60,7 +60,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "detrkit calibrate": (
         "detrkit calibrate --model my-model --data dataset/data.yaml --output calibrated",
-        "detrkit calibrate --model my-model --data dataset --output calibrated --precision 0.95",
+        "detrkit calibrate --model my-model --data dataset --output fast-model --max-ms 50",
     ),
     "detrkit explain": (
         "detrkit explain photo.jpg --save-dir attention",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -12,10 +14,13 @@ from detrkit.data.coco import DetectionDataset
 from detrkit.evaluation.categories import match_categories
 from detrkit.evaluation.coco import CocoEvaluator, compare
 from detrkit.evaluation.operating_points import ImageTruth, Judged, judge_image
-from detrkit.evaluation.streams import detections_of
+from detrkit.evaluation.streams import Clock, detections_of, results_of
 from detrkit.results.detection_config import DetectionConfig, DetectionRule
 from detrkit.results.detections import Detections
 from detrkit.results.finder import ObjectFinder
+
+if TYPE_CHECKING:
+    from detrkit.evaluation.layers import LayerFinder
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +111,32 @@ def collect(
     detector: ObjectFinder, dataset: DetectionDataset, batch_size: int, limit: int | None, strict: bool
 ) -> Sample:
     """Runs the detector over the images, with no more of its settings than the tiles."""
+    results = detections_of(_raw(detector), dataset, batch_size=batch_size, limit=limit, strict=strict)
+    [sample] = _samples(detector, dataset, ((place, [found]) for place, found in results))
+    return sample
+
+
+def collect_layers(
+    detector: LayerFinder, dataset: DetectionDataset, batch_size: int, limit: int | None, strict: bool
+) -> list[Sample]:
+    """Runs the detector over the images once; gives what each decoder layer finds, the last one's last."""
+    stream = partial(_raw(detector).stream_layers, overlaps=(None,))
+    results = results_of(stream, dataset, batch_size=batch_size, limit=limit, strict=strict, clock=Clock())
+    return _samples(detector, dataset, results)
+
+
+_Finder = TypeVar("_Finder", bound=ObjectFinder)
+
+
+def _raw(detector: _Finder) -> _Finder:
     own = detector.detection_config
-    raw = detector.with_config(DetectionConfig(tile_size=own.tile_size, tile_overlap=own.tile_overlap))
+    return detector.with_config(DetectionConfig(tile_size=own.tile_size, tile_overlap=own.tile_overlap))
+
+
+def _samples(
+    detector: ObjectFinder, dataset: DetectionDataset, results: Iterable[tuple[int, Sequence[Detections]]]
+) -> list[Sample]:
+    """A sample for each of the readings of the images, from the places of these and their detections."""
     evaluator = CocoEvaluator(dataset, detector.names)
     categories = match_categories(detector.names, dataset.document["categories"], dataset.used_categories)
     classes = sorted(categories)
@@ -115,13 +144,13 @@ def collect(
     objects: dict[int, list[Annotation]] = {}
     for entry in dataset.document["annotations"]:
         objects.setdefault(entry["image_id"], []).append(entry)
-    detections, truths = [], []
-    for place, found in detections_of(raw, dataset, batch_size=batch_size, limit=limit, strict=strict):
+    readings, truths = [], []
+    for place, found in results:
         image_id = dataset.document["images"][place]["id"]
         evaluator.image_ids.append(image_id)
-        detections.append(found)
+        readings.append(found)
         truths.append(_truth(objects.get(image_id, []), column_of))
-    return Sample(detector.names, classes, detections, truths, evaluator)
+    return [Sample(detector.names, classes, list(found), truths, evaluator) for found in zip(*readings)]
 
 
 def _truth(entries: Sequence[Annotation], column_of: Mapping[int, int]) -> ImageTruth:

@@ -87,6 +87,14 @@ class Chooser:
         config = replace(config, calibration=self._curves(places, config))
         return replace(config, threshold=self._thresholds(places, config))
 
+    def best_average_precision(self) -> float:
+        """The AP of the images, at most 1,000 evenly spaced ones, with the filter that is best for them."""
+        everything = list(range(len(self._sample.detections)))
+        config = self._filter(
+            everything, replace(self._current, threshold=0.0, overlap=None, calibration=None)
+        )
+        return self._sample.average_precisions([config], _some(everything))[0]
+
     def choose_threshold(self, places: Sequence[int]) -> DetectionConfig:
         """The current filter and curves with a threshold that is chosen anew."""
         config = replace(self._current, threshold=0.0, chosen={})
@@ -103,8 +111,7 @@ class Chooser:
 
     def _filter(self, places: Sequence[int], config: DetectionConfig) -> DetectionConfig:
         """The filter with the best AP; none where it gains nothing."""
-        step = -(-len(places) // _MOST_IMAGES)
-        some = places[::step]
+        some = _some(places)
         ways = (False, True) if len(self._sample.classes) > 1 else (False,)
         tried = [replace(config, overlap=iou, class_agnostic=way) for way in ways for iou in OVERLAPS]
         values = self._sample.average_precisions([config, *tried], some)
@@ -189,6 +196,11 @@ class Chooser:
                 kept = new.above(thresholds)
                 scores[place] += f1(int(kept.correct.sum()), len(kept.scores), int(kept.objects.sum()))
         return bool(scores[1] > scores[0] + _LEAST_F1_GAIN)
+
+
+def _some(places: Sequence[int]) -> Sequence[int]:
+    """Evenly spaced ones of the places of many images."""
+    return places[:: -(-len(places) // _MOST_IMAGES)]
 
 
 def _fit(judged: Judged, method: str) -> dict[int, Curve]:
