@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from detrkit.common.errors import ImageError
@@ -139,7 +140,7 @@ async def _read_form(request: Request, max_bytes: int | None) -> Upload:
         form = await request.form(max_files=2, max_fields=2, max_part_size=largest)
     except HTTPException as error:
         raise RequestError(400, f"the form cannot be read: {error.detail}") from error
-    except FormParserError as error:  # which early releases of Starlette let pass
+    except (MultiPartException, FormParserError) as error:  # outside an application, and by Starlette 1.3
         raise RequestError(400, f"the form cannot be read: {error}") from error
     try:
         unknown = [name for name in form if name != FIELD]
