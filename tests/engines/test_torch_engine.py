@@ -40,7 +40,7 @@ BACKBONES = {
 @pytest.mark.parametrize("options", BACKBONES.values(), ids=BACKBONES)
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not-fused"])
 def test_predictions_stay_the_same(options, fuse, monkeypatch):
-    monkeypatch.setattr(fused, "available", lambda: fuse)
+    monkeypatch.setattr(fused, "available", lambda dtype: fuse)
     model = shake(DetrForObjectDetection(tiny_config(**options))).eval()
     pixels, mask = padded_batch()
     with torch.inference_mode():
@@ -63,7 +63,7 @@ def test_predictions_of_every_family_stay_the_same(family, padded):
         expected = model(pixels, mask)
         outputs = prepare(model)(pixels, mask)
     # No linear layer escapes the engine, whatever the family calls it.
-    assert any(type(m) is nn.Linear for m in model.modules()) is not fused.available()
+    assert any(type(m) is nn.Linear for m in model.modules()) is not fused.available(torch.float32)
     assert_same_outputs(outputs, expected)
 
 
@@ -125,6 +125,23 @@ def test_half_precision_is_prepared_too():
         outputs = prepare(model, dtype=torch.bfloat16)(pixels.bfloat16(), mask)
     assert outputs.logits.dtype == torch.bfloat16
     torch.testing.assert_close(outputs.pred_boxes.float(), expected, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_fused_where_the_operators_take_it(dtype):
+    model = prepare(DetrForObjectDetection(tiny_config()), dtype=dtype)
+    layers = [m for m in model.modules() if isinstance(m, fused.PackedWeight) and m.weight is not None]
+    assert bool(layers) is fused.available(dtype)
+    assert all(layer.packed for layer in layers)
+
+
+def test_a_model_can_change_its_type_after_it_was_prepared():
+    model = DetrForObjectDetection(tiny_config()).eval()
+    pixels, mask = padded_batch()
+    with torch.inference_mode():
+        expected = prepare(copy.deepcopy(model), dtype=torch.bfloat16)(pixels.bfloat16(), mask).logits
+        changed = prepare(model).bfloat16()(pixels.bfloat16(), mask).logits
+    torch.testing.assert_close(changed, expected, atol=1e-2, rtol=1e-2)
 
 
 def test_a_prepared_model_needs_no_gradients():

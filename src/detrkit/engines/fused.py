@@ -28,10 +28,14 @@ _PACKED_FROM = 2**19
 _TYPICAL_SIDE = 64
 
 
-def available() -> bool:
-    """Whether this build of PyTorch has the operators."""
+def available(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has the operators, and for bfloat16 whether the processor has it too."""
     names = ("_convolution_pointwise", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    if not (torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 class PackedWeight(nn.Module):
@@ -41,7 +45,7 @@ class PackedWeight(nn.Module):
 
     Attributes:
         weight: The weight; not a parameter, as only this module can use it.
-        packed: Whether it is in oneDNN's order: on a CPU and in float32.
+        packed: Whether it is in oneDNN's order: on a CPU, and in a type that it has the operators for.
     """
 
     weight: Tensor | None = None
@@ -53,7 +57,7 @@ class PackedWeight(nn.Module):
 
     def hold(self, weight: Tensor) -> None:
         """Sets the weight, which is on any device and of any type."""
-        self.packed = weight.device.type == "cpu" and weight.dtype == torch.float32 and available()
+        self.packed = weight.device.type == "cpu" and available(weight.dtype)
         self.weight = self.pack(weight) if self.packed else weight
 
     def _plain(self) -> Tensor | None:

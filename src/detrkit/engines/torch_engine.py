@@ -53,7 +53,7 @@ def prepare(
         _work_in_place(encoder)
     model.to(device=device, dtype=dtype)
     model.to(memory_format=torch.channels_last)
-    if fuse and model.device.type == "cpu" and model.dtype == torch.float32 and fused.available():
+    if fuse and model.device.type == "cpu" and fused.available(model.dtype):
         for encoder in encoders:
             fused.fuse_backbone(encoder)
             _fuse_linears(encoder)
