@@ -12,7 +12,8 @@ Weights are random but the same on all sides, whose results are compared; those 
 measured on ``--calibration``) are not, since it rounds. Rows are added to a CSV file as
 they come, columns as in ``detrkit.benchmark.report.make_rows``, with ``model`` and ``allocator`` first and
 the configuration last. A side that fails, or runs out of memory, leaves a row that says so. Nothing else
-should run on the machine meanwhile.
+should run on the machine meanwhile. Where that cannot be had, ``--cpu-time --threads 1`` counts the seconds
+of a processor instead of those that pass; the rows then have a column ``clock``.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=["float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds; see above")
     parser.add_argument(
         "--calibration", type=Path, default=EXAMPLES, help="folder of pictures that int8 measures ranges on"
     )
@@ -102,9 +104,9 @@ def measure(
     """Rows of a model, batch, type and allocator."""
     source = str(folder / "model")
     common = {"height": args.height, "width": args.width, "batch": batch, "threads": args.threads}
-    common |= {"device": args.device, "dtype": dtype}
+    common |= {"device": args.device, "dtype": dtype, "cpu_time": args.cpu_time}
     cost = models.cost_of(source, (args.height, args.width))
-    rate = machine.matrix_rate(args.threads, args.device, dtype)
+    rate = machine.matrix_rate(args.threads, args.device, dtype, cpu_time=args.cpu_time)
     common["threshold"] = models.threshold_of(source, {**common, "maker": "", "model": ""})
 
     sides: dict[str, Settings] = {}
@@ -133,11 +135,12 @@ def measure(
 
     say(f"== {name}, batch {batch}, {dtype}, allocator {allocator}: {', '.join(sides)}")
     results = list(failed.values())
-    # Where a side of a script is found.
-    environment = {**ALLOCATORS[allocator], "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
+    # Where a side of a script is found, and where this process found detrkit.
+    places = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**ALLOCATORS[allocator], "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1"}
     for group in groups(sides, args.one_at_a_time):
         results += in_turns(group, args.repeats, stages=args.stages, environment=environment, report=say)
-    rate = max(rate, machine.matrix_rate(args.threads, args.device, dtype))
+    rate = max(rate, machine.matrix_rate(args.threads, args.device, dtype, cpu_time=args.cpu_time))
     wrong = disagreement([r for r in results if r.name != INT8], TOLERANCE[dtype])
     for result in results:
         if result.name in wrong:
@@ -149,7 +152,7 @@ def measure(
         cost,
         rate,
         reference=REFERENCE,
-        about={"model": name, "allocator": allocator},
+        about={"model": name, "allocator": allocator} | ({"clock": "processor"} if args.cpu_time else {}),
         configuration=machine.columns(args.threads, args.device),
     )
 

@@ -1,9 +1,9 @@
-"""What detrkit does on a GPU, beside Transformers: correctness, frames a second, training steps, memory.
+r"""What detrkit does on a GPU, beside Transformers: correctness, frames a second, training steps, memory.
 
     python benchmarks/gpu.py                                     # all of it: at most nine minutes on an H100
     python benchmarks/gpu.py --steps models --models detr-resnet-50 --dtypes bfloat16 --compile detr-resnet-50
-    python benchmarks/gpu.py --device cpu --size 64x96 --repeats 1 --steps operator models training
-                                                                 # only to try the script
+    python benchmarks/gpu.py --device cpu --size 128x192 --repeats 1 --photos 8 --training-batch 2 \
+        --batches 1 --dtypes bfloat16 float32 --compile          # only to try the script: minutes
 
 It runs from the source tree (``PYTHONPATH=src``) with PyTorch, Triton, timm, torchvision and Transformers,
 and without a network: weights are random, but the same on both sides. Steps, in this order:
@@ -49,6 +49,7 @@ from detrkit.benchmark.report import append_csv
 from detrkit.checkpoints.loading import read_model_files
 from detrkit.cli.benchmark import parse_size
 from detrkit.common.terminal import quiet_libraries
+from detrkit.common.text import first_line
 
 STEPS = ("tests", "operator", "training", "kernels", "images", "models")
 MODELS = (
@@ -77,6 +78,7 @@ class Bench:
         self.device = torch.device(args.device)
         self.end = time.monotonic() + args.seconds
         self.skipped: list[str] = []
+        self.failed = False
         self.table: list[str] = []
         self.costs: dict[Path, int] = {}
         self.configuration = machine.columns(args.threads, args.device)
@@ -140,11 +142,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.csv.mkdir(parents=True, exist_ok=True)
     failed = False
-    if "tests" in args.steps:
+    tested = "tests" in args.steps and args.device != "cpu"
+    if tested:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         failed = subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode != 0
     bench = Bench(args)
-    bench.say(f"pytest -m gpu: {'FAILED' if failed else 'passed' if 'tests' in args.steps else 'not run'}")
+    bench.say(f"pytest -m gpu: {'FAILED' if failed else 'passed' if tested else 'not run'}")
     steps = {"operator": operator, "training": training, "kernels": kernels, "images": images}
     with tempfile.TemporaryDirectory() as folder:
         for step in args.steps:
@@ -155,7 +158,7 @@ def main() -> None:
     print("\n" + "\n".join(bench.table))
     if bench.skipped:
         print(f"no time was left for: {', '.join(bench.skipped)}")
-    sys.exit(failed)
+    sys.exit(failed or bench.failed)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -208,8 +211,9 @@ def forward_passes(bench: Bench, folder: Path) -> None:
                 compiled = name in args.compile and dtype == "bfloat16"
                 try:
                     forward_pass(bench, name, saved, dtype, compiled)
-                except torch.OutOfMemoryError as error:
-                    bench.say(f"{name} {dtype}: out of memory ({str(error).partition('.')[0]})")
+                except RuntimeError as error:  # one side that cannot run must not cost the other models
+                    bench.failed |= not isinstance(error, torch.OutOfMemoryError)
+                    bench.say(f"{name} {dtype}: failed ({first_line(error)})")
                 if bench.device.type == "cuda":
                     torch.cuda.empty_cache()
 

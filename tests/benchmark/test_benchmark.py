@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from detrkit import Detector
 from detrkit.benchmark import machine
@@ -131,6 +132,25 @@ def test_a_multiply_add_is_two_operations(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(machine, "_MATRIX", 64)
     # Each product takes a second of this clock.
     assert machine.matrix_rate(1, runs=1) == pytest.approx(2 * 64**3 / 1e9)
+
+
+def test_seconds_of_the_processor_are_counted_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=2)
+    monkeypatch.setattr(machine, "time", SimpleNamespace(process_time=lambda: next(ticks)))
+    monkeypatch.setattr(machine, "_MATRIX", 64)
+    assert machine.matrix_rate(1, runs=1, cpu_time=True) == pytest.approx(64**3 / 1e9)
+
+
+def test_slow_products_are_not_repeated() -> None:
+    products: list[torch.Tensor] = []
+    seconds = itertools.count(step=6)
+
+    def product() -> torch.Tensor:
+        products.append(torch.ones(1, 1))
+        return products[-1]
+
+    assert machine._fastest(product, 10, lambda: next(seconds)) == 6
+    assert len(products) == 1
 
 
 def test_random_weights_need_a_released_architecture(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def rows_of(name: str) -> list[Row]:
 
 
 ENGINES, HALF, GPU, TRAINING = map(rows_of, ("engines", "bfloat16", "gpu_models", "gpu_training"))
-KINDS, THROUGHPUT = map(rows_of, ("time_by_kind", "throughput"))
+KINDS, THROUGHPUT, PROCESSOR = map(rows_of, ("time_by_kind", "throughput", "processor_seconds"))
 
 
 def values(rows: list[Row], column: str, factor: float = 1, **wanted: object) -> list[float]:
@@ -72,23 +73,23 @@ def engine(row: list[str]) -> tuple[str, str, str]:
     return MODELS[name], "int8" if int8 else "torch", "end to end" if rest else "forward"
 
 
-def on_a_cpu(row: list[str]) -> list[tuple[str, list[float]]]:
+def on_a_cpu(row: list[str], source: list[Row] = ENGINES) -> list[tuple[str, list[float]]]:
     """The numbers of a row of the tables on a CPU, each with what was measured."""
     model, side, stage = engine(row)
     plain = {"model": model, "stage": stage, "allocator": "as is"}
     tuned = {"model": model, "stage": stage, "allocator": "tuned", "side": side}
     measured = [
-        values(ENGINES, "median_s", **plain, side=side),
-        values(ENGINES, "median_s", **plain, side="transformers"),
-        values(ENGINES, "ratio", **plain, side=side),
-        values(ENGINES, "ratio", **tuned),
-        values(ENGINES, "share_of_limit", 100, **plain, side=side),
+        values(source, "median_s", **plain, side=side),
+        values(source, "median_s", **plain, side="transformers"),
+        values(source, "ratio", **plain, side=side),
+        values(source, "ratio", **tuned),
+        values(source, "share_of_limit", 100, **plain, side=side),
     ]
     pairs = []
     for cell, known in zip(row[1:], measured):
         first, *spread = re.findall(r"[\d.]+", cell) or [""]
         pairs += [(first, known)] if first else []
-        limits = (values(ENGINES, f"ratio_{end}", **plain, side=side) for end in ("low", "high"))
+        limits = (values(source, f"ratio_{end}", **plain, side=side) for end in ("low", "high"))
         pairs += zip(spread, limits)
     return pairs
 
@@ -167,6 +168,9 @@ CPU = "| | detrkit | Transformers | ratio | both with a tuned allocator |"
 TABLES: dict[str, Numbers] = {
     CPU: on_a_cpu,
     "| | detrkit | Transformers | ratio | both tuned | of the limit |": on_a_cpu,
+    "| processor seconds | detrkit | Transformers | ratio | both tuned | of the limit |": partial(
+        on_a_cpu, source=PROCESSOR
+    ),
     "| | float32 | bfloat16 | |": in_half_precision,
     "| | torch | compile | onnx | openvino | Transformers |": shares,
     "| | matrix products | convolutions | attention | sampling: gathered sums | element by element | copies "

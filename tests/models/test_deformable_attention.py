@@ -419,7 +419,11 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_there(dtype):
         assert compiled.asm["cubin"]
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
+@needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [32, 20])
 def test_kernel_on_the_gpu_equals_the_cpu(dtype, head_dim):
@@ -439,6 +443,7 @@ def test_kernel_on_the_gpu_equals_the_cpu(dtype, head_dim):
 
 
 @pytest.mark.gpu
+@needs_cuda
 def test_model_step_on_the_gpu_compiles():
     inputs = [x.detach().cuda().requires_grad_() for x in make(dtype=torch.float32)]
     compiled = torch.compile(

@@ -110,8 +110,9 @@ def benchmark(
     _print_results(rows, transformers)
     say(
         f"{height}x{width}, batch {batch_size}, {dtype}, {configuration['processor']} "
-        f"({configuration['cpu_flags']}), {threads} threads, torch {configuration['torch']}; "
-        f"{cost.macs / 1e9:.1f} GMAC an image; matrix products {rate:.0f} GFLOP/s."
+        f"({configuration['cpu_flags']}), {threads} thread{'s' * (threads > 1)}, "
+        f"torch {configuration['torch']}; {cost.macs / 1e9:.1f} GMAC an image; "
+        f"matrix products {rate:.0f} GFLOP/s."
     )
     spread = max((spread_of(row) for row in rows), default=0.0)
     if disturbed := machine.disturbances(others, threads, rates, spread):
