@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from detrkit.checkpoints.registry import REGISTRY
 from detrkit.engines import export
 from detrkit.engines.export import export_model
 from detrkit.engines.exported import open_exported, read_manifest
-from detrkit.errors import CheckpointError, DetrkitError, MissingExtraError, SettingError
+from detrkit.errors import CheckpointError, DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.families import FAMILIES as RELEASED_FAMILIES
 from tests.closeness import assert_same_outputs
 from tests.conftest import make_picture
@@ -228,6 +229,15 @@ def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(DetrkitError, match=r"logits differ by .* from PyTorch's on images of 397x301"):
         export_model(model, tmp_path / "model", "onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_fails_when_it_is_checked_is_said_to_fail():
+    def outputs(**inputs):
+        raise ImageError("the exported model does not take an image; pad the image") from OSError("no kernel")
+
+    graph = export._Detection(FAMILIES["detr"].detector(**SMALLEST))
+    with pytest.raises(DetrkitError, match=r"fails on images of 320x416 pixels \(no kernel\); nothing was"):
+        export._compare(graph, SimpleNamespace(outputs=outputs))
 
 
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch):

@@ -26,9 +26,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from detrkit.common.errors import DetrkitError, MissingExtraError, SettingError
+from detrkit.common.errors import DetrkitError, ImageError, MissingExtraError, SettingError
 from detrkit.common.files import atomic_folder
 from detrkit.common.quiet import quiet
+from detrkit.common.text import first_line
 from detrkit.engines import quantization
 from detrkit.engines.exported import (
     ExportedModel,
@@ -270,7 +271,13 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
     differences = dict.fromkeys(graph.outputs, 0.0)
     for size in _CHECKED:
         example = graph.example(*size)
-        arrays = exported.outputs(**dict(zip(graph.inputs, example)))
+        try:
+            arrays = exported.outputs(**dict(zip(graph.inputs, example)))
+        except ImageError as error:  # whose advice is for users of an exported model
+            raise DetrkitError(
+                f"the exported model fails on images of {size[1]}x{size[2]} pixels "
+                f"({first_line(error.__cause__ or error)}); nothing was written"
+            ) from error
         found = {name: torch.from_numpy(value) for name, value in arrays.items()}
         wanted = dict(zip(graph.outputs, graph(*example)))
         if getattr(exported.config, "two_stage", False):
