@@ -118,17 +118,21 @@ class Disturber:
         """
         job, tally = self.job, Counter[str]()
         out, done, resumed = self._folder(), set[str](), False
+        begin, duration = self.whole.begin / self.whole.duration, self.whole.duration
         while tally["killed"] < times:
             before = _temporary(out)
             command = self._start(out, resume=resumed)
-            moment = self.choose.uniform(self.whole.begin, 1.02 * self.whole.duration)
+            moment = self.choose.uniform(begin, 1.02) * duration
             kind = None if command.wait(moment) is not None else self.choose.choice(_SIGNALS)
+            taken = command.seconds
             ended = command.end(kind) == job.status or kind is None
             found = self._look(out, command, None if ended else kind, before)
             if ended or kind is None:
                 _check_end(job, command.status, command.messages)
                 assert job.compared(found) == job.compared(self.whole.files)
                 tally["finished"] += 1
+                if kind is None and not resumed:  # the machine may have become less busy
+                    duration = taken
                 shutil.rmtree(out)
                 out, done, resumed = self._folder(), set(), False
                 continue
@@ -140,7 +144,7 @@ class Disturber:
                 shutil.rmtree(out)
                 out.mkdir()
             resumed = job.resume is not None and any(out.iterdir())
-            self.say(f"{tally['killed']} of {times} killed after {moment:.1f} s: {len(found)} files")
+            self.say(f"{tally['killed']} of {times}, {kind.name} after {moment:.1f} s: {len(found)} files")
         if times:
             self._go_through(out, resume=resumed)
         return tally
