@@ -134,7 +134,7 @@ def test_a_new_family_has_a_plain_card(converted: Path) -> None:
     assert "Toy DETR for 3 classes: LABEL_0, LABEL_1, LABEL_2." in card
     assert "- toy-detr\n" in card
     assert "Toy DETR normalises the encoder's output." in card
-    assert "**Scores**: a sigmoid for each class" in card
+    assert "**Scores**: each class has a sigmoid" in card
 
 
 def test_the_detector_runs_a_model_of_a_new_family(converted: Path) -> None:

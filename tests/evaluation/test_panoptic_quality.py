@@ -373,7 +373,7 @@ def test_a_missing_png(data_set: tuple[Path, Path]) -> None:
     with pytest.raises(AnnotationError, match=r"image 6: the predicted map.*6\.png"):
         panoptic_quality_of_files(*data_set)
     shutil.rmtree(data_set[1].with_suffix(""))
-    with pytest.raises(AnnotationError, match=r"no folder .*predictions with the PNG files"):
+    with pytest.raises(AnnotationError, match=r"predictions: no such folder, but the PNG files"):
         panoptic_quality_of_files(*data_set)
 
 

@@ -78,7 +78,7 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str
     ("content", "message"),
     [
         ("[]", "must contain a JSON object"),
-        ('{"treshold": 0.4}', "no setting 'treshold'"),
+        ('{"treshold": 0.4}', "unknown setting 'treshold'"),
         ('{"threshold": 7}', "threshold must be between"),
         ('{"threshold": {"dog": 0.4}}', "a class 'dog' that the model does not have"),
         ("{", "detection_config.json"),

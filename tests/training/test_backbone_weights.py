@@ -192,13 +192,13 @@ def test_a_new_model_trains_from_backbone_weights(new_model, classifier, capsys)
     assert any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
     train(chosen)
     assert "Backbone weights: " in capsys.readouterr().err
-    assert "With backbone weights from `weights.pth`" in (chosen.output / "README.md").read_text()
+    assert "Trained with backbone weights from `weights.pth`" in (chosen.output / "README.md").read_text()
 
 
 def test_a_run_is_not_resumed_with_other_backbone_weights(new_model, tmp_path):
     train(new_model())
     torch.save(make_classifier(seed=2).state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(SettingError, match="other backbone weights"):
+    with pytest.raises(SettingError, match="different backbone weights"):
         train(new_model(resume=True, epochs=2))
 
 

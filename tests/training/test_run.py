@@ -321,7 +321,7 @@ def test_a_run_that_gets_no_better_stops(recipe, monkeypatch):
     assert [row["AP"] for row in result.rows if "AP" in row] == [0.1, 0.3, 0.2, 0.3]
     assert result.best["epoch"] == 2
     # The saved model is the one of the second epoch.
-    assert "after epoch 2" in (result.folder / "README.md").read_text()
+    assert "those of epoch 2," in (result.folder / "README.md").read_text()
 
 
 def test_evaluations_may_be_rarer(recipe):
