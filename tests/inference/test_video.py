@@ -100,7 +100,7 @@ def test_a_damaged_frame_is_left_out_and_named(
     assert len(indices) == FRAMES - 1
     assert [frame.timestamp for frame in found] == pytest.approx([index / 10 for index in indices])
     [missing] = set(range(FRAMES)) - set(indices)
-    [record] = caplog.records
+    [record] = (record for record in caplog.records if record.name == "detrkit")  # FFmpeg's may be there too
     assert f"frame {missing + 1} cannot be decoded" in record.message
 
 

@@ -282,7 +282,8 @@ def compare(
     # The library marks matches by id, where 0 means none, and adds keys to its entries.
     objects = [{**entry, **extra, "id": i} for i, entry in enumerate(document["annotations"], start=1)]
     truth = coco_class({**document, "annotations": objects})
-    detections = truth.loadRes(found)
+    # faster-coco-eval fails on an empty list before version 1.7.
+    detections = truth.loadRes(found) if found else coco_class({**document, "annotations": []})
     evaluator = evaluator_class(truth, detections, iou_type)
     evaluator.evaluate()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.kernels.recording import is_exporting
 from detrkit.models.base import DetrFamilyPreTrainedModel
 from detrkit.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from detrkit.models.detection import EncoderDecoderModel, ObjectDetectionModel
@@ -367,7 +368,8 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
         box_logits = box_head(states).float() + anchors
 
         count = self.config.two_stage_num_proposals
-        if torch.compiler.is_exporting():  # a graph is for images that have so many and for others
+        # An exported graph is for images that have so many and for others.
+        if is_exporting():
             count = torch.sym_min(count, box_logits.shape[1])
         elif box_logits.shape[1] < count:
             if torch.jit.is_tracing():  # a trace would keep all pixels as proposals of larger images too

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.kernels.recording import is_exporting
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.dropout import dropout as drop
 
@@ -41,7 +41,7 @@ def attend(
     else:
         weights = None
         width = value.shape[-1]
-        if query.device.type == "cpu" and width < query.shape[-1] and not torch.compiler.is_exporting():
+        if query.device.type == "cpu" and width < query.shape[-1] and not is_exporting():
             # The fused CPU kernel, twice as fast as the other, takes values only if they are as wide as keys.
             value = F.pad(value, (0, query.shape[-1] - width))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -24,6 +24,7 @@ from transformers import AutoBackbone
 from detrkit.common.errors import SettingError
 from detrkit.common.log import logger
 from detrkit.common.text import did_you_mean, first_line
+from detrkit.kernels.recording import is_exporting
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.position_encoding import build_position_encoding
 
@@ -385,7 +386,7 @@ class Backbone(nn.Module):
             ValueError: Images or mask have the wrong shape.
         """
         mask = padding_mask(pixel_mask, pixel_values)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if is_exporting() or torch.jit.is_tracing():
             return pixel_values, mask
         least = self.conv_encoder.known_sides()[1]
         below, right = (max(least - length, 0) for length in pixel_values.shape[-2:])

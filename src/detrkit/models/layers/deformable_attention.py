@@ -24,6 +24,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from detrkit.kernels import deformable_attention_gather as gather
+from detrkit.kernels.recording import is_exporting
 
 Implementation = Literal["gather", "triton", "grid_sample"]
 SpatialShapes = Sequence[tuple[int, int]]
@@ -76,7 +77,7 @@ def deformable_attention(
 
 def _leaves_pytorch() -> bool:
     """Whether the call is recorded for a graph that other programs read; its sizes may be symbols."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_exporting() or torch.jit.is_tracing()
 
 
 def _implementation_for(device: torch.device) -> Implementation:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.kernels.recording import is_exporting
 from detrkit.models.configuration import DetrFamilyConfig
 from detrkit.models.layers.attention import split_heads
 from detrkit.models.layers.group_norm import GroupNorm
@@ -129,7 +130,7 @@ class MaskHead(nn.Module):
             base = F.conv2d(feature_map, weight, self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         adapted = [adapter(m) for adapter, m in zip(adapters, finer)]
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._decode(base, adapted, attention)  # a number of queries that only the run knows
         chunks = attention.split(_chunk_size(base, *adapted), dim=1)
         masks = [self._decode(base, adapted, chunk) for chunk in chunks]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from detrkit.kernels.recording import is_exporting
+
 # Hooks that see or change what a module is given and gives.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -30,7 +32,7 @@ def is_untouched(module: object) -> bool:
     """
     # Recording a graph puts tensors of another type in the place of parameters. Models with quantised layers
     # are not recorded.
-    recorded = torch.compiler.is_exporting()
+    recorded = is_exporting()
     return (
         isinstance(module, nn.Module)
         and not is_hooked(module)
