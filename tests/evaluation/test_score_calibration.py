@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,14 @@ def test_a_curve_keeps_the_order_and_fits_the_settings(method: str) -> None:
     assert (np.diff(values) > 0).all()
     assert values.min() >= 0
     assert values.max() <= 1
+
+
+def test_scores_that_separate_right_from_wrong_give_a_steep_curve_without_a_warning():
+    scores = np.linspace(0.01, 0.99, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curve = fit_curve(scores, scores > 0.5, "temperature")
+    assert [round(float(value), 2) for value in apply_curve(np.array([0.3, 0.7]), curve)] == [0.0, 1.0]
 
 
 def test_few_outcomes_make_no_curve() -> None:

@@ -105,7 +105,8 @@ class SpeedSearch:
         for setting in settings:
             if len(points) >= _MOST_POINTS and any(point.ms <= self.max_ms for point in points):
                 break
-            say(f"Measuring setting {len(points) + 1} of {len(settings)}: {self.model.in_words(setting)}")
+            turn = f"{len(points) + 1} of at most {len(settings)}"
+            say(f"Measuring setting {turn}: {self.model.in_words(setting)}")
             try:
                 points.append(self._point(setting))
             except SettingError as error:  # such as a recall that this setting cannot have

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
+from scipy.special import expit
 
 Curve: TypeAlias = "list[tuple[float, float]]"
 """Points (score, calibrated score) of a rising curve over [0, 1], straight between them."""
@@ -78,13 +79,13 @@ def _logistic(scores: np.ndarray, correct: np.ndarray) -> Curve:
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         slope, offset = np.exp(parameters[0]), parameters[1]  # a positive slope, so that the curve rises
         values = slope * logits + offset
-        gap = 1 / (1 + np.exp(-np.clip(values, -500, 500))) - targets
+        gap = expit(values) - targets
         total = np.mean(np.logaddexp(0, values) - targets * values)
         return float(total), np.array([np.mean(gap * logits) * slope, np.mean(gap)])
 
     slope, offset = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B").x
-    knots = 1 / (1 + np.exp(-np.linspace(-7, 7, _KNOTS - 2)))
-    values = 1 / (1 + np.exp(-(np.exp(slope) * _logit(knots) + offset)))
+    knots = expit(np.linspace(-7, 7, _KNOTS - 2))
+    values = expit(np.exp(slope) * _logit(knots) + offset)
     return _curve(np.concatenate([[0.0], knots, [1.0]]), np.concatenate([[0.0], values, [1.0]]))
 
 
