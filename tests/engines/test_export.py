@@ -226,7 +226,7 @@ def test_a_detector_exports_on_the_fly(engine, tiny_detr):
 def test_what_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
     model = FAMILIES["detr"].detector(**SMALLEST)
     model.model.input_projection = nn.Sequential(model.model.input_projection, Dependent())
-    with pytest.raises(DetrkitError, match=r"logits differ by .* from PyTorch's on images of 397x301"):
+    with pytest.raises(DetrkitError, match=r"logits differ by .* from PyTorch's on images of 301x397"):
         export_model(model, tmp_path / "model", "onnx")
     assert not list(tmp_path.iterdir())
 
@@ -236,7 +236,7 @@ def test_a_graph_that_fails_when_it_is_checked_is_said_to_fail():
         raise ImageError("the exported model does not take an image; pad the image") from OSError("no kernel")
 
     graph = export._Detection(FAMILIES["detr"].detector(**SMALLEST))
-    with pytest.raises(DetrkitError, match=r"fails on images of 320x416 pixels \(no kernel\); nothing was"):
+    with pytest.raises(DetrkitError, match=r"fails on images of 416x320 pixels \(no kernel\); nothing was"):
         export._compare(graph, SimpleNamespace(outputs=outputs))
 
 

@@ -275,7 +275,7 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
             arrays = exported.outputs(**dict(zip(graph.inputs, example)))
         except ImageError as error:  # whose advice is for users of an exported model
             raise DetrkitError(
-                f"the exported model fails on images of {size[1]}x{size[2]} pixels "
+                f"the exported model fails on images of {size[2]}x{size[1]} pixels "
                 f"({first_line(error.__cause__ or error)}); nothing was written"
             ) from error
         found = {name: torch.from_numpy(value) for name, value in arrays.items()}
@@ -289,7 +289,7 @@ def _compare(graph: _Detection, exported: ExportedModel) -> dict[str, float]:
             if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise DetrkitError(
                     f"the exported model's {name} differ by {difference:.1g} from PyTorch's on images of "
-                    f"{size[1]}x{size[2]} pixels; nothing was written"
+                    f"{size[2]}x{size[1]} pixels; nothing was written"
                 )
             differences[name] = max(differences[name], difference)
     return differences
