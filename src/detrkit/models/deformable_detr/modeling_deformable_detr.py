@@ -27,6 +27,7 @@ from detrkit.models.layers.feature_levels import (
     Samples,
     Surroundings,
     proposal_anchors,
+    valid_ratio,
 )
 from detrkit.models.layers.group_norm import GroupNorm
 from detrkit.models.layers.plain import rows
@@ -345,7 +346,7 @@ class DeformableDetrModel(DeformableDetrPreTrainedModel, EncoderDecoderModel):
             positions=torch.cat(positions, dim=1),
             shapes=shapes,
             mask=torch.cat([m.flatten(1) for m in real], dim=1) if real else None,
-            valid_ratios=torch.stack([_valid_ratio(m) for m in real], dim=1) if real else None,
+            valid_ratios=torch.stack([valid_ratio(m) for m in real], dim=1) if real else None,
         )
 
     def _propose(self, memory: Tensor, levels: FeatureLevels) -> tuple[Tensor, ...]:
@@ -393,12 +394,6 @@ def _input_projections(config: DeformableDetrConfig, channels: list[int]) -> nn.
         source = channels[-1] if index == 0 else config.d_model
         projections.append(nn.Conv2d(source, config.d_model, 3, stride=2, padding=1))
     return nn.ModuleList(nn.Sequential(p, GroupNorm(32, config.d_model)) for p in projections)
-
-
-def _valid_ratio(mask: Tensor) -> Tensor:
-    """Share of the width and height of each (batch, height, width) mask that is real: (batch, 2) float32."""
-    height, width = mask.shape[-2:]
-    return torch.stack([mask[:, 0].sum(1) / width, mask[:, :, 0].sum(1) / height], dim=-1)
 
 
 def _is_new(parameter: Tensor) -> bool:

@@ -93,6 +93,12 @@ class FeatureLevels:
         return torch.cat(levels, dim=1)
 
 
+def valid_ratio(mask: Tensor) -> Tensor:
+    """Share of the width and height of each (batch, height, width) mask that is real: (batch, 2) float32."""
+    height, width = mask.shape[-2:]
+    return torch.stack([mask[:, 0].sum(1) / width, mask[:, :, 0].sum(1) / height], dim=-1)
+
+
 def proposal_anchors(levels: FeatureLevels) -> tuple[Tensor, Tensor]:
     """A box around every pixel, larger in coarser levels, in logit space.
 
