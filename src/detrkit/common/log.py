@@ -8,7 +8,7 @@ from detrkit.common.text import printable
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    """Escapes what a stranger's file name may hold and a log file cannot; every message passes."""
+    """Escapes what a log file cannot hold, such as half a surrogate in a file name; keeps every record."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
 

@@ -4,8 +4,8 @@ A detector is one graph without breaks. Sizes are free in it, so it is compiled 
 padding and once for padded batches, each at its first call: half a minute to a minute on two cores. Of a
 model with masks only backbone, encoder and decoder are compiled, as the number of masks depends on the image.
 
-Thin images, whose coarsest features are one pixel wide or high, would need graphs of their own. They run as
-written.
+Thin images, whose coarsest features are one pixel wide or high, would each need another compilation. They run
+eagerly instead.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def compile_parts(model: PreTrainedModel) -> None:
             rounds_up = any(getattr(module, "ceil_mode", False) for module in part.modules())
             freezing = model.device.type == "cpu" and not rounds_up
             part.compile(dynamic=True, fullgraph=True, options={"freezing": freezing})
-            _run_thin_images_as_written(part, stride)
+            _run_thin_images_eagerly(part, stride)
 
 
-def _run_thin_images_as_written(part: nn.Module, stride: int) -> None:
-    """Has a compiled module not be compiled again for images that are no longer than a stride."""
+def _run_thin_images_eagerly(part: nn.Module, stride: int) -> None:
+    """Makes a compiled module run eagerly for images no longer than ``stride`` pixels on one side."""
     compiled = part._compiled_call_impl
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -71,8 +71,8 @@ class _Graphs:
 
     The first size that comes a third time gets a graph of its own at once: often it is the only one. Another
     size gets one when that would have paid: when what it would have saved is what making one takes. So a
-    folder of images of all sizes never takes more than twice the time it could. Thin images that OpenVINO
-    makes no graph for, though it runs them in the one for all sizes, stay with that.
+    folder of images of all sizes never takes more than twice the time it could. OpenVINO cannot
+    compile a graph for some thin sizes; images of these sizes keep using the one for all sizes.
     """
 
     def __init__(self, compile_graph: Callable[[Any], Any], model: Any) -> None:

@@ -7,8 +7,9 @@ import torch
 
 @torch.compiler.assume_constant_result
 def is_exporting() -> bool:
-    """Whether torch.export records the model: not whether torch.compile does.
+    """Whether ``torch.export`` is recording the model; False under ``torch.compile``.
 
-    While it compiles, PyTorch 2.10 answers its own ``is_exporting`` with True. So this is called, not traced.
+    While compiling, PyTorch 2.10 takes its own ``is_exporting`` for True. So the compiler must call this
+    function instead of tracing it.
     """
     return torch.compiler.is_exporting()
